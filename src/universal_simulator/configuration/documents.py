@@ -1,0 +1,162 @@
+"""YAML in, plain mappings out: strict reading, `extends`, dotted overrides, fault collection."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from universal_simulator.configuration.locations import find
+from universal_simulator.errors import ConfigurationError
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe loader that refuses duplicate keys and reads 1e-3 as the number it is."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} is not text", key_node.start_mark
+            )
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} is given twice", key_node.start_mark
+            )
+        seen[key] = loader.construct_object(value_node, deep=True)
+    return seen
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigurationError(source, [f"not valid YAML: {' '.join(str(error).split())}"]) from error
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(str(path), [f"cannot be read: {error}"]) from error
+    value = parse(text, str(path))
+    if not isinstance(value, dict):
+        raise ConfigurationError(str(path), ["must be a mapping of keys to values"])
+    return value
+
+
+def read_extended(path: Path, kind: str) -> dict[str, Any]:
+    """The file merged over what it `extends`, and so on; cycles are refused."""
+    chain: list[Path] = []
+    layers: list[dict[str, Any]] = []
+    current: Path | None = path
+    while current is not None:
+        if current in chain:
+            names = " -> ".join(p.stem for p in [*chain, current])
+            raise ConfigurationError(str(path), [f"'extends' runs in a circle: {names}"])
+        chain.append(current)
+        layer = read_mapping(current)
+        parent = layer.pop("extends", None)
+        layers.append(layer)
+        if parent is not None and not isinstance(parent, str):
+            raise ConfigurationError(str(current), ["'extends' must name one file"])
+        sibling = current.parent / f"{parent}.yaml"
+        current = None if parent is None else sibling if sibling.is_file() else find(kind, parent)
+    merged: dict[str, Any] = {}
+    for layer in reversed(layers):
+        merged = merge(merged, layer)
+    return merged
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings are merged key by key; anything else replaces what was there."""
+    out = dict(below)
+    for key, value in above.items():
+        old = out.get(key)
+        out[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return out
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """`a.b=value` words -> nested mapping; values are read as YAML."""
+    faults, out = [], {}
+    for word in overrides:
+        key, separator, text = word.partition("=")
+        parts = key.strip().split(".")
+        if not separator or not all(parts):
+            faults.append(f"{word!r}: expected key=value, e.g. training.operator.learning_rate=3e-4")
+            continue
+        value: Any = parse(text, f"override {key}")
+        for part in reversed(parts):
+            value = {part: value}
+        out = merge(out, value)
+    if faults:
+        raise ConfigurationError("overrides", faults)
+    return out
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping -> {dotted key: leaf}."""
+    out: dict[str, Any] = {}
+    for key, item in value.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(item, Mapping) and item:
+            out.update(flatten(item, f"{dotted}."))
+        else:
+            out[dotted] = item
+    return out
+
+
+def validate(kind: type[ModelT], value: Mapping[str, Any], source: str) -> ModelT:
+    """Validated model, or every fault at once, unknown keys with their nearest neighbour."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise ConfigurationError(source, describe_faults(kind, error)) from error
+
+
+def describe_faults(kind: type[BaseModel], error: ValidationError, prefix: str = "") -> list[str]:
+    faults = []
+    known = sorted(_known_keys(kind))
+    for item in error.errors():
+        where = prefix + ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            name = str(item["loc"][-1])
+            near = difflib.get_close_matches(where.removeprefix(prefix), known, 1, 0.5)
+            near = near or [k for k in known if k.rpartition(".")[2] in difflib.get_close_matches(name, [k.rpartition(".")[2] for k in known], 1, 0.5)][:1]
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            faults.append(f"{where}: unknown key{hint}")
+        elif item["type"] == "missing":
+            faults.append(f"{where}: missing")
+        else:
+            faults.append(f"{where}: {item['msg']}, got {_short(item['input'])}")
+    return faults
+
+
+def _known_keys(kind: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    for name, field in kind.model_fields.items():
+        yield prefix + name
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from _known_keys(annotation, f"{prefix}{name}.")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,174 @@
+"""The one loader: base <- extends <- profile's overlay <- profile's rule <- overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from universal_simulator.configuration.documents import (
+    describe_faults,
+    flatten,
+    merge,
+    parse_overrides,
+    read_extended,
+)
+from universal_simulator.configuration.locations import find
+from universal_simulator.configuration.profiles import apply_profile, load_profile
+from universal_simulator.configuration.schema import (
+    BUILT_STAGES,
+    PENDING_SECTIONS,
+    FNOOptions,
+    LatentSurrogateOptions,
+    RunConfig,
+)
+from universal_simulator.errors import ConfigurationError
+from universal_simulator.run_record import content_hash
+
+#: keys that never change a result of the same hardware class
+_WITHOUT_EFFECT = ("name", "description", "tags", "seed", "threads", "tracking", "profile")
+BUILT_IN_OPTIONS: dict[str, type[BaseModel]] = {
+    "universal_simulator.model.latent_surrogate:LatentSurrogate": LatentSurrogateOptions,
+    "universal_simulator.model.fno:FNO": FNOOptions,
+}
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """`config` is effective; `plan_values` are as written; `rules` say what the profile changed."""
+
+    config: RunConfig
+    plan_values: dict[str, Any]
+    rules: dict[str, str]
+    source: str
+
+    @property
+    def hash(self) -> str:
+        """Hash of everything but the seed that changes the result."""
+        return config_hash(self.config)
+
+    def rows(self) -> list[tuple[str, Any, Any, str]]:
+        """(key, plan's value, effective value, rule) of every key, for `usim config show`."""
+        plan, effective = flatten(self.plan_values), flatten(self.config.model_dump(mode="json"))
+        aliases = {"training.operator.steps": "training.operator.epochs",
+                   "training.operator.patience_steps": "training.operator.patience_epochs"}
+        rows = []
+        for key, value in effective.items():
+            section = key.split(".")[0]
+            rule = self.rules.get(key, "")
+            if section in PENDING_SECTIONS:
+                rule = "not run: this stage is not built yet"
+            rows.append((key, plan.get(aliases.get(key, key)), value, rule))
+        return rows
+
+
+def config_hash(config: RunConfig) -> str:
+    values = config.model_dump(mode="json")
+    for key in (*_WITHOUT_EFFECT, *PENDING_SECTIONS):
+        values.pop(key)
+    values["data"].pop("resident_gib")
+    return content_hash(values)
+
+
+def load_config(
+    name: str | Path, overrides: Sequence[str] = (), *, profile: str | None = None
+) -> LoadedConfig:
+    """Read, merge, rescale and validate; every fault at once in one ConfigurationError."""
+    path = find("configs", name)
+    plan_values = merge({"name": path.stem}, read_extended(path, "configs"))
+    if plan_values.get("name") == "base":
+        plan_values["name"] = path.stem
+    given = parse_overrides(overrides)
+    chosen = given.pop("profile", None) or profile or plan_values.get("profile")
+    if not isinstance(chosen, str):
+        raise ConfigurationError(str(path), [f"profile: expected a name, got {chosen!r}"])
+    loaded_profile = load_profile(chosen)
+    values = merge(plan_values, loaded_profile.overlay)
+    values["profile"] = loaded_profile.name
+    stage = values.get("training", {})
+    if not isinstance(stage, dict) or not isinstance(stage.get("operator", {}), dict):
+        raise ConfigurationError(str(path), ["training.operator: must be a mapping"])
+    given_stage = given.get("training", {}) if isinstance(given.get("training", {}), dict) else {}
+    given_operator = given_stage.get("operator", {}) if isinstance(given_stage, dict) else {}
+    plan_terms = {
+        key: value
+        for key, value in (given_operator.items() if isinstance(given_operator, dict) else ())
+        if key in ("epochs", "patience_epochs")
+    }
+    if plan_terms:
+        values = merge(values, {"training": {"operator": plan_terms}})
+        for key in plan_terms:
+            del given_operator[key]
+    values, rules = apply_profile(values, loaded_profile)
+    values = merge(values, given)
+    for key in flatten(given):
+        rules[key] = "given on the command line"
+    if isinstance(values.get("data"), dict) and given.get("data", {}).get("file"):
+        values["data"].setdefault("dataset", None)
+        if "dataset" not in given["data"]:
+            values["data"]["dataset"] = None
+    config = _validate(values, str(path))
+    return LoadedConfig(config, plan_values, rules, str(path))
+
+
+def _validate(values: dict[str, Any], source: str) -> RunConfig:
+    faults: list[str] = []
+    model = values.get("model")
+    if isinstance(model, dict):
+        kind = BUILT_IN_OPTIONS.get(str(model.get("import_path")))
+        options = model.get("options", {})
+        if kind is not None and isinstance(options, dict):
+            if kind is FNOOptions:
+                options = {k: v for k, v in options.items() if k in FNOOptions.model_fields or k not in LatentSurrogateOptions.model_fields}
+            try:
+                values = merge(values, {})
+                values["model"] = {**model, "options": kind.model_validate(options).model_dump(mode="json")}
+            except ValidationError as error:
+                faults += describe_faults(kind, error, "model.options.")
+    config = None
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        faults += describe_faults(RunConfig, error)
+    if config is not None:
+        faults += _impossible(config)
+    if faults or config is None:
+        raise ConfigurationError(source, faults)
+    return config
+
+
+def _impossible(config: RunConfig) -> list[str]:
+    """Combinations that no single key shows to be wrong."""
+    faults = []
+    training = config.training
+    for stage in training.stages:
+        if stage not in BUILT_STAGES:
+            faults.append(
+                f"training.stages: {stage!r} is not built yet; this version runs {', '.join(BUILT_STAGES)}"
+            )
+    if config.steady_prior.epochs:
+        faults.append("steady_prior.epochs: this stage is not built yet, only 0 is allowed")
+    if config.ttc.enabled:
+        faults.append("ttc.enabled: test-time compute is not built yet, only false is allowed")
+    if len(training.rollout_curriculum) != len(training.curriculum_shares):
+        faults.append("training.curriculum_shares: needs one entry per entry of rollout_curriculum")
+    elif abs(sum(training.curriculum_shares) - 1) > 1e-6:
+        faults.append(f"training.curriculum_shares: sum to {sum(training.curriculum_shares):g}, need 1")
+    if (config.data.dataset is None) == (config.data.file is None):
+        faults.append("data: give exactly one of data.dataset (a name) and data.file (a path)")
+    options = config.model.options
+    if "operator" in options and "decoder" in options:
+        operator, decoder = options["operator"], options["decoder"]
+        for key in ("heads", "group_size"):
+            if operator["hidden"] % operator[key]:
+                faults.append(
+                    f"model.options.operator.{key}: {operator[key]} does not divide hidden {operator['hidden']}"
+                )
+        if decoder["hidden"] % decoder["heads"]:
+            faults.append(
+                f"model.options.decoder.heads: {decoder['heads']} does not divide hidden {decoder['hidden']}"
+            )
+    return faults

@@ -1,0 +1,74 @@
+"""The one rule by which a profile rescales what depends on training length, for all members alike.
+
+With r = steps_per_epoch of the profile and R = REFERENCE_STEPS_PER_EPOCH:
+
+    steps          = round(epochs * r)           patience_steps = round(patience_epochs * r)
+    EMA memory     = m * r / R                   where decay = 1 - 1/m
+    learning rate  = f * rate                    eta_min = f * eta_min
+
+An EMA decay is a memory in steps: kept as a share of the run it stays different between
+members and never outlives the run. f is the profile's learning_rate_factor: short runs need
+larger steps. Accumulation is either collapsed into one micro-batch or, where the profile says
+`accumulation: 1`, dropped: then every optimiser step sees the plan's micro-batch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from universal_simulator.configuration.documents import read_mapping, validate
+from universal_simulator.configuration.locations import find
+
+REFERENCE_STEPS_PER_EPOCH = 2000
+
+
+class Profile(BaseModel):
+    """`overlay` holds plain config values set for all members alike (data, evaluation, compute)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    description: str = ""
+    steps_per_epoch: Annotated[float, Field(gt=0)]
+    learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
+    accumulation: Literal["keep", "collapse", "drop"] = "keep"
+    overlay: dict[str, Any] = Field(default_factory=dict)
+
+
+def load_profile(name: str) -> Profile:
+    path = find("configs/profiles", name)
+    return validate(Profile, read_mapping(path), str(path))
+
+
+def apply_profile(values: dict[str, Any], profile: Profile) -> tuple[dict[str, Any], dict[str, str]]:
+    """Plan values -> effective values, and the rule of each key it changed."""
+    rules: dict[str, str] = {}
+    training = dict(values.get("training", {}))
+    stage = dict(training.get("operator", {}))
+    rate = profile.steps_per_epoch
+    for plan_key, key in (("epochs", "steps"), ("patience_epochs", "patience_steps")):
+        if plan_key in stage and isinstance(stage[plan_key], int | float):
+            stage[key] = max(1, round(stage.pop(plan_key) * rate))
+            rules[f"training.operator.{key}"] = f"{plan_key} x {rate:g} steps per epoch"
+    for key in ("learning_rate", "eta_min"):
+        if isinstance(stage.get(key), int | float) and profile.learning_rate_factor != 1:
+            stage[key] = stage[key] * profile.learning_rate_factor
+            rules[f"training.operator.{key}"] = f"x {profile.learning_rate_factor:g}"
+    decay = stage.get("ema_decay")
+    if isinstance(decay, int | float) and 0 <= decay < 1 and rate != REFERENCE_STEPS_PER_EPOCH:
+        memory = max(1.0, rate / REFERENCE_STEPS_PER_EPOCH / (1 - decay))
+        stage["ema_decay"] = round(1 - 1 / memory, 12)
+        rules["training.operator.ema_decay"] = (
+            f"memory {1 / (1 - decay):.6g} -> {memory:.4g} steps (x {rate:g}/{REFERENCE_STEPS_PER_EPOCH})"
+        )
+    batch, accumulation = training.get("batch_size"), training.get("accumulation", 1)
+    if profile.accumulation != "keep" and isinstance(batch, int) and isinstance(accumulation, int):
+        if profile.accumulation == "collapse":
+            training["batch_size"] = batch * accumulation
+            rules["training.batch_size"] = "accumulation collapsed into one micro-batch"
+        training["accumulation"] = 1
+        rules["training.accumulation"] = f"accumulation: {profile.accumulation}"
+    training["operator"] = stage
+    return {**values, "training": training}, rules

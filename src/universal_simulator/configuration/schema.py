@@ -1,0 +1,218 @@
+"""The schema of a run's configuration: every key, its type, its range, what reads it.
+
+All models are frozen and refuse unknown keys. Values are the *effective* ones: the
+loader has applied `extends`, the profile's rule and the overrides before they get here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+#: Sections of stages that the plan names and this version cannot run yet. They are
+#: validated and shown, never read, and do not enter the effective hash while inactive.
+PENDING_SECTIONS = ("diff_residual", "consistency_distill", "steady_prior", "ttc")
+BUILT_STAGES = ("operator",)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    #: name of a dataset in `configs/data`, generated where it is missing; or
+    dataset: str | None = None
+    #: path of a data file (PDEBench's layout, or ours)
+    file: str | None = None
+    #: frames per model step
+    time_stride: Count = 2
+    #: train on at most this many groups of the training split (None: all)
+    train_groups: Count | None = None
+    #: what fits below this is held in memory, the rest streams from the file
+    resident_gib: Positive = 4.0
+
+
+class OperatorOptions(Section):
+    hidden: Count = 64
+    #: blocks on the way down (all tokens), at the bottom (half of them), on the way up
+    depths: tuple[Count, Count, Count] = (1, 1, 1)
+    #: channels per normalisation group of queries and keys; divides `hidden`
+    group_size: Count = 8
+    heads: Count = 4
+    #: probability of skipping a block in training, rising linearly to this with depth
+    stochastic_depth: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class DecoderOptions(Section):
+    hidden: Count = 64
+    mlp_hidden: Count = 128
+    layers: Count = 3
+    heads: Count = 4
+    #: of the decoder's local coordinate, in cycles per token neighbourhood
+    frequencies: tuple[Positive, ...] = (1.0, 2.0, 4.0, 8.0)
+
+
+class LatentSurrogateOptions(Section):
+    latent_dim: Count = 32
+    latent_tokens: Annotated[int, Field(ge=4)] = 16
+    operator: OperatorOptions = OperatorOptions()
+    decoder: DecoderOptions = DecoderOptions()
+
+
+class FNOOptions(Section):
+    width: Count = 32
+    modes: Count = 24
+    layers: Count = 4
+
+
+class ModelConfig(Section):
+    """`import_path` names any class that keeps the model contract (`model/contract.py`)."""
+
+    import_path: str = "universal_simulator.model.latent_surrogate:LatentSurrogate"
+    #: exact symmetries of the equation taken out before the model sees the field
+    canonical_frame: tuple[Literal["galilean", "amplitude_time"], ...] = ("galilean",)
+    #: constructor options: checked against the schema of the built-in members, or
+    #: against the constructor's signature of a user's own class
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class OperatorStage(Section):
+    """The optimiser and schedule of the operator stage (effective values)."""
+
+    #: optimiser steps; the profile's rule makes them from the plan's epochs
+    steps: Count
+    learning_rate: Positive
+    warmup_ratio: Fraction = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    #: where the cosine ends
+    eta_min: NonNegative = 0.0
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.01
+    grad_clip: Positive = 1.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    #: early stop after this many steps without a better validation score
+    patience_steps: Count
+
+
+class LossConfig(Section):
+    """Weights of the terms of the operator loss; rollout steps weigh 1 together."""
+
+    lambda_reconstruction: NonNegative = 1.0
+    lambda_latent: NonNegative = 0.3
+    lambda_spectral: NonNegative = 0.05
+
+
+class TrainingConfig(Section):
+    stages: tuple[Literal["operator", "diff_residual", "consistency_distill", "steady_prior"], ...] = ("operator",)
+    #: samples per micro-batch; the optimiser sees batch_size * accumulation
+    batch_size: Count
+    accumulation: Count = 1
+    #: rollout lengths trained on, one after another
+    rollout_curriculum: tuple[Count, ...] = (1, 4, 8, 16)
+    #: share of the stage spent at each length; same number of entries, sums to 1
+    curriculum_shares: tuple[Positive, ...] = (0.25, 0.25, 0.25, 0.25)
+    #: share of training windows that start at the initial condition
+    windows_from_start: Fraction = 0.4
+    validations: Count = 8
+    validation_groups: Count = 32
+    #: a loss this many times the running median stops the run
+    divergence_factor: Annotated[float, Field(gt=1)] = 100.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    loss: LossConfig = LossConfig()
+    operator: OperatorStage
+
+
+class GuardsConfig(Section):
+    #: project each decoded frame onto the declared conserved integrals
+    mass_projection: bool = True
+    #: clip where the equation declares non-negative fields
+    positivity: bool = True
+
+
+class EvaluationConfig(Section):
+    #: groups of the validation split that small-eval looks at (a fixed subset)
+    small_groups: Count = 32
+    #: groups of the selection split that full-eval looks at (None: all)
+    full_groups: Count | None = None
+    first_frame: Annotated[int, Field(ge=0)] = 0
+    #: rollout steps (None: to the end of the trajectory)
+    steps: Count | None = None
+    batch_size: Count = 64
+    bootstrap_samples: Count = 2000
+    #: resolutions of the classical solver beside every number
+    classical_points: tuple[Count, ...] = (64, 128, 256)
+
+
+class TrackingConfig(Section):
+    project: str = "universal-simulator"
+    group: str = ""
+
+
+class DiffResidualSection(Section):
+    epochs: Annotated[int, Field(ge=0)] = 5
+    hidden: Count = 64
+    learning_rate: Positive = 3e-5
+    weight_decay: NonNegative = 0.01
+    latent_cache: bool = True
+
+
+class ConsistencySection(Section):
+    epochs: Annotated[int, Field(ge=0)] = 6
+    learning_rate: Positive = 2e-5
+    weight_decay: NonNegative = 0.01
+    batch_size: Count = 6
+    accumulation: Count = 2
+    taus: Count = 5
+
+
+class SteadyPriorSection(Section):
+    epochs: Annotated[int, Field(ge=0)] = 0
+
+
+class RewardWeights(Section):
+    mass: NonNegative = 1.2
+    energy: NonNegative = 0.15
+    negativity: NonNegative = 0.6
+
+
+class TTCSection(Section):
+    steps: Count = 1
+    candidates: Count = 8
+    beam: Count = 3
+    horizon: Count = 1
+    residual_threshold: NonNegative = 0.35
+    gamma: NonNegative = 1.0
+    max_evaluations: Count = 150
+    tau_range: tuple[Fraction, Fraction] = (0.15, 0.85)
+    noise_std: NonNegative = 0.015
+    noise_schedule: tuple[NonNegative, ...] = (0.03, 0.015, 0.005)
+    reward_weights: RewardWeights = RewardWeights()
+    guidance_lambda: NonNegative = 1.0
+    enabled: bool = False
+
+
+class RunConfig(Section):
+    name: str
+    description: str = ""
+    tags: tuple[str, ...] = ()
+    seed: Annotated[int, Field(ge=0)] = 0
+    profile: str
+    threads: Annotated[int, Field(ge=0)] = 0
+    device: str = "cpu"
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig
+    guards: GuardsConfig = GuardsConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    diff_residual: DiffResidualSection = DiffResidualSection()
+    consistency_distill: ConsistencySection = ConsistencySection()
+    steady_prior: SteadyPriorSection = SteadyPriorSection()
+    ttc: TTCSection = TTCSection()

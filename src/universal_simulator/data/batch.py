@@ -1,0 +1,77 @@
+"""Trajectories in physical units, validated once at the door."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from universal_simulator.errors import DataError
+from universal_simulator.physics.domain import Grid
+from universal_simulator.physics.equations import Equation
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """fields (B, T, C, X), times_s (T,), parameters (B, P), one group hash per trajectory."""
+
+    fields: Tensor
+    times_s: Tensor
+    parameters: Tensor
+    groups: tuple[str, ...]
+    grid: Grid
+    equation: Equation
+
+    def __post_init__(self) -> None:
+        batch, frames = self.fields.shape[:2]
+        expected = (len(self.equation.fields), *self.grid.points)
+        if tuple(self.fields.shape[2:]) != expected:
+            raise DataError(
+                f"fields are {tuple(self.fields.shape)}, expected (B, T, {', '.join(map(str, expected))})"
+            )
+        if self.times_s.shape != (frames,) or len(self.groups) != batch:
+            raise DataError(
+                f"{frames} frames and {batch} trajectories need as many times and groups, "
+                f"got {tuple(self.times_s.shape)} and {len(self.groups)}"
+            )
+        if self.parameters.shape != (batch, len(self.equation.parameters)):
+            raise DataError(
+                f"parameters are {tuple(self.parameters.shape)}, expected "
+                f"({batch}, {len(self.equation.parameters)})"
+            )
+
+    def __len__(self) -> int:
+        return self.fields.shape[0]
+
+    @property
+    def frame_spacing_s(self) -> float:
+        return float(self.times_s[1] - self.times_s[0])
+
+    def subset(self, rows: Tensor) -> Trajectories:
+        groups = tuple(self.groups[i] for i in rows.tolist())
+        return Trajectories(
+            self.fields[rows], self.times_s, self.parameters[rows], groups, self.grid, self.equation
+        )
+
+    def regimes(self) -> dict[str, Tensor]:
+        """Rows of each distinct parameter tuple, by label such as `nu=0.01`, ascending."""
+        values, inverse = torch.unique(self.parameters, dim=0, return_inverse=True)
+        return {
+            regime_label(self.equation, row.tolist()): torch.nonzero(inverse == index).flatten()
+            for index, row in enumerate(values)
+        }
+
+
+def regime_label(equation: Equation, values: list[float]) -> str:
+    """`nu=0.01`; stored parameters are float64, so short decimals print as they were given."""
+    pairs = zip(equation.parameters, values, strict=True)
+    return ",".join(f"{spec.name}={value:.6g}" for spec, value in pairs) or "all"
+
+
+def group_hash(first_frame: np.ndarray) -> str:
+    """Identity of an initial condition: SHA-256 of its float32 values."""
+    values = np.ascontiguousarray(first_frame, dtype="<f4")
+    return hashlib.sha256(values.tobytes()).hexdigest()[:32]

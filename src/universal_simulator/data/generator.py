@@ -1,0 +1,151 @@
+"""Equation + initial conditions + reference solver -> a file, reproducible and resumable.
+
+Every group (initial condition) is solved under every parameter value. Chunk i of groups is
+drawn from a generator seeded by (seed, i), so a killed generation goes on with the next
+chunk and ends in the same bytes as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from universal_simulator.data import pdebench
+from universal_simulator.data.dataset import Dataset, open_dataset
+from universal_simulator.data.specification import DatasetSpec
+from universal_simulator.data.splits import SPLITS
+from universal_simulator.errors import DataError
+from universal_simulator.physics.domain import Grid
+from universal_simulator.physics.equations import equation_named
+from universal_simulator.physics.initial_conditions import SineFamily, draw_sine_family
+from universal_simulator.physics.reference import solve, torch_times
+
+CHUNK_GROUPS = 32
+Progress = Callable[[int, int], None]
+
+
+def generate(spec: DatasetSpec, path: Path, *, progress: Progress | None = None) -> Dataset:
+    """Make `path` (or find it finished); `progress(done, total)` counts groups."""
+    if path.exists():
+        return _finished(spec, path)
+    if len(spec.solver_refinement) != len(spec.parameter_values):
+        raise DataError(
+            f"{spec.name}: solver_refinement needs one entry per parameter value, has "
+            f"{len(spec.solver_refinement)} for {len(spec.parameter_values)}"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    total = sum(spec.groups.model_dump().values())
+    _check_space(spec, path, total)
+    done = _resume(spec, partial, total)
+    for first in range(done, total, CHUNK_GROUPS):
+        _write_chunk(spec, partial, first, min(CHUNK_GROUPS, total - first))
+        if progress is not None:
+            progress(min(first + CHUNK_GROUPS, total), total)
+    identity = pdebench.content_identity(partial)
+    with pdebench.opened(partial, "r+") as file:
+        file.attrs["identity"] = identity
+        file.attrs["complete"] = True
+    _flush(partial)
+    os.replace(partial, path)
+    return open_dataset(path)
+
+
+def _finished(spec: DatasetSpec, path: Path) -> Dataset:
+    dataset = open_dataset(path)
+    stored = dataset.header.specification
+    if stored is None or json.loads(stored) != spec.model_dump(mode="json"):
+        raise DataError(
+            f"{path} holds another data set than {spec.name!r} asks for; move it away, or give "
+            "another path"
+        )
+    return dataset
+
+
+def _check_space(spec: DatasetSpec, path: Path, groups: int) -> None:
+    rows = groups * len(spec.parameter_values)
+    needed = rows * spec.frames * spec.grid_points * 4 * 1.05
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise DataError(
+            f"{path} needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free there"
+        )
+
+
+def _resume(spec: DatasetSpec, partial: Path, total: int) -> int:
+    """Groups already written; a partial file of another specification or damaged starts over."""
+    if partial.exists():
+        try:
+            with pdebench.opened(partial, "r+") as file:
+                if file.attrs.get("specification") == spec.model_dump_json():
+                    return int(file.attrs["groups_done"])
+        except DataError:
+            # a kill inside HDF5's own write leaves nothing worth keeping
+            partial.unlink()
+    values = spec.parameter_values
+    grid = Grid((spec.domain_length,), (spec.grid_points,))
+    split = np.repeat(
+        np.arange(len(SPLITS), dtype=np.int8),
+        [getattr(spec.groups, name) * len(values) for name in SPLITS],
+    )
+    with pdebench.opened(partial, "w") as file:
+        rows = total * len(values)
+        file.create_dataset("tensor", (rows, spec.frames, spec.grid_points), dtype="<f4")
+        file["x-coordinate"] = grid.coordinates().numpy()
+        # one longer than the frames, as published
+        file["t-coordinate"] = np.arange(spec.frames + 1) * spec.frame_spacing_s
+        file["parameter"] = np.tile(np.asarray(values, dtype=np.float64), total)
+        file["split"] = split
+        file.attrs["format_version"] = pdebench.FORMAT_VERSION
+        file.attrs["equation"] = spec.equation
+        file.attrs["specification"] = spec.model_dump_json()
+        file.attrs["groups_done"] = 0
+        file.attrs["complete"] = False
+    return 0
+
+
+def _write_chunk(spec: DatasetSpec, partial: Path, first: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(spec.seed * 1_000_003 + first // CHUNK_GROUPS)
+    family = draw_sine_family(count, generator)
+    per_value = [_solve(spec, family, index, count) for index in range(len(spec.parameter_values))]
+    rows = np.stack(per_value, axis=1).reshape(-1, spec.frames, spec.grid_points)
+    start = first * len(per_value)
+    with pdebench.opened(partial, "r+") as file:
+        file["tensor"][start : start + len(rows)] = rows
+        file.flush()
+        file.attrs["groups_done"] = first + count
+
+
+def _solve(spec: DatasetSpec, family: SineFamily, index: int, count: int) -> np.ndarray:
+    """Solve on a refinement that holds the output's cell centres, keep those points: (B, T, X)."""
+    refinement = spec.solver_refinement[index]
+    points = spec.grid_points * refinement
+    grid = Grid((spec.domain_length,), (points,))
+    # odd refinements keep the centre of a cell; even ones are shifted by half a fine cell
+    shift = 0.5 * (1 - refinement % 2) / points
+    fractions = (torch.arange(points, dtype=torch.float64) + 0.5) / points + shift
+    keep = slice((refinement - 1) // 2, None, refinement)
+    initial = family(fractions % 1.0)
+    solution = solve(
+        equation_named(spec.equation),
+        initial[:, None],
+        torch.full((count, 1), spec.parameter_values[index], dtype=torch.float64),
+        torch_times(spec.frames, spec.frame_spacing_s),
+        grid,
+        method=spec.solver,
+    )
+    return solution[:, :, 0, keep].float().numpy()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

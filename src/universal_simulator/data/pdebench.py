@@ -1,0 +1,171 @@
+"""PDEBench's HDF5 layout: the only place that opens HDF5.
+
+As published: `tensor` (N, T, X), `x-coordinate` (X,), `t-coordinate` (T or T + 1,), the
+parameter in the file name. Ours adds `parameter` (N,), `split` (N,) and attributes.
+Every file is hostile until read: each fault is one DataError saying what, where and how to mend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from universal_simulator.errors import DataError
+from universal_simulator.physics.equations import ADVECTION, BURGERS, Equation
+
+FORMAT_VERSION = 1
+#: rows read at a time where a whole file is scanned
+CHUNK_ROWS = 64
+_NAME_PATTERNS = (
+    (BURGERS, re.compile(r"nu([0-9.]+?)(?=_|\.h|$)", re.IGNORECASE)),
+    (ADVECTION, re.compile(r"beta([0-9.]+?)(?=_|\.h|$)", re.IGNORECASE)),
+)
+
+
+@dataclass(frozen=True)
+class FileHeader:
+    """What a data file says of itself, without its fields."""
+
+    path: Path
+    shape: tuple[int, int, int]
+    x: np.ndarray
+    times: np.ndarray
+    parameters: np.ndarray
+    split: np.ndarray | None
+    equation: Equation
+    identity: str | None
+    specification: str | None
+
+
+@contextmanager
+def opened(path: Path, mode: str = "r") -> Iterator[h5py.File]:
+    """h5py.File with its errors translated."""
+    if mode == "r" and not path.is_file():
+        raise DataError(f"{path} does not exist or is no file")
+    try:
+        with h5py.File(path, mode) as file:
+            yield file
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{path} cannot be read as HDF5 ({error}); it is damaged, truncated or of another "
+            "format: download or generate it again"
+        ) from error
+
+
+def read_header(path: Path, *, parameter: float | None = None) -> FileHeader:
+    """Validate the layout; `parameter` overrides what the file or its name says."""
+    with opened(path) as file:
+        shape = _numeric(path, file, "tensor", 3).shape
+        if min(shape) < 1 or shape[1] < 2 or shape[2] < 4:
+            raise DataError(f"{path}: 'tensor' is {shape}; need (N >= 1, T >= 2, X >= 4)")
+        x = np.asarray(_numeric(path, file, "x-coordinate", 1)[()], dtype=np.float64)
+        times = np.asarray(_numeric(path, file, "t-coordinate", 1)[()], dtype=np.float64)
+        stored = _optional(path, file, "parameter", shape[0])
+        split = _optional(path, file, "split", shape[0])
+        equation_name = file.attrs.get("equation")
+        identity = file.attrs.get("identity")
+        specification = file.attrs.get("specification")
+        complete = bool(file.attrs.get("complete", True))
+    if not complete:
+        raise DataError(f"{path} was not finished; run `usim data generate` again to go on")
+    if len(x) != shape[2] or len(times) not in (shape[1], shape[1] + 1):
+        raise DataError(
+            f"{path}: 'tensor' {shape} does not fit {len(x)} x- and {len(times)} t-coordinates"
+        )
+    times = times[: shape[1]]
+    _uniform(path, "x-coordinate", x)
+    _uniform(path, "t-coordinate", times)
+    equation, parameters = _parameters(path, shape[0], stored, parameter, equation_name)
+    return FileHeader(
+        path, shape, x, times, parameters, split, equation, _text(identity), _text(specification)
+    )
+
+
+def read_rows(path: Path, rows: np.ndarray, frames: slice, stride_x: int = 1) -> np.ndarray:
+    """(len(rows), frames, X / stride_x) float32, rows in any order; non-finite values refused."""
+    order = np.argsort(rows)
+    with opened(path) as file:
+        tensor = file["tensor"]
+        shape = tensor[rows[order[:1]], frames, ::stride_x].shape if len(rows) else (0, 0, 0)
+        out = np.empty((len(rows), *shape[1:]), dtype=np.float32)
+        for start in range(0, len(rows), CHUNK_ROWS):
+            chosen = order[start : start + CHUNK_ROWS]
+            out[chosen] = tensor[rows[chosen], frames, ::stride_x]
+            if not np.isfinite(out[chosen]).all():
+                bad = chosen[~np.isfinite(out[chosen]).all(axis=(1, 2))]
+                raise DataError(
+                    f"{path}: trajectories {rows[bad][:5].tolist()} hold NaN or infinite values"
+                )
+    return out
+
+
+def content_identity(path: Path) -> str:
+    """SHA-256 of fields, coordinates, parameters and split, read in chunks."""
+    digest = hashlib.sha256()
+    with opened(path) as file:
+        for name in ("x-coordinate", "t-coordinate", "parameter", "split"):
+            if name in file:
+                digest.update(np.ascontiguousarray(file[name][()]).tobytes())
+        tensor = file["tensor"]
+        digest.update(str((tensor.shape, str(tensor.dtype))).encode())
+        for start in range(0, tensor.shape[0], CHUNK_ROWS):
+            digest.update(np.ascontiguousarray(tensor[start : start + CHUNK_ROWS]).tobytes())
+    return digest.hexdigest()
+
+
+def _numeric(path: Path, file: h5py.File, name: str, rank: int) -> h5py.Dataset:
+    item = file.get(name)
+    if not isinstance(item, h5py.Dataset):
+        raise DataError(f"{path} has no dataset {name!r} (has: {', '.join(sorted(file)) or 'nothing'})")
+    if item.dtype.kind not in "fiu" or item.ndim != rank:
+        raise DataError(
+            f"{path}: {name!r} must be numeric with {rank} axes, is {item.dtype} of shape {item.shape}"
+        )
+    return item
+
+
+def _optional(path: Path, file: h5py.File, name: str, rows: int) -> np.ndarray | None:
+    if name not in file:
+        return None
+    values = np.asarray(_numeric(path, file, name, 1)[()])
+    if len(values) != rows or not np.isfinite(values).all():
+        raise DataError(f"{path}: {name!r} needs {rows} finite values, has {len(values)}")
+    return values
+
+
+def _uniform(path: Path, name: str, values: np.ndarray) -> None:
+    steps = np.diff(values)
+    if not np.isfinite(values).all() or not (steps > 0).all() or np.ptp(steps) > 1e-3 * steps.mean():
+        raise DataError(f"{path}: {name!r} must be finite, rising and evenly spaced")
+
+
+def _parameters(
+    path: Path, rows: int, stored: np.ndarray | None, given: float | None, equation_name: object
+) -> tuple[Equation, np.ndarray]:
+    known = {equation.name: equation for equation in (BURGERS, ADVECTION)}
+    named = known.get(_text(equation_name) or "")
+    if stored is not None and named is not None and given is None:
+        return named, stored.astype(np.float64)
+    for equation, pattern in _NAME_PATTERNS:
+        match = pattern.search(path.name)
+        if given is None and match:
+            return equation, np.full(rows, float(match.group(1).rstrip(".")))
+    if given is not None:
+        return named or (ADVECTION if "advection" in path.name.lower() else BURGERS), np.full(rows, given)
+    raise DataError(
+        f"{path}: no 'parameter' dataset and neither 'Nu...' nor 'beta...' in its name; "
+        "give it, e.g. --nu 0.01"
+    )
+
+
+def _text(value: object) -> str | None:
+    if value is None:
+        return None
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,46 @@
+"""Splits by initial condition: one group lies in one split under every parameter value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from universal_simulator.errors import DataError, LeakageError
+
+SPLITS = ("train", "calibration", "validation", "selection", "test")
+#: where a file brings no split of its own
+FRACTIONS = {"train": 0.6, "calibration": 0.1, "validation": 0.1, "selection": 0.1, "test": 0.1}
+
+
+def split_by_group(groups: Sequence[str]) -> np.ndarray:
+    """Split index per row, from group hashes alone: sorted hashes, cut by FRACTIONS."""
+    distinct = sorted(set(groups))
+    if len(distinct) < len(SPLITS):
+        raise DataError(
+            f"{len(distinct)} distinct initial conditions cannot fill {len(SPLITS)} splits; "
+            "use the file for evaluation only, or bring more trajectories"
+        )
+    edges = np.cumsum([FRACTIONS[name] for name in SPLITS])
+    counts = np.maximum(np.diff(np.floor(edges * len(distinct)), prepend=0), 1).astype(int)
+    counts[0] += len(distinct) - counts.sum()
+    labels = np.repeat(np.arange(len(SPLITS)), counts)
+    of_group = dict(zip(distinct, labels.tolist(), strict=True))
+    return np.array([of_group[group] for group in groups], dtype=np.int8)
+
+
+def audit(groups: Mapping[str, Sequence[str]]) -> None:
+    """Raise LeakageError if any initial condition appears in two splits."""
+    seen: dict[str, str] = {}
+    shared: dict[tuple[str, str], int] = {}
+    for split, members in groups.items():
+        for group in set(members):
+            other = seen.setdefault(group, split)
+            if other != split:
+                shared[other, split] = shared.get((other, split), 0) + 1
+    if shared:
+        found = "; ".join(f"{n} in both {a} and {b}" for (a, b), n in sorted(shared.items()))
+        raise LeakageError(
+            f"initial conditions appear in two splits: {found}; the same first frame under "
+            "another parameter value counts too. Regenerate the data or drop its 'split' dataset"
+        )

@@ -1,0 +1,87 @@
+"""Training windows: a whole batch drawn with one gather, no Python per sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from universal_simulator.data import pdebench
+from universal_simulator.data.batch import Trajectories
+from universal_simulator.data.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Windows:
+    """fields (B, K+1, C, X), parameters (B, P), rows (B,) in the source, start_frames (B,)."""
+
+    fields: Tensor
+    parameters: Tensor
+    rows: Tensor
+    start_frames: Tensor
+
+
+class WindowSource:
+    """Trajectories held in memory (on their device)."""
+
+    def __init__(self, trajectories: Trajectories) -> None:
+        self.trajectories = trajectories
+        self.num_rows, self.num_frames = trajectories.fields.shape[:2]
+
+    def sample(
+        self, generator: torch.Generator, *, batch_size: int, num_steps: int, start_fraction: float
+    ) -> Windows:
+        """Uniform trajectories; `start_fraction` of the windows start at frame 0, the rest anywhere.
+
+        `generator` is a CPU generator: the draw is the same on every device.
+        """
+        latest = self.num_frames - num_steps
+        if latest < 1:
+            raise ValueError(f"{self.num_frames} frames cannot hold windows of {num_steps + 1}")
+        rows = torch.randint(self.num_rows, (batch_size,), generator=generator)
+        starts = torch.randint(latest, (batch_size,), generator=generator)
+        at_start = torch.rand(batch_size, generator=generator) < start_fraction
+        starts = torch.where(at_start, torch.zeros_like(starts), starts)
+        return self._gather(rows, starts, num_steps)
+
+    def _gather(self, rows: Tensor, starts: Tensor, num_steps: int) -> Windows:
+        fields = self.trajectories.fields
+        rows, starts = rows.to(fields.device), starts.to(fields.device)
+        frames = starts[:, None] + torch.arange(num_steps + 1, device=fields.device)
+        return Windows(
+            fields[rows[:, None], frames], self.trajectories.parameters[rows], rows, starts
+        )
+
+
+class StreamingWindowSource(WindowSource):
+    """The same draws from a file that does not fit in memory."""
+
+    def __init__(self, dataset: Dataset, *, split: str, time_stride: int, max_groups: int | None) -> None:
+        self.dataset = dataset
+        self.file_rows = dataset.rows(split, max_groups=max_groups)
+        self.time_stride = time_stride
+        self.num_rows = len(self.file_rows)
+        self.num_frames = len(range(0, dataset.header.shape[1], time_stride))
+        parameters = dataset.header.parameters[self.file_rows, None]
+        self.parameters = torch.from_numpy(parameters).float()
+
+    def initial(self) -> Tensor:
+        """First frames (B, C, X) of all rows."""
+        first = pdebench.read_rows(
+            self.dataset.path, self.file_rows, slice(0, 1), self.dataset.stride_x
+        )
+        return torch.from_numpy(first)
+
+    def _gather(self, rows: Tensor, starts: Tensor, num_steps: int) -> Windows:
+        windows = []
+        for row, start in zip(rows.tolist(), starts.tolist(), strict=True):
+            first = start * self.time_stride
+            frames = slice(first, first + num_steps * self.time_stride + 1, self.time_stride)
+            chosen = np.array([self.file_rows[row]])
+            windows.append(
+                pdebench.read_rows(self.dataset.path, chosen, frames, self.dataset.stride_x)[0]
+            )
+        fields = torch.from_numpy(np.stack(windows))[:, :, None]
+        return Windows(fields, self.parameters[rows], rows, starts)

@@ -1,0 +1,39 @@
+"""What a run is: a hash of everything that changes its result."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from universal_simulator.run_record import content_hash
+
+
+@cache
+def code_version() -> str:
+    """SHA-256 over the package's own sources and the torch version."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+        digest.update(path.read_bytes() + b"\0")
+    try:
+        torch_version = version("torch")
+    except PackageNotFoundError:
+        torch_version = "absent"
+    digest.update(torch_version.split("+")[0].encode())
+    return digest.hexdigest()
+
+
+def input_hash(*, config_hash: str, data_identity: str, seed: int) -> str:
+    """Hash of effective config, data, code and seed: equal inputs, equal results."""
+    return content_hash(
+        {"config": config_hash, "data": data_identity, "code": code_version(), "seed": seed}
+    )
+
+
+def run_identity(name: str, *, config_hash: str, data_identity: str, seed: int) -> str:
+    """`{name}-s{seed}-{10 hex digits}`."""
+    digest = input_hash(config_hash=config_hash, data_identity=data_identity, seed=seed)
+    return f"{name}-s{seed}-{digest[:10]}"

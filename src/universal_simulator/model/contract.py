@@ -1,0 +1,109 @@
+"""The contract every simulator keeps: encode, advance, decode.
+
+    state = encode(fields, conditions)        fields at one time -> what the model carries
+    state = advance(state, conditions)        one step of `conditions.dt`
+    fields = decode(state, conditions, ...)   what the model carries -> fields anywhere
+
+A latent model carries a few tokens, a grid model such as an FNO carries the fields
+themselves. A user's own `torch.nn.Module` joins in one of two ways: it subclasses
+`Simulator`, or it is a plain module whose `forward(fields, parameters, dt)` returns the
+fields one step later, and `GridStepper` carries it. Either is built as
+`Class(problem, **options)`.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a model is built for: one equation on one periodic grid.
+
+    `domain_length` is in the grid's unit of length; `points` is the training grid, other
+    grids are allowed wherever a model can encode them.
+    """
+
+    num_fields: int
+    num_parameters: int
+    points: int
+    domain_length: float
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a step depends on beside the state.
+
+    parameters: (B, P), physical units (positive). dt: (B,), seconds, positive.
+    """
+
+    parameters: Tensor
+    dt: Tensor
+
+    def __post_init__(self) -> None:
+        if self.parameters.ndim != 2 or self.dt.shape != self.parameters.shape[:1]:
+            raise ValueError(
+                f"conditions need parameters (B, P) and dt (B,), got "
+                f"{tuple(self.parameters.shape)} and {tuple(self.dt.shape)}"
+            )
+
+
+class Simulator(nn.Module, abc.ABC):
+    """A model of the contract. Fields are (B, C, X) at one time."""
+
+    @abc.abstractmethod
+    def encode(self, fields: Tensor, conditions: Conditions) -> Tensor:
+        """(B, C, X) -> state (B, ...)."""
+
+    @abc.abstractmethod
+    def advance(self, state: Tensor, conditions: Conditions) -> Tensor:
+        """One step of `conditions.dt`; same shape as `state`."""
+
+    @abc.abstractmethod
+    def decode(self, state: Tensor, conditions: Conditions, positions: Tensor | None = None) -> Tensor:
+        """state (B, ...) -> (B, C, X), or (B, C, Q) at `positions` (Q,) in units of length."""
+
+
+class GridStepper(Simulator):
+    """Carries any module with `forward(fields, parameters, dt) -> fields` one step later.
+
+    The state is the field itself; decoding elsewhere than on the grid is trigonometric
+    interpolation.
+    """
+
+    def __init__(self, stepper: nn.Module, problem: Problem) -> None:
+        super().__init__()
+        self.stepper = stepper
+        self.domain_length = problem.domain_length
+
+    def encode(self, fields: Tensor, conditions: Conditions) -> Tensor:
+        return fields
+
+    def advance(self, state: Tensor, conditions: Conditions) -> Tensor:
+        return self.stepper(state, conditions.parameters, conditions.dt)
+
+    def decode(self, state: Tensor, conditions: Conditions, positions: Tensor | None = None) -> Tensor:
+        if positions is None:
+            return state
+        matrix = interpolation_matrix(positions.double() / self.domain_length, state.shape[-1])
+        return state @ matrix.to(state).T
+
+
+def interpolation_matrix(fractions: Tensor, points: int) -> Tensor:
+    """Trigonometric interpolation (Q, X) from `points` cell centres to `fractions` of the domain.
+
+    The grid is x_i = (i + 1/2) / X in fractions of the periodic domain. Exact for fields
+    band-limited below the Nyquist mode, which itself is interpolated as a cosine. A row at
+    a grid point is a row of the identity.
+    """
+    grid = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    offset = fractions.double()[:, None] - grid[None, :]
+    modes = torch.arange(1, (points + 1) // 2, dtype=torch.float64)
+    kernel = 1.0 + 2.0 * torch.cos(2 * torch.pi * offset[..., None] * modes).sum(-1)
+    if points % 2 == 0:
+        kernel = kernel + torch.cos(torch.pi * points * offset)
+    return kernel / points

@@ -1,0 +1,211 @@
+"""The composed model in physical units: normalise, encode, advance, decode; save and load.
+
+A `Surrogate` is one file: weights, architecture, canonical frame, normalisation, equation,
+grid, step and data identity under one hash. Loading needs no configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from universal_simulator.errors import IntegrityError, UserError
+from universal_simulator.model.canonical import CanonicalFrame, FrameState
+from universal_simulator.model.contract import Conditions, GridStepper, Problem, Simulator
+from universal_simulator.physics.domain import Grid
+from universal_simulator.physics.equations import Equation, equation_named
+from universal_simulator.run_record import write_atomically
+
+FORMAT = "usim-model-1"
+
+
+class Architecture(BaseModel):
+    """Everything but the weights; stored with them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    import_path: str
+    options: dict[str, Any]
+    canonical_frame: tuple[str, ...]
+    equation: str
+    field_names: tuple[str, ...]
+    parameter_names: tuple[str, ...]
+    lengths: tuple[float, ...]
+    points: tuple[int, ...]
+    origin: tuple[float, ...]
+    dt_s: float
+    #: sampling interval of the rollout in frames of the data it was trained on
+    time_stride: int
+    data_identity: str
+    #: smallest and largest training value of each parameter
+    parameter_range: tuple[tuple[float, float], ...]
+    weights: str = "ema"
+
+
+class Surrogate(nn.Module):
+    """A member of the model contract between physical fields and physical fields."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.equation = _equation(architecture)
+        self.grid = Grid(architecture.lengths, architecture.points, architecture.origin)
+        self.frame = CanonicalFrame(architecture.canonical_frame, self.equation, self.grid)
+        problem = Problem(
+            num_fields=len(architecture.field_names),
+            num_parameters=len(architecture.parameter_names),
+            points=architecture.points[0],
+            domain_length=architecture.lengths[0],
+        )
+        self.member = build_member(architecture.import_path, problem, architecture.options)
+        self.register_buffer("offset", torch.zeros(problem.num_fields))
+        self.register_buffer("scale", torch.ones(problem.num_fields))
+
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.member.parameters())
+
+    def normalise(self, fields: Tensor) -> Tensor:
+        """Canonical fields (..., C, X) -> the member's units."""
+        return (fields - self.offset[:, None]) / self.scale[:, None]
+
+    def denormalise(self, fields: Tensor) -> Tensor:
+        return fields * self.scale[:, None] + self.offset[:, None]
+
+    @torch.no_grad()
+    def fit_normalisation(self, canonical: Tensor, conditions: Conditions) -> None:
+        """Statistics of training fields (B, T, C, X) and conditions, in the canonical frame."""
+        self.offset.copy_(canonical.mean(dim=(0, 1, 3)))
+        centred = canonical - self.offset[:, None]
+        self.scale.copy_(centred.square().mean(dim=(0, 1, 3)).sqrt().clamp_min(1e-12))
+        for module in self.modules():
+            fit = getattr(module, "fit", None)
+            if callable(fit):
+                fit(conditions)
+
+    def frame_of(self, initial: Tensor) -> FrameState:
+        return self.frame.of(initial)
+
+    def conditions(self, state: FrameState, parameters: Tensor) -> Conditions:
+        return self.frame.conditions(state, parameters, self.architecture.dt_s)
+
+
+def build_member(import_path: str, problem: Problem, options: Mapping[str, Any]) -> Simulator:
+    """Instantiate `package.module:Class` as `Class(problem, **options)`."""
+    module_name, _, class_name = import_path.partition(":")
+    if not module_name or not class_name:
+        raise UserError(f"model.import_path {import_path!r}: expected 'package.module:Class'")
+    try:
+        kind = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"model.import_path {import_path!r} cannot be imported: {error}; "
+            "is the module on PYTHONPATH and the class name right?"
+        ) from error
+    try:
+        member = kind(problem, **options)
+    except (TypeError, ValueError, ValidationError) as error:
+        raise UserError(f"model.options do not fit {import_path}: {error}") from error
+    if isinstance(member, Simulator):
+        return member
+    if isinstance(member, nn.Module):
+        return GridStepper(member, problem)
+    raise UserError(
+        f"{import_path} is neither a Simulator nor a torch.nn.Module, but {type(member).__name__}"
+    )
+
+
+def model_hash(architecture: Architecture, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the architecture and every tensor (name, type, shape, bytes)."""
+    digest = hashlib.sha256(architecture.model_dump_json().encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_of(surrogate: Surrogate) -> str:
+    return model_hash(surrogate.architecture, surrogate.state_dict())
+
+
+def save_surrogate(surrogate: Surrogate, path: Path, *, plain_checkpoint: Path | None = None) -> str:
+    """Write the model file (and the plan's `.pt` of plain tensors beside it); returns its hash."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in surrogate.state_dict().items()}
+    digest = model_hash(surrogate.architecture, tensors)
+    metadata = {
+        "format": FORMAT,
+        "hash": digest,
+        "architecture": surrogate.architecture.model_dump_json(),
+    }
+    write_atomically(path, save_safetensors(tensors, metadata))
+    if plain_checkpoint is not None:
+        buffer = io.BytesIO()
+        torch.save({"hash": digest, "state": tensors}, buffer)
+        write_atomically(plain_checkpoint, buffer.getvalue())
+    return digest
+
+
+def load_surrogate(path: Path) -> Surrogate:
+    """Rebuild a model from its file alone; a changed byte is an `IntegrityError`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    architecture, digest = _read_header(path, data)
+    try:
+        tensors = load_safetensors(data)
+    except SafetensorError as error:
+        raise IntegrityError(f"{path} is damaged: {error}") from error
+    if model_hash(architecture, tensors) != digest:
+        raise IntegrityError(
+            f"{path}: weights or architecture do not match the stored hash; the file was changed "
+            "after it was written, take it again from the run that made it"
+        )
+    surrogate = Surrogate(architecture)
+    try:
+        surrogate.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise IntegrityError(
+            f"{path} does not fit {architecture.import_path} of this version: {error}"
+        ) from error
+    return surrogate.eval()
+
+
+def _read_header(path: Path, data: bytes) -> tuple[Architecture, str]:
+    try:
+        length = int.from_bytes(data[:8], "little")
+        if len(data) < 8 or not 2 <= length <= len(data) - 8:
+            raise ValueError("no header")
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        if metadata["format"] != FORMAT:
+            raise ValueError(f"format {metadata['format']!r}, this version reads {FORMAT!r}")
+        return Architecture.model_validate_json(metadata["architecture"]), str(metadata["hash"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(
+            f"{path} is not a model of this project: {error}; expected a run's model.safetensors"
+        ) from error
+
+
+def _equation(architecture: Architecture) -> Equation:
+    return equation_named(
+        architecture.equation,
+        field_names=architecture.field_names,
+        parameter_names=architecture.parameter_names,
+    )
+
+
+def standardised_range(values: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:
+    """Smallest and largest value per parameter of rows (B, P)."""
+    return tuple((min(column), max(column)) for column in zip(*values, strict=True))

@@ -1,0 +1,83 @@
+"""Equations declare; nobody else assumes.
+
+Losses, rewards, guards, augmentation and metrics read these declarations. What an equation
+(or a user's own data set) does not declare is not applicable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from universal_simulator.errors import UserError
+from universal_simulator.physics.domain import BoundaryCondition, FieldSpec, ParameterSpec
+
+
+@dataclass(frozen=True)
+class Equation:
+    """Name, fields, parameters and the laws that hold exactly.
+
+    conserved: names of integrals that stay constant (`integral`: of each field).
+    dissipated: names of functionals that never grow (`energy`, `total_variation`, `maximum`).
+    symmetries: maps of solutions to solutions (`shift`, `galilean`, `reflection`, `amplitude_time`).
+    linear: the equation is linear, so a linearised predictor would be the equation itself.
+    """
+
+    name: str
+    fields: tuple[FieldSpec, ...]
+    parameters: tuple[ParameterSpec, ...]
+    boundary: BoundaryCondition
+    conserved: tuple[str, ...] = ()
+    dissipated: tuple[str, ...] = ()
+    symmetries: frozenset[str] = frozenset()
+    non_negative: bool = False
+    linear: bool = False
+    source: str = ""
+
+
+#: u_t + (u^2/2)_x = (nu/pi) u_xx, periodic. The nu/pi is PDEBench's convention.
+BURGERS = Equation(
+    name="burgers",
+    fields=(FieldSpec("u", "m/s"),),
+    parameters=(ParameterSpec("nu", "m^2/s", 1e-4, 10.0),),
+    boundary=BoundaryCondition.PERIODIC,
+    conserved=("integral",),
+    dissipated=("energy", "total_variation", "maximum"),
+    symmetries=frozenset({"shift", "galilean", "reflection", "amplitude_time"}),
+    source="Takamoto et al. 2022 (PDEBench), appendix D.2",
+)
+
+#: u_t + beta u_x = 0, periodic. Exact solution u(x - beta t, 0).
+ADVECTION = Equation(
+    name="advection",
+    fields=(FieldSpec("u", "1"),),
+    parameters=(ParameterSpec("beta", "m/s", -10.0, 10.0),),
+    boundary=BoundaryCondition.PERIODIC,
+    conserved=("integral", "energy"),
+    dissipated=("total_variation", "maximum"),
+    symmetries=frozenset({"shift"}),
+    linear=True,
+    source="Takamoto et al. 2022 (PDEBench), appendix D.1",
+)
+
+_DECLARED = {equation.name: equation for equation in (BURGERS, ADVECTION)}
+
+
+def undeclared(field_names: Sequence[str], parameter_names: Sequence[str]) -> Equation:
+    """Physics of a user's own array: nothing is known, so nothing is checked or guarded."""
+    return Equation(
+        name="undeclared",
+        fields=tuple(FieldSpec(name, "unknown") for name in field_names),
+        parameters=tuple(ParameterSpec(name, "unknown") for name in parameter_names),
+        boundary=BoundaryCondition.UNDECLARED,
+    )
+
+
+def equation_named(
+    name: str, *, field_names: Sequence[str] = ("u",), parameter_names: Sequence[str] = ("parameter",)
+) -> Equation:
+    if name == "undeclared":
+        return undeclared(field_names, parameter_names)
+    if name not in _DECLARED:
+        raise UserError(f"no equation {name!r}; known: {', '.join([*_DECLARED, 'undeclared'])}")
+    return _DECLARED[name]

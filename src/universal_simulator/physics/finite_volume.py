@@ -1,0 +1,77 @@
+"""Shock-capturing reference solutions in the published generator's own flux form.
+
+u_t + (u^2/2)_x = (nu/pi) u_xx by conservative second-order finite volumes: slopes limited
+after van Leer, upwind (Godunov) flux of Burgers, predictor-corrector in time at Courant
+number 0.25. Diffusion, which would force a time step of dx^2 if it were explicit, is split
+off (Strang) and solved exactly for the discrete Laplacian in Fourier space, so that all
+published viscosities cost about the same. Both parts conserve mass to round-off.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from universal_simulator.physics.domain import Grid
+
+COURANT = 0.25
+
+
+def solve_burgers(
+    cell_means: Tensor, nu: Tensor, times_s: Tensor, grid: Grid, *, courant: float = COURANT
+) -> Tensor:
+    """u (B, X) at times_s[0] -> (B, T, X) at times_s; nu (B,). Any precision, float64 advised."""
+    dx = grid.spacing[0]
+    diffusivity = nu.to(cell_means)[:, None] / math.pi
+    modes = torch.arange(cell_means.shape[-1] // 2 + 1, dtype=torch.float64)
+    decay = (-4 / dx**2 * torch.sin(math.pi * modes / cell_means.shape[-1]).square()).to(cell_means)
+    u = cell_means
+    frames = [u]
+    times = times_s.tolist()
+    for before, after in zip(times, times[1:], strict=False):
+        interval = after - before
+        fastest = max(float(u.abs().max()), 1e-6)
+        count = max(1, math.ceil(interval * fastest / (courant * dx)))
+        half = torch.exp(0.5 * interval / count * diffusivity * decay)
+        # neighbouring half-steps of diffusion are merged; the speed never grows
+        u = _diffuse(u, half)
+        for index in range(count):
+            u = _advect(u, interval / count / dx)
+            u = _diffuse(u, half if index == count - 1 else half * half)
+        frames.append(u)
+    return torch.stack(frames, dim=1)
+
+
+def _diffuse(u: Tensor, factor: Tensor) -> Tensor:
+    return torch.fft.irfft(torch.fft.rfft(u) * factor, n=u.shape[-1])
+
+
+def _advect(u: Tensor, ratio: float) -> Tensor:
+    """One predictor-corrector step of the inviscid equation; ratio = dt / dx."""
+    slope = _limited_slope(u)
+    middle = u - 0.5 * ratio * _difference(_flux(u, u.roll(-1, -1)))
+    left = middle + 0.5 * slope
+    right = (middle - 0.5 * slope).roll(-1, -1)
+    return u - ratio * _difference(_flux(left, right))
+
+
+def _difference(face_flux: Tensor) -> Tensor:
+    """Outflow minus inflow per cell; face i lies right of cell i."""
+    return face_flux - face_flux.roll(1, -1)
+
+
+def _limited_slope(u: Tensor) -> Tensor:
+    """van Leer's harmonic mean of the two one-sided differences, zero at extrema."""
+    forward = u.roll(-1, -1) - u
+    backward = u - u.roll(1, -1)
+    product = forward * backward
+    total = forward + backward
+    safe = torch.where(total.abs() > 0, total, torch.ones_like(total))
+    return torch.where(product > 0, 2 * product / safe, torch.zeros_like(u))
+
+
+def _flux(left: Tensor, right: Tensor) -> Tensor:
+    """Godunov's flux of u^2/2: exact solution of the Riemann problem at the face."""
+    return torch.maximum(0.5 * left.clamp_min(0).square(), 0.5 * right.clamp_max(0).square())
