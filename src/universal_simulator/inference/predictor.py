@@ -7,20 +7,33 @@ from torch import Tensor
 
 from universal_simulator.configuration.schema import GuardsConfig
 from universal_simulator.inference.guards import Guards
-from universal_simulator.inference.rollout import reconstruct, rollout_fields
+from universal_simulator.inference.rollout import decode_at, reconstruct, rollout_fields
 from universal_simulator.model.surrogate import Surrogate
 
 
 class SurrogatePredictor:
-    """Deterministic, purely neural predictor. All fields physical, (B, [T,] C, X)."""
+    """Deterministic, purely neural predictor. All fields physical, (B, [T,] C, X).
 
-    def __init__(self, surrogate: Surrogate, guards: GuardsConfig) -> None:
+    frame_spacing_s: what one rollout step of the protocol means. Where it is a multiple of
+    the step the model was trained on, or near one, the model takes that many equal substeps.
+    """
+
+    def __init__(
+        self, surrogate: Surrogate, guards: GuardsConfig, *, frame_spacing_s: float | None = None
+    ) -> None:
         self.surrogate = surrogate.eval()
         self.guards = Guards(surrogate.equation, guards)
+        trained = surrogate.architecture.dt_s
+        spacing = frame_spacing_s or trained
+        self.substeps = max(1, round(spacing / trained))
+        self.dt_s = trained if abs(spacing - trained) < 1e-9 else spacing / self.substeps
 
     def rollout(self, initial: Tensor, parameters: Tensor, steps: int) -> Tensor:
         """Decoded fields before any guard, (B, steps, C, X)."""
-        return rollout_fields(self.surrogate, initial, parameters, steps=steps)
+        fields = rollout_fields(
+            self.surrogate, initial, parameters, steps=steps * self.substeps, dt_s=self.dt_s
+        )
+        return fields[:, self.substeps - 1 :: self.substeps]
 
     def guard(self, fields: Tensor, initial: Tensor) -> Tensor:
         return self.guards.apply(fields, initial)
@@ -32,21 +45,9 @@ class SurrogatePredictor:
     def reconstruct(self, fields: Tensor, parameters: Tensor) -> Tensor:
         return reconstruct(self.surrogate, fields, parameters)
 
-    def boundary_query(
-        self, fields: Tensor, parameters: Tensor, distance: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Decoded u at 0 + d, 0, L, L - d after one step, each (B, C): the seam from both sides."""
-        surrogate = self.surrogate
-        length = surrogate.grid.lengths[0]
+    def boundary_query(self, fields: Tensor, parameters: Tensor, distance: float) -> Tensor:
+        """Decoded u at -d, 0, d, L - d, L, L + d after one step, (B, C, 6): both ends of the seam."""
+        length = self.surrogate.grid.lengths[0]
+        positions = [-distance, 0.0, distance, length - distance, length, length + distance]
         with torch.inference_mode():
-            frame = surrogate.frame_of(fields)
-            conditions = surrogate.conditions(frame, parameters)
-            start = fields.new_zeros(fields.shape[0], 1)
-            canonical = surrogate.frame.to_canonical(frame, fields[:, None], start)[:, 0]
-            state = surrogate.member.encode(surrogate.normalise(canonical), conditions)
-            state = surrogate.member.advance(state, conditions)
-            positions = fields.new_tensor([distance, 0.0, length, length - distance])
-            values = surrogate.denormalise(surrogate.member.decode(state, conditions, positions))
-        physical = values * frame.amplitude[:, None, None] + frame.velocity[:, None, None]
-        inside_left, left, right, inside_right = physical.unbind(-1)
-        return inside_left, left, right, inside_right
+            return decode_at(self.surrogate, fields, parameters, fields.new_tensor(positions))

@@ -15,14 +15,23 @@ from universal_simulator.model.surrogate import Surrogate
 DECODE_STEPS = 10
 
 
-def rollout(surrogate: Surrogate, initial: Tensor, parameters: Tensor, *, steps: int) -> Iterator[Tensor]:
+def rollout(
+    surrogate: Surrogate,
+    initial: Tensor,
+    parameters: Tensor,
+    *,
+    steps: int,
+    dt_s: float | None = None,
+) -> Iterator[Tensor]:
     """Yield decoded fields (B, k, C, X) of the next k steps until `steps` are out, unguarded.
 
     initial: (B, C, X) physical; parameters: (B, P) physical. The state itself never leaves
-    the model's own space; what is yielded is in physical units.
+    the model's own space; what is yielded is in physical units. dt_s: another step than the
+    one trained on (the model is conditioned on it).
     """
+    dt_s = surrogate.architecture.dt_s if dt_s is None else dt_s
     frame = surrogate.frame_of(initial)
-    conditions = surrogate.conditions(frame, parameters)
+    conditions = surrogate.conditions(frame, parameters, dt_s)
     state = surrogate.member.encode(_to_member(surrogate, frame, initial), conditions)
     done = 0
     while done < steps:
@@ -30,14 +39,22 @@ def rollout(surrogate: Surrogate, initial: Tensor, parameters: Tensor, *, steps:
         for _ in range(min(DECODE_STEPS, steps - done)):
             state = surrogate.member.advance(state, conditions)
             states.append(state)
-        yield decode_steps(surrogate, frame, conditions, torch.stack(states, dim=1), first_step=done + 1)
+        times = dt_s * torch.arange(done + 1, done + 1 + len(states), device=initial.device)
+        yield _decode(surrogate, frame, conditions, torch.stack(states, dim=1), times)
         done += len(states)
 
 
-def rollout_fields(surrogate: Surrogate, initial: Tensor, parameters: Tensor, *, steps: int) -> Tensor:
+def rollout_fields(
+    surrogate: Surrogate,
+    initial: Tensor,
+    parameters: Tensor,
+    *,
+    steps: int,
+    dt_s: float | None = None,
+) -> Tensor:
     """The whole rollout (B, steps, C, X), without gradients, unguarded."""
     with torch.inference_mode():
-        return torch.cat(list(rollout(surrogate, initial, parameters, steps=steps)), dim=1)
+        return torch.cat(list(rollout(surrogate, initial, parameters, steps=steps, dt_s=dt_s)), dim=1)
 
 
 def reconstruct(surrogate: Surrogate, fields: Tensor, parameters: Tensor) -> Tensor:
@@ -46,20 +63,28 @@ def reconstruct(surrogate: Surrogate, fields: Tensor, parameters: Tensor) -> Ten
         frame = surrogate.frame_of(fields)
         conditions = surrogate.conditions(frame, parameters)
         state = surrogate.member.encode(_to_member(surrogate, frame, fields), conditions)
-        return decode_steps(surrogate, frame, conditions, state[:, None], first_step=0)[:, 0]
+        return _decode(surrogate, frame, conditions, state[:, None], fields.new_zeros(1))[:, 0]
 
 
-def decode_steps(
-    surrogate: Surrogate, frame: FrameState, conditions: Conditions, states: Tensor, *, first_step: int
+def decode_at(surrogate: Surrogate, fields: Tensor, parameters: Tensor, positions: Tensor) -> Tensor:
+    """One step from fields (B, C, X), decoded at positions (Q,) of the canonical frame, (B, C, Q)."""
+    frame = surrogate.frame_of(fields)
+    conditions = surrogate.conditions(frame, parameters)
+    state = surrogate.member.encode(_to_member(surrogate, frame, fields), conditions)
+    state = surrogate.member.advance(state, conditions)
+    values = surrogate.denormalise(surrogate.member.decode(state, conditions, positions))
+    return values * frame.amplitude[:, None, None] + frame.velocity[:, None, None]
+
+
+def _decode(
+    surrogate: Surrogate, frame: FrameState, conditions: Conditions, states: Tensor, times_s: Tensor
 ) -> Tensor:
-    """States (B, k, ...) of steps first_step, first_step + 1, ... -> physical (B, k, C, X)."""
+    """States (B, k, ...) at times_s (k,) since the first frame -> physical (B, k, C, X)."""
     batch, count = states.shape[:2]
     repeated = repeat_conditions(conditions, count)
     decoded = surrogate.member.decode(states.flatten(0, 1), repeated)
     fields = surrogate.denormalise(decoded.unflatten(0, (batch, count)))
-    steps = torch.arange(first_step, first_step + count, device=fields.device)
-    times = (steps * surrogate.architecture.dt_s).to(fields).expand(batch, -1)
-    return surrogate.frame.from_canonical(frame, fields, times)
+    return surrogate.frame.from_canonical(frame, fields, times_s.to(fields).expand(batch, -1))
 
 
 def repeat_conditions(conditions: Conditions, count: int) -> Conditions:

@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,11 @@ class Surrogate(nn.Module):
     def frame_of(self, initial: Tensor) -> FrameState:
         return self.frame.of(initial)
 
-    def conditions(self, state: FrameState, parameters: Tensor) -> Conditions:
-        return self.frame.conditions(state, parameters, self.architecture.dt_s)
+    def conditions(
+        self, state: FrameState, parameters: Tensor, dt_s: float | None = None
+    ) -> Conditions:
+        """Conditions of one step (default: the step trained on) as they read in the frame."""
+        return self.frame.conditions(state, parameters, dt_s or self.architecture.dt_s)
 
 
 def build_member(import_path: str, problem: Problem, options: Mapping[str, Any]) -> Simulator:
@@ -204,8 +207,3 @@ def _equation(architecture: Architecture) -> Equation:
         field_names=architecture.field_names,
         parameter_names=architecture.parameter_names,
     )
-
-
-def standardised_range(values: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:
-    """Smallest and largest value per parameter of rows (B, P)."""
-    return tuple((min(column), max(column)) for column in zip(*values, strict=True))

@@ -18,7 +18,7 @@ from universal_simulator.physics.domain import Grid
 from universal_simulator.physics.spectral import fourier_shift, wavenumbers
 
 #: max|u| dt / dx; ETDRK4 on a dealiased grid is stable to about 1.3
-COURANT = 0.6
+COURANT = 1.0
 
 
 def solve_burgers(

@@ -1,0 +1,52 @@
+"""The command line: the only place that wires the wings together. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from universal_simulator import __version__
+from universal_simulator.cli import config, data, doctor, model, run, sweep
+from universal_simulator.errors import UsimError
+
+app = typer.Typer(
+    name="usim",
+    help="A neural simulator for time-dependent PDEs, and the gated sweep that improves it.\n\n"
+    "First steps:  usim doctor  |  usim sweep run smoke --folder runs/smoke",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(config.app, name="config")
+app.add_typer(data.app, name="data")
+app.add_typer(sweep.app, name="sweep")
+app.command("run")(run.run)
+app.command("evaluate")(model.evaluate)
+app.command("rollout")(model.rollout)
+app.command("leaderboard")(sweep.leaderboard)
+app.command("doctor")(doctor.doctor)
+
+
+@app.command("version")
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Entry point: one clear message per failure, exit code 2 for usage, 1 for a failed run."""
+    try:
+        app()
+    except UsimError as error:
+        if os.environ.get("USIM_DEBUG"):
+            raise
+        print(f"usim: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if os.environ.get("USIM_DEBUG"):
+            raise
+        print(f"usim: {error} (set USIM_DEBUG=1 for the traceback)", file=sys.stderr)
+        sys.exit(1)

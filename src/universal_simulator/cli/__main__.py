@@ -1,0 +1,3 @@
+from universal_simulator.cli import main
+
+main()

@@ -1,0 +1,55 @@
+"""usim evaluate, usim rollout"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="a run folder, or a model.safetensors with --data")],
+    suite: Annotated[str, typer.Option(help="small, full or pdebench")] = "small",
+    data: Annotated[Path | None, typer.Option(help="another data file of the same equation")] = None,
+    nu: Annotated[float | None, typer.Option(help="the parameter, where neither file nor name says it")] = None,
+    opening: Annotated[str | None, typer.Option(hidden=True)] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Evaluate a trained model; the test split stays sealed (only a sweep opens it, once).
+
+    Example: usim evaluate runs/smoke/artifacts/runs/RUN_ID --suite full
+    """
+    from universal_simulator.cli.progress import ProgressLine
+    from universal_simulator.experiment import evaluate as evaluate_run
+
+    record = evaluate_run(
+        path, suite=suite, data_file=data, parameter=nu, opening=opening, progress=ProgressLine().update
+    )
+    if as_json:
+        typer.echo(record.model_dump_json(indent=1))
+        return
+    for regime, result in record.result.regimes.items():
+        typer.echo(f"{regime} ({record.suite}, {record.result.protocol.num_groups} initial conditions)")
+        for name, metric in sorted(result.metrics.items()):
+            value = "not applicable" if not metric.applicable else metric.value
+            typer.echo(f"  {name:34} {value}")
+
+
+def rollout(
+    path: Annotated[Path, typer.Argument(help="a run folder or a model.safetensors")],
+    data: Annotated[Path, typer.Option(help="where the first frames come from")],
+    out: Annotated[Path, typer.Option(help="NetCDF file to write (.nc)")],
+    steps: Annotated[int, typer.Option(min=1, help="rollout steps")] = 100,
+    index: Annotated[int, typer.Option(min=0, help="first trajectory of the file")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="how many trajectories")] = 1,
+    nu: Annotated[float | None, typer.Option(help="the parameter, where neither file nor name says it")] = None,
+) -> None:
+    """Roll out from the first frames of a data file and write NetCDF with names and units.
+
+    Example: usim rollout RUN_FOLDER --data FILE --steps 100 --out rollout.nc
+    """
+    from universal_simulator.experiment import rollout_to_file
+
+    rollout_to_file(path, data, out, steps=steps, index=index, count=count, parameter=nu)
+    typer.echo(str(out))

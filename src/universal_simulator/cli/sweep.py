@@ -1,0 +1,134 @@
+"""usim sweep run | status | resume | report | explain, usim leaderboard"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Run a written plan and see why each run was kept or rejected.", no_args_is_help=True)
+Folder = Annotated[Path, typer.Argument(help="the sweep's folder")]
+Workers = Annotated[int, typer.Option(min=1, help="runs at a time; the cores are shared out")]
+
+
+@app.command("run")
+def run_command(
+    plan: Annotated[str, typer.Argument(help="a plan's name (plans/NAME.yaml) or path")],
+    folder: Annotated[Path, typer.Option(help="the sweep's folder")],
+    workers: Workers = 2,
+) -> None:
+    """Run a plan to its champion. Interrupted and typed again, it goes on where it was.
+
+    Example: usim sweep run smoke --folder runs/smoke
+    """
+    from universal_simulator.cli.progress import ProgressLine
+    from universal_simulator.executors.local_process import LocalProcessExecutor
+    from universal_simulator.sweep.driver import run_sweep
+
+    line = ProgressLine()
+    run_sweep(plan, folder, executor=LocalProcessExecutor(workers), progress=lambda f, text: line.update(text, f, 1.0))
+    _outcome(folder)
+
+
+@app.command()
+def resume(folder: Folder, workers: Workers = 2) -> None:
+    """Go on with the sweep in a folder."""
+    from universal_simulator.cli.progress import ProgressLine
+    from universal_simulator.executors.local_process import LocalProcessExecutor
+    from universal_simulator.sweep.driver import resume_sweep
+
+    line = ProgressLine()
+    resume_sweep(folder, executor=LocalProcessExecutor(workers), progress=lambda f, text: line.update(text, f, 1.0))
+    _outcome(folder)
+
+
+@app.command()
+def status(folder: Folder, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Which runs are done, failed or waiting, and the champion if there is one."""
+    from universal_simulator.sweep.state import SweepState
+
+    state = SweepState(folder)
+    runs = {
+        run.run_id: "failed" if state.failed(f"train:{run.run_id}") else "done" if state.done(f"train:{run.run_id}") else "waiting"
+        for run in state.runs
+    }
+    champion = state.decision("champion")
+    if as_json:
+        typer.echo(json.dumps({"plan": state.plan.name, "runs": runs, "champion": champion}, indent=1))
+        return
+    typer.echo(f"{state.plan.name}: {len(state.journal.events)} events")
+    for run_id, what in runs.items():
+        typer.echo(f"  {what:8} {run_id}")
+    typer.echo(champion["sentence"] if champion else "no champion yet")
+
+
+@app.command()
+def report(folder: Folder) -> None:
+    """Rebuild leaderboard and sweep page from the journal and the records alone."""
+    from universal_simulator.sweep.driver import rebuild_reports
+    from universal_simulator.sweep.report import report_path
+
+    rebuild_reports(folder)
+    typer.echo(str(report_path(folder)))
+
+
+@app.command()
+def explain(folder: Folder, run: Annotated[str | None, typer.Argument(help="one run id")] = None) -> None:
+    """What changed in each run, why it helped or hurt, what to do next; its gates."""
+    from universal_simulator.errors import UserError
+    from universal_simulator.sweep.state import SweepState
+    from universal_simulator.sweep.verdicts import verdict
+
+    state = SweepState(folder)
+    known = [item.run_id for item in state.runs]
+    if run is not None and run not in known:
+        raise UserError(f"no run {run!r} in {folder}; runs: {', '.join(known)}")
+    gates = (state.decision("small_eval_gates") or {"gates": {}})["gates"]
+    for run_id in [run] if run else known:
+        typer.echo(run_id)
+        for line in verdict(state, run_id):
+            typer.echo(f"  {line}")
+        for gate in gates.get(run_id, ()):
+            typer.echo(f"    {gate['answer']:15} {gate['name']} ({gate['regime']}): {gate['sentence']}")
+
+
+def leaderboard(folder: Folder, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """The leaderboard of a sweep's folder."""
+    from universal_simulator.errors import UserError
+    from universal_simulator.sweep.leaderboard import leaderboard_path
+
+    path = leaderboard_path(folder)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; run `usim sweep report {folder}` or finish the sweep")
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ("run_id", "label", "suite", "regime", "nrmse", "nrmse_low", "nrmse_high", "conservation_gap", "params")
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(_short(row[name]) for name in columns))
+    Console().print(table)
+
+
+def _short(text: str) -> str:
+    try:
+        return f"{float(text):.4g}" if "." in text or "e" in text else text
+    except ValueError:
+        return text
+
+
+def _outcome(folder: Path) -> None:
+    from universal_simulator.sweep.report import report_path
+    from universal_simulator.sweep.state import SweepState
+
+    champion = SweepState(folder).decision("champion")
+    typer.echo(champion["sentence"] if champion else "no champion")
+    typer.echo(f"report: {report_path(folder)}")

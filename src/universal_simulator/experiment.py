@@ -1,0 +1,449 @@
+"""One run: data -> operator stage -> evaluation -> record. The science side of the door."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from universal_simulator.configuration import LoadedConfig
+from universal_simulator.configuration.documents import read_mapping, validate
+from universal_simulator.configuration.locations import find
+from universal_simulator.configuration.schema import EvaluationConfig, GuardsConfig, RunConfig
+from universal_simulator.data.batch import Trajectories
+from universal_simulator.data.dataset import Dataset, open_dataset
+from universal_simulator.data.generator import generate
+from universal_simulator.data.specification import DatasetSpec
+from universal_simulator.data.windows import StreamingWindowSource, WindowSource
+from universal_simulator.errors import DataError, UserError, UsimError
+from universal_simulator.evaluation.evaluator import Evaluator
+from universal_simulator.evaluation.references import reference_rows
+from universal_simulator.evaluation.report import write_report
+from universal_simulator.identity import code_version, input_hash, run_identity
+from universal_simulator.inference.predictor import SurrogatePredictor
+from universal_simulator.model.surrogate import (
+    Architecture,
+    Surrogate,
+    hash_of,
+    load_surrogate,
+    save_surrogate,
+)
+from universal_simulator.run_record import (
+    EvaluationRecord,
+    EvaluationResult,
+    Predictor,
+    Protocol,
+    RunFolder,
+    RunRecord,
+    TrainingRecord,
+    TrainingResult,
+    read_document,
+    write_json,
+)
+from universal_simulator.training.batches import CanonicalBatches
+from universal_simulator.training.loop import OperatorTraining, StageOutcome
+
+Progress = Callable[[str, int, int], None]
+#: suite -> (label in records, split)
+SUITES = {
+    "small": ("small_eval", "validation"),
+    "full": ("full_eval", "selection"),
+    "test": ("test", "test"),
+    "pdebench": ("pdebench", "all"),
+}
+#: PDEBench's protocol: 256 points, every 5th frame, frames 10-40 predicted; one frame in is frame 9
+PDEBENCH = {"points": 256, "time_stride": 5, "first_frame": 45, "num_frames": 32}
+
+
+def dataset_path(folder: Path, name: str) -> Path:
+    return folder / "data" / f"{name}.hdf5"
+
+
+def ensure_dataset(name: str | Path, path: Path, *, progress: Progress | None = None) -> Dataset:
+    """Generate the named data set where it is missing or unfinished."""
+    source = find("configs/data", name)
+    spec = validate(DatasetSpec, read_mapping(source), str(source))
+    report = None if progress is None else lambda done, total: progress("data", done, total)
+    return generate(spec, path, progress=report)
+
+
+def run(
+    loaded: LoadedConfig,
+    folder: Path,
+    *,
+    run_id: str | None = None,
+    progress: Progress | None = None,
+) -> RunRecord:
+    """Train and small-evaluate one config in `folder`; a finished run is returned as it is.
+
+    A killed run goes on from its last training state when called again.
+    """
+    config = loaded.config
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    if config.data.file is not None:
+        dataset = open_dataset(config.data.file)
+    else:
+        name = str(config.data.dataset)
+        dataset = ensure_dataset(name, dataset_path(folder, name), progress=progress)
+    dataset.audit()
+    expected = run_identity(
+        config.name, config_hash=loaded.hash, data_identity=dataset.identity, seed=config.seed
+    )
+    if run_id is not None and run_id != expected:
+        raise UserError(
+            f"run id {run_id} was asked for, but this config, data, code and seed are {expected}; "
+            "something changed since the sweep was planned"
+        )
+    files = RunFolder(folder, expected)
+    if files.summary.exists():
+        record = read_document(files.summary, RunRecord)
+        if record.status == "finished" and "small_eval" in record.evaluations:
+            return record
+    files.path.mkdir(parents=True, exist_ok=True)
+    write_json(
+        files.config,
+        {"hash": loaded.hash, "source": config.name, "data": str(dataset.path), "config": config.model_dump(mode="json")},
+    )
+    try:
+        record = _train(config, loaded.hash, dataset, files, progress)
+    except UsimError as error:
+        failed = RunRecord(run_id=expected, status="failed", failure=str(error), tags=config.tags)
+        write_json(files.summary, failed)
+        raise
+    write_json(files.summary, record)
+    evaluate(files.path, suite="small", progress=progress)
+    return read_document(files.summary, RunRecord)
+
+
+def _train(
+    config: RunConfig, config_hash: str, dataset: Dataset, files: RunFolder, progress: Progress | None
+) -> RunRecord:
+    started = time.monotonic()
+    inputs = input_hash(config_hash=config_hash, data_identity=dataset.identity, seed=config.seed)
+    source, initial, sample = _training_data(config, dataset)
+    surrogate = _new_surrogate(config, dataset, sample)
+    validation = dataset.load(
+        "validation",
+        time_stride=config.data.time_stride,
+        max_groups=config.training.validation_groups,
+        device=config.device,
+    )
+    training = OperatorTraining(
+        surrogate,
+        config.training,
+        seed=config.seed,
+        batches=CanonicalBatches(
+            source, surrogate, initial=initial, start_fraction=config.training.windows_from_start
+        ),
+        validate=lambda model: rollout_score(model, config.guards, validation),
+        state_path=files.training_state,
+        log_path=files.metrics_log,
+        input_hash=inputs,
+        on_step=None if progress is None else lambda done, total: progress("train", done, total),
+    )
+    outcome = training.run()
+    surrogate.load_state_dict(outcome.weights)
+    surrogate.architecture = surrogate.architecture.model_copy(
+        update={"weights": outcome.progress.best_weights}
+    )
+    model_hash = save_surrogate(surrogate, files.model, plain_checkpoint=files.operator_ema)
+    result = _training_result(config, config_hash, dataset, surrogate, outcome, model_hash)
+    observation = {
+        "wall_clock_s": outcome.progress.seconds,
+        "process_s": time.monotonic() - started,
+        "stopped_early": outcome.stopped_early,
+        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    return RunRecord(
+        run_id=files.run_id,
+        status="finished",
+        tags=config.tags,
+        training=TrainingRecord(result=result, observation=observation),
+    )
+
+
+def _training_data(
+    config: RunConfig, dataset: Dataset
+) -> tuple[WindowSource, torch.Tensor, Trajectories]:
+    """Window source, first frames of its rows, and a sample for the statistics."""
+    stride, groups = config.data.time_stride, config.data.train_groups
+    rows = len(dataset.rows("train", max_groups=groups))
+    frames = -(-dataset.header.shape[1] // stride)
+    needed_gib = rows * frames * dataset.grid.points[0] * 4 / 2**30
+    if needed_gib <= config.data.resident_gib:
+        train = dataset.load("train", time_stride=stride, max_groups=groups, device=config.device)
+        return WindowSource(train), train.fields[:, 0], train
+    source = StreamingWindowSource(dataset, split="train", time_stride=stride, max_groups=groups)
+    sample = dataset.load("train", time_stride=stride, max_groups=64, device=config.device)
+    return source, source.initial(), sample
+
+
+def _new_surrogate(config: RunConfig, dataset: Dataset, sample: Trajectories) -> Surrogate:
+    equation = dataset.equation
+    values = sample.parameters
+    architecture = Architecture(
+        import_path=config.model.import_path,
+        options=config.model.options,
+        canonical_frame=config.model.canonical_frame,
+        equation=equation.name,
+        field_names=tuple(spec.name for spec in equation.fields),
+        parameter_names=tuple(spec.name for spec in equation.parameters),
+        lengths=dataset.grid.lengths,
+        points=dataset.grid.points,
+        origin=dataset.grid.origin,
+        dt_s=sample.frame_spacing_s,
+        time_stride=config.data.time_stride,
+        data_identity=dataset.identity,
+        parameter_range=tuple(
+            (float(low), float(high)) for low, high in zip(values.amin(0), values.amax(0), strict=True)
+        ),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        surrogate = Surrogate(architecture)
+    frame = surrogate.frame_of(sample.fields[:, 0])
+    times = sample.times_s.to(sample.fields).expand(len(sample), -1)
+    canonical = surrogate.frame.to_canonical(frame, sample.fields, times)
+    surrogate.fit_normalisation(canonical, surrogate.conditions(frame, sample.parameters))
+    return surrogate.to(config.device)
+
+
+def rollout_score(surrogate: Surrogate, guards: GuardsConfig, truth: Trajectories) -> float:
+    """Mean guarded rollout nrmse over regimes: what early stopping watches."""
+    from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames
+
+    predictor = SurrogatePredictor(surrogate, guards)
+    initial = truth.fields[:, 0]
+    raw = predictor.rollout(initial, truth.parameters, truth.fields.shape[1] - 1)
+    error, valid, _ = nrmse_frames(predictor.guard(raw, initial), truth.fields[:, 1:], initial)
+    return float(mean_valid(error, valid, dims=(1, 2)).nanmean())
+
+
+def _training_result(
+    config: RunConfig,
+    config_hash: str,
+    dataset: Dataset,
+    surrogate: Surrogate,
+    outcome: StageOutcome,
+    model_hash: str,
+) -> TrainingResult:
+    done = outcome.progress
+    return TrainingResult(
+        config_name=config.name,
+        config_hash=config_hash,
+        effective_config=config.model_dump(mode="json"),
+        data_identity=dataset.identity,
+        code_version=code_version(),
+        seed=config.seed,
+        params=surrogate.num_parameters(),
+        optimiser_steps=done.step,
+        training_flops=done.training_flops,
+        model_hash=model_hash,
+        weights_kept="raw" if done.best_weights == "raw" else "ema",
+        validation={
+            "best_nrmse": done.best_score,
+            "best_step": done.best_step,
+            "last_nrmse": min(done.validations[-1][1:]),
+        },
+        stages=config.training.stages,
+    )
+
+
+def evaluate(
+    path: Path,
+    *,
+    suite: str,
+    data_file: Path | None = None,
+    parameter: float | None = None,
+    opening: str | None = None,
+    progress: Progress | None = None,
+) -> EvaluationRecord:
+    """Evaluate a run folder (or, for a released model file, only print-worthy figures).
+
+    The test split answers only to a sweep's journalled `opening`.
+    """
+    if suite not in SUITES:
+        raise UserError(f"no suite {suite!r}; suites: {', '.join(SUITES)}")
+    if suite == "test" and not opening:
+        raise UserError(
+            "the test split is sealed: it is opened once, by a sweep, for its final champion; "
+            "use --suite full (the selection split)"
+        )
+    if suite == "pdebench" and data_file is None:
+        raise UserError("--suite pdebench needs --data FILE (a PDEBench file)")
+    label, split = SUITES[suite]
+    run_folder = RunFolder.of_path(path) if path.is_dir() else None
+    model_path = run_folder.model if run_folder else path
+    surrogate = load_surrogate(model_path)
+    config = _run_config(run_folder)
+    known_file = None if run_folder is None else read_mapping(run_folder.config).get("data")
+    file = data_file or (Path(str(known_file)) if known_file else None)
+    if file is None:
+        raise UserError(f"{path} is a model without its run; give --data FILE")
+    dataset = open_dataset(file, parameter=parameter, points=PDEBENCH["points"] if suite == "pdebench" else None)
+    _refuse_foreign(surrogate, dataset)
+    if data_file is not None and dataset.header.split is None:
+        split = "all"
+    started = time.monotonic()
+    truth = _truth(surrogate, dataset, suite, split, config.evaluation if config else EvaluationConfig())
+    evaluation = config.evaluation if config else EvaluationConfig()
+    guards = config.guards if config else GuardsConfig()
+    protocol_name = "pdebench" if suite == "pdebench" else "rollout"
+    references, seconds = reference_rows(
+        truth,
+        classical_points=evaluation.classical_points,
+        bootstrap_samples=evaluation.bootstrap_samples,
+        method="exact" if truth.equation.linear else "finite_volume",
+    ) if truth.equation.name != "undeclared" else _persistence_only(truth, evaluation)
+    references_s = time.monotonic() - started
+    predictor = SurrogatePredictor(surrogate, guards, frame_spacing_s=truth.frame_spacing_s)
+    evaluator = Evaluator(
+        truth,
+        references,
+        batch_size=evaluation.batch_size,
+        bootstrap_samples=evaluation.bootstrap_samples,
+        on_batch=None if progress is None else lambda done, total: progress(label, done, total),
+    )
+    regimes, predictions = evaluator.run(predictor)
+    record = EvaluationRecord(
+        suite=label,
+        run_id=run_folder.run_id if run_folder else path.stem,
+        result=EvaluationResult(
+            protocol=Protocol(
+                name=protocol_name,
+                dataset_identity=dataset.identity,
+                split=split,
+                first_frame=PDEBENCH["first_frame"] if suite == "pdebench" else evaluation.first_frame,
+                time_stride=PDEBENCH["time_stride"] if suite == "pdebench" else surrogate.architecture.time_stride,
+                steps=truth.fields.shape[1] - 1,
+                points=truth.grid.points[0],
+                num_groups=len(set(truth.groups)),
+                groups_hash=evaluator.groups_hash(),
+            ),
+            predictor=Predictor(
+                model_hash=hash_of(surrogate),
+                weights="raw" if surrogate.architecture.weights == "raw" else "ema",
+                guards=predictor.guards.names,
+            ),
+            regimes=regimes,
+            references=references,
+        ),
+        observation={
+            "wall_clock_s": time.monotonic() - started - references_s,
+            "references_s": references_s,
+            "classical_s_per_trajectory": seconds,
+            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "opening": opening,
+        },
+    )
+    if run_folder is not None:
+        write_json(run_folder.evaluation(label), record)
+        summary = read_document(run_folder.summary, RunRecord)
+        summary = summary.model_copy(update={"evaluations": {**summary.evaluations, label: record}})
+        write_json(run_folder.summary, summary)
+        write_report(run_folder, summary, label, truth=truth, predictions=predictions)
+    return record
+
+
+def _run_config(folder: RunFolder | None) -> RunConfig | None:
+    if folder is None:
+        return None
+    stored = read_mapping(folder.config)
+    return validate(RunConfig, stored["config"], str(folder.config))
+
+
+def _truth(
+    surrogate: Surrogate, dataset: Dataset, suite: str, split: str, evaluation: EvaluationConfig
+) -> Trajectories:
+    if suite == "pdebench":
+        return dataset.load(
+            split,
+            time_stride=PDEBENCH["time_stride"],
+            first_frame=PDEBENCH["first_frame"],
+            num_frames=PDEBENCH["num_frames"],
+        )
+    limit = {"small": evaluation.small_groups, "full": evaluation.full_groups}.get(suite)
+    return dataset.load(
+        split,
+        time_stride=surrogate.architecture.time_stride,
+        first_frame=evaluation.first_frame,
+        num_frames=None if evaluation.steps is None else evaluation.steps + 1,
+        max_groups=limit,
+    )
+
+
+def _refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
+    """A data set of another equation, grid or parameter range is not what the model knows."""
+    architecture = surrogate.architecture
+    if dataset.equation.name != architecture.equation:
+        raise DataError(
+            f"{dataset.path} holds {dataset.equation.name!r}, the model was trained on "
+            f"{architecture.equation!r}"
+        )
+    if dataset.grid.points != architecture.points:
+        raise DataError(
+            f"{dataset.path} has {dataset.grid.points} points, the model was trained on "
+            f"{architecture.points}"
+        )
+    values = dataset.header.parameters
+    low, high = architecture.parameter_range[0]
+    if values.min() < low * (1 - 1e-6) or values.max() > high * (1 + 1e-6):
+        raise DataError(
+            f"{dataset.path}: parameters {values.min():g} to {values.max():g} leave the trained "
+            f"range {low:g} to {high:g}"
+        )
+
+
+def _persistence_only(truth: Trajectories, evaluation: EvaluationConfig) -> Any:
+    return reference_rows(
+        truth, classical_points=(), bootstrap_samples=evaluation.bootstrap_samples, method="exact"
+    )
+
+
+def rollout_to_file(
+    path: Path,
+    data_file: Path,
+    out: Path,
+    *,
+    steps: int,
+    index: int = 0,
+    count: int = 1,
+    parameter: float | None = None,
+) -> None:
+    """Roll out from first frames and write NetCDF: dimensions trajectory, time, x; names and units."""
+    import xarray
+
+    if out.suffix != ".nc":
+        raise UserError(f"--out {out}: the file is NetCDF, end its name in .nc")
+    surrogate = load_surrogate(RunFolder.of_path(path).model if path.is_dir() else path)
+    dataset = open_dataset(data_file, parameter=parameter)
+    _refuse_foreign(surrogate, dataset)
+    first = dataset.load("all", num_frames=2)
+    if index + count > len(first):
+        raise UserError(f"{data_file} holds {len(first)} trajectories, asked for {index} to {index + count - 1}")
+    rows = torch.arange(index, index + count)
+    initial, parameters = first.fields[rows, 0], first.parameters[rows]
+    predictor = SurrogatePredictor(surrogate, GuardsConfig())
+    fields = predictor.guard(predictor.rollout(initial, parameters, steps), initial)
+    whole = torch.cat([initial[:, None], fields], dim=1).numpy()
+    times = torch.arange(steps + 1, dtype=torch.float64).numpy() * surrogate.architecture.dt_s
+    variables = {
+        spec.name: (("trajectory", "time", "x"), whole[:, :, channel], {"units": spec.unit})
+        for channel, spec in enumerate(surrogate.equation.fields)
+    }
+    for column, spec in enumerate(surrogate.equation.parameters):
+        variables[spec.name] = (("trajectory",), parameters[:, column].numpy(), {"units": spec.unit})
+    xarray.Dataset(
+        variables,
+        coords={"time": ("time", times, {"units": "s"}), "x": ("x", dataset.grid.coordinates().numpy(), {"units": "m"})},
+        attrs={"model_hash": hash_of(surrogate), "equation": surrogate.equation.name, "guards": " ".join(predictor.guards.names)},
+    ).to_netcdf(out, engine="h5netcdf")

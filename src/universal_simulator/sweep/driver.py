@@ -1,0 +1,308 @@
+"""Runs a plan: data, runs, gates, promotions, full-evals, champion, reports.
+
+Every side effect is journalled before it starts and after it ended; everything decided is
+a pure function of records. Typed again after any interruption, the sweep goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from universal_simulator.configuration import load_config
+from universal_simulator.configuration.documents import flatten
+from universal_simulator.errors import ConfigurationError, ExecutorError, SweepLockedError, UserError
+from universal_simulator.identity import run_identity
+from universal_simulator.run_record import RunFolder
+from universal_simulator.sweep.executor import Executor, Job
+from universal_simulator.sweep.gates import GateResult
+from universal_simulator.sweep.journal import Journal
+from universal_simulator.sweep.leaderboard import write_leaderboard
+from universal_simulator.sweep.plan import Plan, load_plan
+from universal_simulator.sweep.report import write_sweep_report
+from universal_simulator.sweep.rounds import choose_champion, gate_results, promotions
+from universal_simulator.sweep.state import JOURNAL, SweepState
+
+#: fraction of the sweep done (0..1) and what is going on
+Progress = Callable[[float, str], None]
+#: a job ended by a signal (killed, out of memory) is tried this often; a refused one never again
+MAX_ATTEMPTS = 2
+#: share of the work that full-evals take, for the progress bar alone
+FULL_EVAL_COST = 0.3
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One driver per folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".driver.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise SweepLockedError(f"another driver is at work in {folder}; wait for it or end it") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run_sweep(
+    plan: Plan | str | Path, folder: Path, *, executor: Executor, progress: Progress | None = None
+) -> SweepState:
+    """Run the plan in `folder`, or go on with the same plan there."""
+    plan = plan if isinstance(plan, Plan) else load_plan(plan)
+    with locked(folder):
+        journal = Journal(folder / JOURNAL)
+        if not journal.events:
+            journal.append("sweep_started", plan=plan.model_dump(mode="json"), plan_hash=plan.hash)
+        state = SweepState(folder, journal)
+        if state.plan.hash != plan.hash:
+            raise UserError(f"{folder} belongs to another plan:\n{_difference(state.plan, plan)}")
+        return _Driver(state, executor, progress).run()
+
+
+def resume_sweep(folder: Path, *, executor: Executor, progress: Progress | None = None) -> SweepState:
+    return run_sweep(SweepState(folder).plan, folder, executor=executor, progress=progress)
+
+
+def rebuild_reports(folder: Path) -> SweepState:
+    """Leaderboard and sweep page from journal and records alone."""
+    state = SweepState(folder)
+    write_leaderboard(state)
+    write_sweep_report(state)
+    return state
+
+
+class _Driver:
+    def __init__(self, state: SweepState, executor: Executor, progress: Progress | None) -> None:
+        self.state = state
+        self.plan = state.plan
+        self.folder = state.folder
+        self.journal = state.journal
+        self.executor = executor
+        self.progress = progress
+
+    def run(self) -> SweepState:
+        try:
+            self._data()
+            self._plan_runs()
+            self._train()
+            self._small_eval_gates()
+            self._promote()
+            self._full_evals()
+            self._champion()
+            self._open_test()
+        finally:
+            self.executor.cancel_all()
+        if self.state.decision("sweep_finished") is None:
+            self.journal.append("sweep_finished", champion=self._decided("champion")["champion"])
+        write_leaderboard(self.state)
+        write_sweep_report(self.state)
+        self._tell(1.0, "finished")
+        return self.state
+
+    def _data(self) -> None:
+        job = Job("data", ("data", "generate", self.plan.dataset, "--folder", str(self.folder), "--json"), self._log("data"))
+        if not self.state.done("data"):
+            self._tell(0.0, f"generating {self.plan.dataset}")
+        self._run_jobs([job], lambda done, total: None)
+        if not self.state.done("data"):
+            raise ExecutorError(f"the data could not be made; see {job.log}:\n{_tail(job.log)}")
+
+    def _plan_runs(self) -> None:
+        if self.state.runs:
+            return
+        identity = _last_json(self._log("data"))["identity"]
+        plan, items = self.plan, []
+        for seed in plan.baseline.seeds:
+            items.append((plan.baseline.config, seed, "baseline", "baseline", 1.0))
+        items += [(m.config, 0, "reference", "reference", m.cost) for m in plan.references]
+        items += [(m.config, 0, "member", r.name, m.cost) for r in plan.rounds for m in r.members]
+        runs, seen = [], {}
+        for config, seed, role, round_name, cost in items:
+            loaded = load_config(config, [f"seed={seed}"], profile=plan.profile)
+            other = seen.setdefault((loaded.hash, seed), config)
+            if other != config:
+                raise ConfigurationError(
+                    plan.name, [f"{config} and {other} have the same effective config: a duplicate"]
+                )
+            run_id = run_identity(config, config_hash=loaded.hash, data_identity=identity, seed=seed)
+            runs.append(
+                {"run_id": run_id, "config": config, "seed": seed, "role": role, "round": round_name, "cost": cost}
+            )
+        self.journal.append("runs_planned", data_identity=identity, runs=runs)
+        self.state = SweepState(self.folder, self.journal)
+
+    def _train(self) -> None:
+        ordered = sorted(self.state.runs, key=lambda run: -run.cost)
+        costs = {f"train:{run.run_id}": run.cost for run in ordered}
+        jobs = [
+            Job(
+                f"train:{run.run_id}",
+                (
+                    "run", run.config, "--folder", str(self.folder), "--profile", self.plan.profile,
+                    "--run-id", run.run_id, f"seed={run.seed}",
+                ),
+                RunFolder(self.folder, run.run_id).log,
+            )
+            for run in ordered
+        ]
+        total = sum(costs.values())
+
+        def report(done: Sequence[str], running: Sequence[str]) -> None:
+            share = sum(costs[name] for name in done) / total
+            names = ", ".join(name.removeprefix("train:") for name in running)
+            self._tell(0.05 + 0.7 * share, f"training {len(done)}/{len(jobs)}: {names}")
+
+        self._run_jobs(jobs, report)
+        failed = [run for run in self.state.baselines() if self.state.failed(f"train:{run}")]
+        if len(failed) == len(self.state.baselines()):
+            log = RunFolder(self.folder, failed[0]).log
+            raise ExecutorError(f"every baseline run failed, nothing can be compared; see {log}:\n{_tail(log)}")
+
+    def _small_eval_gates(self) -> None:
+        self._gates("small_eval", [run.run_id for run in self.state.runs if run.role == "member"])
+
+    def _gates(self, suite: str, candidates: Sequence[str]) -> dict[str, list[GateResult]]:
+        """Gates of candidates against the first baseline seed that finished; journalled once."""
+        evaluations = self.state.evaluations(suite)
+        seeds = [evaluations[run] for run in self.state.baselines() if run in evaluations]
+        results = {
+            run: gate_results(
+                self.plan.gates, evaluations[run], seeds[0], headline=self.plan.headline_regime,
+                baseline_seeds=seeds, hard=suite == "full_eval",
+            )
+            for run in candidates
+            if run in evaluations and seeds
+        }
+        if self.state.decision(f"{suite}_gates") is None:
+            told = {run: [gate.as_dict() for gate in gates] for run, gates in results.items()}
+            self.journal.append(f"{suite}_gates", gates=told)
+        return results
+
+    def _promote(self) -> None:
+        if self.state.decision("promotions") is not None:
+            return
+        evaluations = self.state.evaluations("small_eval")
+        results = self._gates("small_eval", [r.run_id for r in self.state.runs if r.role == "member"])
+        chosen = []
+        for round_ in self.plan.rounds:
+            runs = {r.config: r.run_id for r in self.state.runs if r.role == "member" and r.round == round_.name}
+            chosen += promotions(round_, runs, results, evaluations, headline=self.plan.headline_regime)
+        self.journal.append("promotions", promoted=[vars(item) for item in chosen])
+
+    def _promoted(self) -> list[str]:
+        return [item["run_id"] for item in self._decided("promotions")["promoted"]]
+
+    def _full_evals(self) -> None:
+        references = [run.run_id for run in self.state.runs if run.role == "reference"]
+        runs = [*self._promoted(), *self.state.baselines(), *references]
+        jobs = [self._evaluation(run, "full") for run in runs if self.state.done(f"train:{run}")]
+
+        def report(done: Sequence[str], running: Sequence[str]) -> None:
+            self._tell(0.75 + 0.2 * len(done) / max(1, len(jobs)), f"full-eval {len(done)}/{len(jobs)}")
+
+        self._run_jobs(jobs, report)
+
+    def _champion(self) -> None:
+        results = self._gates("full_eval", self._promoted())
+        if self.state.decision("champion") is not None:
+            return
+        evaluations = self.state.evaluations("full_eval")
+        baseline = next((run for run in self.state.baselines() if run in evaluations), None)
+        if baseline is None:
+            raise ExecutorError("no baseline reached full-eval, so no champion can be named")
+        verdict = choose_champion(
+            baseline, self._promoted(), results, evaluations, headline=self.plan.headline_regime
+        )
+        self.journal.append("champion", baseline=baseline, **vars(verdict))
+
+    def _open_test(self) -> None:
+        """The sealed split, once: for the final champion, its baseline and the references."""
+        if not self.plan.open_test_for_champion:
+            return
+        champion = self._decided("champion")
+        references = [run.run_id for run in self.state.runs if run.role == "reference"]
+        runs = list(dict.fromkeys([champion["champion"], champion["baseline"], *references]))
+        if self.state.decision("test_opened") is None:
+            self.journal.append("test_opened", runs=runs, opening=f"{self.plan.name}-1")
+        self._run_jobs(
+            [self._evaluation(run, "test") for run in runs if self.state.done(f"train:{run}")],
+            lambda done, running: self._tell(0.97, "opening the test split for the champion"),
+        )
+
+    def _evaluation(self, run_id: str, suite: str) -> Job:
+        files = RunFolder(self.folder, run_id)
+        arguments = ["evaluate", str(files.path), "--suite", suite]
+        if suite == "test":
+            arguments += ["--opening", self._decided("test_opened")["opening"]]
+        return Job(f"{suite}:{run_id}", tuple(arguments), files.path / f"evaluate_{suite}.log")
+
+    def _run_jobs(
+        self, jobs: Sequence[Job], report: Callable[[Sequence[str], Sequence[str]], None]
+    ) -> None:
+        """Run what is not done yet, `slots` at a time, in the order given."""
+        waiting = [j for j in jobs if not self.state.done(j.job_id) and not self.state.failed(j.job_id)]
+        running: dict[str, Job] = {}
+        deadline = time.monotonic() + self.plan.max_hours * 3600
+        while waiting or running:
+            while waiting and len(running) < self.executor.slots:
+                job = waiting.pop(0)
+                self.journal.append("job_intent", job=job.job_id, arguments=list(job.arguments))
+                self.executor.submit(job)
+                running[job.job_id] = job
+            done = [j.job_id for j in jobs if self.state.done(j.job_id)]
+            report(done, list(running))
+            for end in self.executor.wait(2.0):
+                job = running.pop(end.job_id)
+                self.journal.append(
+                    "job_ended", job=end.job_id, exit_code=end.exit_code, seconds=round(end.seconds, 3)
+                )
+                if end.exit_code < 0 and self.state.attempts(end.job_id) < MAX_ATTEMPTS:
+                    waiting.insert(0, job)
+                elif end.exit_code != 0:
+                    self.journal.append("job_given_up", job=end.job_id, log=_tail(job.log))
+            if time.monotonic() > deadline:
+                raise ExecutorError(
+                    f"the budget of {self.plan.max_hours:g} hours is used up; finished runs are kept, "
+                    "raise max_hours in a new folder or resume to spend as much again"
+                )
+
+    def _decided(self, kind: str) -> dict[str, Any]:
+        decision = self.state.decision(kind)
+        assert decision is not None, kind
+        return decision
+
+    def _log(self, name: str) -> Path:
+        return self.folder / "logs" / f"{name}.log"
+
+    def _tell(self, fraction: float, text: str) -> None:
+        if self.progress is not None:
+            self.progress(fraction, text)
+
+
+def _difference(stored: Plan, given: Plan) -> str:
+    before, after = flatten(stored.model_dump(mode="json")), flatten(given.model_dump(mode="json"))
+    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    return "\n".join(f"  {key}: {before.get(key)!r} there, {after.get(key)!r} given" for key in keys[:10])
+
+
+def _tail(path: Path, lines: int = 12) -> str:
+    if not path.exists():
+        return "(no log)"
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def _last_json(path: Path) -> dict[str, Any]:
+    for line in reversed(path.read_text(encoding="utf-8", errors="replace").splitlines()):
+        if line.startswith("{"):
+            value = json.loads(line)
+            assert isinstance(value, dict)
+            return value
+    raise ExecutorError(f"{path} holds no result line")

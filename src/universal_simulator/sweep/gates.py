@@ -1,0 +1,192 @@
+"""Gates: pure functions of evaluation records of one protocol.
+
+Each answers pass, fail, not_evaluable (missing or incomparable: blocks promotion) or
+not_applicable (declared so, with the reason: shown, does not block).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from universal_simulator.run_record import EvaluationRecord, RegimeResult
+from universal_simulator.sweep.plan import Improvement, Ratio
+
+Answer = Literal["pass", "fail", "not_evaluable", "not_applicable"]
+BOOTSTRAP_SAMPLES = 4000
+SEED = 20251018
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One gate on one regime, with everything the answer rests on."""
+
+    name: str
+    regime: str
+    answer: Answer
+    sentence: str
+    value: float | None = None
+    reference: float | None = None
+    threshold: float | None = None
+    margin: float | None = None
+    noise: float | None = None
+
+    @property
+    def blocks(self) -> bool:
+        return self.answer in ("fail", "not_evaluable")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def incomparable(candidate: EvaluationRecord, reference: EvaluationRecord) -> str | None:
+    """Why two evaluations may not be compared, or None."""
+    if candidate.run_id == reference.run_id:
+        return "a run is never compared with itself"
+    if candidate.result.predictor.model_hash == reference.result.predictor.model_hash:
+        return "both evaluations are of the same weights"
+    if candidate.result.protocol.hash != reference.result.protocol.hash:
+        return (
+            f"protocols differ ({candidate.result.protocol.hash[:8]} and "
+            f"{reference.result.protocol.hash[:8]})"
+        )
+    return None
+
+
+def ratio_gate(
+    metric: str, rule: Ratio, candidate: EvaluationRecord, reference: EvaluationRecord, regime: str
+) -> GateResult:
+    """candidate <= max_ratio * reference, on the metric before any guard."""
+    if rule.not_applicable:
+        return GateResult(metric, regime, "not_applicable", rule.not_applicable)
+    problem = incomparable(candidate, reference)
+    if problem:
+        return GateResult(metric, regime, "not_evaluable", problem)
+    ours, theirs = (_metric(record, regime, metric) for record in (candidate, reference))
+    if isinstance(ours, str) or isinstance(theirs, str):
+        reason = ours if isinstance(ours, str) else theirs
+        answer: Answer = "not_applicable" if str(reason).startswith("not applicable") else "not_evaluable"
+        return GateResult(metric, regime, answer, str(reason))
+    if ours <= rule.absolute and theirs <= rule.absolute:
+        return GateResult(
+            metric, regime, "pass", f"exact by construction: both are below {rule.absolute:g}",
+            ours, theirs, rule.absolute, rule.absolute - ours,
+        )
+    threshold = max(rule.max_ratio * theirs, rule.absolute)
+    passed = ours <= threshold
+    sentence = (
+        f"{ours:.4g} against {theirs:.4g} of the reference: "
+        f"{'within' if passed else 'above'} {rule.max_ratio:g} x"
+    )
+    return GateResult(
+        metric, regime, "pass" if passed else "fail", sentence, ours, theirs, threshold, threshold - ours
+    )
+
+
+def improvement_gate(
+    rule: Improvement,
+    candidate: EvaluationRecord,
+    reference: EvaluationRecord,
+    regime: str,
+    *,
+    baseline_seeds: Sequence[EvaluationRecord],
+) -> GateResult:
+    """Relative gain beyond the plan's share, the paired interval and the spread of seeds."""
+    name = "improvement"
+    problem = incomparable(candidate, reference)
+    ours, theirs = (_metric(record, regime, "nrmse") for record in (candidate, reference))
+    for reason in (problem, ours, theirs):
+        if isinstance(reason, str):
+            return GateResult(name, regime, "not_evaluable", reason)
+    assert isinstance(ours, float) and isinstance(theirs, float)
+    literal_line = (
+        f"the plan's literal line (nrmse <= {rule.literal_reference - rule.literal:g}, a gain of "
+        f"{rule.literal:g}): gain {theirs - ours:.4g}, {'met' if theirs - ours >= rule.literal else 'not met'}"
+    )
+    if rule.rule == "literal":
+        passed = theirs - ours >= rule.literal
+        return GateResult(
+            name, regime, "pass" if passed else "fail", literal_line, ours, theirs,
+            theirs - rule.literal, theirs - rule.literal - ours,
+        )
+    spread = seed_spread(baseline_seeds, regime)
+    paired = paired_interval(candidate.result.regimes[regime], reference.result.regimes[regime])
+    if spread is None:
+        return GateResult(name, regime, "not_evaluable", "the seed spread needs >= 3 baseline seeds of this protocol")
+    if paired is None:
+        return GateResult(name, regime, "not_evaluable", "the two evaluations do not share their groups")
+    gain, (low, high) = theirs - ours, paired
+    threshold = theirs * (1 - rule.relative)
+    tests = {
+        f"gain {gain / theirs:.1%} of the reference (needs {rule.relative:.0%})": ours <= threshold,
+        f"paired 95 % interval of the gain {low:.4g} to {high:.4g} excludes zero": low > 0,
+        f"gain {gain:.4g} beyond the seed spread {spread:.4g}": gain > spread,
+    }
+    passed = all(tests.values())
+    sentence = "; ".join(f"{text}: {'yes' if ok else 'no'}" for text, ok in tests.items())
+    return GateResult(
+        name, regime, "pass" if passed else "fail", f"{sentence}; {literal_line}", ours, theirs,
+        threshold, threshold - ours, spread,
+    )
+
+
+def no_regression_gate(
+    candidate: EvaluationRecord, reference: EvaluationRecord, regime: str
+) -> GateResult:
+    """Off the headline regime: not worse beyond noise."""
+    problem = incomparable(candidate, reference)
+    ours, theirs = (_metric(record, regime, "nrmse") for record in (candidate, reference))
+    for reason in (problem, ours, theirs):
+        if isinstance(reason, str):
+            return GateResult("no_regression", regime, "not_evaluable", reason)
+    paired = paired_interval(candidate.result.regimes[regime], reference.result.regimes[regime])
+    if paired is None:
+        return GateResult("no_regression", regime, "not_evaluable", "the two evaluations do not share their groups")
+    worse = paired[1] < 0
+    sentence = f"{ours:.4g} against {theirs:.4g}; paired 95 % interval of the gain {paired[0]:.4g} to {paired[1]:.4g}"
+    return GateResult(
+        "no_regression", regime, "fail" if worse else "pass", sentence, float(ours), float(theirs)
+    )
+
+
+def seed_spread(seeds: Sequence[EvaluationRecord], regime: str) -> float | None:
+    """Standard deviation of the baseline's nrmse over >= 3 seeds of one protocol."""
+    if len({record.result.protocol.hash for record in seeds}) > 1:
+        return None
+    values = [v for v in (_metric(record, regime, "nrmse") for record in seeds) if isinstance(v, float)]
+    return float(np.std(values, ddof=1)) if len(values) >= 3 and len(values) == len(seeds) else None
+
+
+def paired_interval(candidate: RegimeResult, reference: RegimeResult) -> tuple[float, float] | None:
+    """95 % bootstrap interval over groups of (reference - candidate): positive is a gain."""
+    if candidate.groups != reference.groups or len(candidate.groups) < 2:
+        return None
+    ours, theirs = candidate.per_group.get("nrmse"), reference.per_group.get("nrmse")
+    if ours is None or theirs is None or not len(ours) == len(theirs) == len(candidate.groups):
+        return None
+    difference = np.asarray(theirs, dtype=np.float64) - np.asarray(ours, dtype=np.float64)
+    if not np.isfinite(difference).all():
+        return None
+    generator = np.random.default_rng(SEED)
+    picks = generator.integers(0, len(difference), size=(BOOTSTRAP_SAMPLES, len(difference)))
+    low, high = np.quantile(difference[picks].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _metric(record: EvaluationRecord, regime: str, name: str) -> float | str:
+    """The value, or the reason there is none."""
+    result = record.result.regimes.get(regime)
+    if result is None:
+        return f"{record.run_id} has no regime {regime}"
+    metric = result.metrics.get(name)
+    if metric is None:
+        return f"{record.run_id} has no {name}"
+    if not metric.applicable:
+        return f"not applicable: {metric.reason}"
+    if metric.value is None or not math.isfinite(metric.value):
+        return f"{name} of {record.run_id} is missing{': ' + metric.reason if metric.reason else ''}"
+    return float(metric.value)

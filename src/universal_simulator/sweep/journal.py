@@ -1,0 +1,104 @@
+"""The durable truth of a sweep: one numbered, checksummed, fsynced line per event.
+
+    {"n": 3, "kind": "run_finished", "data": {...}, "at": "...", "sum": "..."}
+
+`sum` is the SHA-256 of the line without it. Intent is written before a side effect, the
+outcome after. A torn last line (the writer died in it) is cut off and reported; damage
+anywhere else is refused, naming the line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from universal_simulator.errors import IntegrityError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Event:
+    number: int
+    kind: str
+    data: dict[str, Any]
+    at: str
+
+
+class Journal:
+    """Append-only; construct to replay, `append` to add. One writer (the folder's lock) at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.events: list[Event] = []
+        self.cut: str | None = None
+        if path.exists():
+            self._replay()
+
+    def append(self, kind: str, **data: Any) -> Event:
+        event = Event(
+            len(self.events), kind, data, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        )
+        line = _encode(event)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self.events.append(event)
+        return event
+
+    def of(self, kind: str) -> list[Event]:
+        return [event for event in self.events if event.kind == kind]
+
+    def _replay(self) -> None:
+        raw = self.path.read_bytes()
+        lines = raw.split(b"\n")
+        tail = lines.pop()
+        good = 0
+        for number, line in enumerate(lines):
+            event = _decode(line, number)
+            if event is None:
+                if number == len(lines) - 1 and not tail:
+                    tail = line
+                    break
+                raise IntegrityError(
+                    f"{self.path}:{number + 1}: this line does not match its checksum or number; "
+                    "restore the file from a copy, or start a new folder"
+                )
+            self.events.append(event)
+            good += len(line) + 1
+        if tail:
+            self.cut = tail.decode(errors="replace")
+            with open(self.path, "r+b") as file:
+                file.truncate(good)
+                os.fsync(file.fileno())
+
+
+def _encode(event: Event) -> bytes:
+    body = {"v": VERSION, "n": event.number, "kind": event.kind, "data": event.data, "at": event.at}
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    checksum = hashlib.sha256(text.encode()).hexdigest()
+    return (text[:-1] + f',"sum":"{checksum}"}}\n').encode()
+
+
+def _decode(line: bytes, number: int) -> Event | None:
+    try:
+        body = json.loads(line)
+        checksum = body.pop("sum")
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return None
+    if hashlib.sha256(text.encode()).hexdigest() != checksum or body.get("n") != number:
+        return None
+    if body["v"] > VERSION:
+        raise IntegrityError(
+            f"the journal was written by a newer version (format {body['v']}, this one reads "
+            f"{VERSION}); upgrade universal-simulator to go on"
+        )
+    return Event(body["n"], body["kind"], body["data"], body["at"])

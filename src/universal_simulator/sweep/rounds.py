@@ -1,0 +1,222 @@
+"""From gates to decisions: promotion, champion, ladder, tiers, forecasts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from universal_simulator.run_record import EvaluationRecord, RunRecord
+from universal_simulator.sweep.gates import (
+    Answer,
+    GateResult,
+    improvement_gate,
+    no_regression_gate,
+    ratio_gate,
+)
+from universal_simulator.sweep.plan import Criterion, Gates, Plan, Round
+
+Evaluations = Mapping[str, EvaluationRecord]
+
+
+def gate_results(
+    gates: Gates,
+    candidate: EvaluationRecord,
+    reference: EvaluationRecord,
+    *,
+    headline: str,
+    baseline_seeds: Sequence[EvaluationRecord],
+    hard: bool = False,
+) -> list[GateResult]:
+    """All gates of one candidate on every regime; improvement decides on the headline one."""
+    results = []
+    for regime in reference.result.regimes:
+        if regime == headline:
+            results.append(
+                improvement_gate(
+                    gates.improvement, candidate, reference, regime, baseline_seeds=baseline_seeds
+                )
+            )
+        else:
+            results.append(no_regression_gate(candidate, reference, regime))
+        for metric, rule in gates.small_eval.items():
+            results.append(ratio_gate(metric, rule, candidate, reference, regime))
+        for metric, rule in gates.hard_abort.items() if hard else ():
+            result = ratio_gate(metric, rule, candidate, reference, regime)
+            results.append(GateResult(**{**result.as_dict(), "name": f"hard_abort_{metric}"}))
+    if headline not in reference.result.regimes:
+        results.append(
+            GateResult("improvement", headline, "not_evaluable", "the headline regime was not evaluated")
+        )
+    return results
+
+
+def passes(results: Sequence[GateResult], *, forced: bool) -> bool:
+    """No gate blocks; a forced member is excused from the accuracy gates only."""
+    excused = ("improvement", "no_regression") if forced else ()
+    return bool(results) and not any(r.blocks and r.name not in excused for r in results)
+
+
+@dataclass(frozen=True)
+class Promotion:
+    round: str
+    run_id: str
+    reason: str
+
+
+def promotions(
+    round_: Round,
+    runs: Mapping[str, str],
+    results: Mapping[str, Sequence[GateResult]],
+    evaluations: Evaluations,
+    *,
+    headline: str,
+) -> list[Promotion]:
+    """`runs`: config -> run id. Top members among the passing ones, plus forced members.
+
+    A forced member goes on even when marginal: the plan says so. Physics still has to be
+    evaluable and not failing for a champion, which is judged again on full-eval.
+    """
+    chosen: list[Promotion] = []
+    passing = []
+    for member in round_.members:
+        run_id = runs.get(member.config)
+        if run_id is None or run_id not in evaluations:
+            continue
+        if member.forced:
+            chosen.append(Promotion(round_.name, run_id, "forced by the plan"))
+        elif passes(results.get(run_id, ()), forced=False):
+            passing.append((headline_value(evaluations[run_id], headline), run_id))
+    for value, run_id in sorted(passing)[: round_.promote]:
+        chosen.append(Promotion(round_.name, run_id, f"best passing member, nrmse {value:.4g}"))
+    return chosen
+
+
+def headline_value(record: EvaluationRecord, regime: str) -> float:
+    """nrmse on the headline regime; infinity where it is missing."""
+    result = record.result.regimes.get(regime)
+    value = result.metrics["nrmse"].value if result and "nrmse" in result.metrics else None
+    return float("inf") if value is None else value
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who leads after full-eval, and why."""
+
+    champion: str
+    beat_baseline: bool
+    sentence: str
+
+
+def choose_champion(
+    baseline: str,
+    candidates: Sequence[str],
+    results: Mapping[str, Sequence[GateResult]],
+    evaluations: Evaluations,
+    *,
+    headline: str,
+) -> Verdict:
+    """Best full-eval among those that pass every gate against the baseline; else the baseline."""
+    passing = sorted(
+        (headline_value(evaluations[run], headline), run)
+        for run in candidates
+        if run in evaluations and passes(results.get(run, ()), forced=False)
+    )
+    if not passing:
+        value = headline_value(evaluations[baseline], headline)
+        return Verdict(
+            baseline,
+            False,
+            f"Nothing beat the baseline beyond noise with its physics intact: {baseline} stays "
+            f"champion at nRMSE {value:.4f} ({headline}).",
+        )
+    value, run = passing[0]
+    reference = headline_value(evaluations[baseline], headline)
+    return Verdict(
+        run,
+        True,
+        f"{run} is champion: nRMSE {value:.4f} against {reference:.4f} of the baseline "
+        f"({1 - value / reference:.0%} lower, {headline}, full-eval), every gate passed.",
+    )
+
+
+@dataclass(frozen=True)
+class CriterionResult:
+    tier: str
+    text: str
+    answer: Answer
+    value: float | None
+    threshold: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def tier_results(
+    plan: Plan, champion: RunRecord, baseline: RunRecord, *, suite: str = "full_eval"
+) -> list[CriterionResult]:
+    """Each criterion of each tier on its own line; tiers need not nest."""
+    return [
+        _criterion(tier.name, criterion, champion, baseline, plan.headline_regime, suite)
+        for tier in plan.tiers
+        for criterion in tier.criteria
+    ]
+
+
+def _criterion(
+    tier: str, criterion: Criterion, champion: RunRecord, baseline: RunRecord, regime: str, suite: str
+) -> CriterionResult:
+    limits = {
+        "<=": (criterion.at_most, 1.0), "<": (criterion.below, 1.0), ">=": (criterion.at_least, 1.0),
+        "<= baseline x": (criterion.at_most_ratio, None), "< baseline x": (criterion.below_ratio, None),
+    }
+    sign, (limit, absolute) = next(item for item in limits.items() if item[1][0] is not None)
+    text = f"{criterion.metric} {sign} {limit:g}"
+    if criterion.not_applicable:
+        return CriterionResult(tier, f"{text}: {criterion.not_applicable}", "not_applicable", None, None)
+    assert limit is not None
+    value = record_value(champion, criterion.metric, regime, suite)
+    threshold: float | None = limit
+    if absolute is None:
+        reference = record_value(baseline, criterion.metric, regime, suite)
+        threshold = None if reference is None else limit * reference
+    if value is None or threshold is None:
+        return CriterionResult(tier, text, "not_evaluable", value, threshold)
+    if absolute is None and max(value, threshold) <= criterion.absolute:
+        return CriterionResult(tier, f"{text}: exact by construction", "pass", value, threshold)
+    if absolute is None and champion.run_id == baseline.run_id:
+        return CriterionResult(tier, f"{text}: the champion is the baseline", "fail", value, threshold)
+    met = value >= threshold if sign == ">=" else value < threshold if sign.startswith("< ") or sign == "<" else value <= threshold
+    return CriterionResult(tier, text, "pass" if met else "fail", value, threshold)
+
+
+def record_value(record: RunRecord, metric: str, regime: str, suite: str) -> float | None:
+    if metric == "wall_clock":
+        return record.wall_clock_s()
+    evaluation = record.evaluations.get(suite)
+    if evaluation is None or regime not in evaluation.result.regimes:
+        return None
+    found = evaluation.result.regimes[regime].metrics.get(metric)
+    return None if found is None else found.value
+
+
+def rung(plan: Plan, value: float) -> str:
+    """The highest step of the ladder that `value` reaches."""
+    reached = [r for r in plan.ladder if value < r.below]
+    return min(reached, key=lambda r: r.below).name if reached else "below the ladder"
+
+
+def score_forecast(round_: Round, best: float | None, baseline: float) -> tuple[Answer, str]:
+    """The round's numeric forecast against its best member on the headline metric."""
+    forecast = round_.forecast
+    if best is None:
+        return "not_evaluable", "no member finished"
+    gain = 1 - best / baseline
+    if forecast.relative_reduction is not None:
+        low, high = forecast.relative_reduction
+        answer: Answer = "pass" if low <= gain <= high else "fail"
+        side = "as forecast" if answer == "pass" else "less than forecast" if gain < low else "more than forecast"
+        return answer, f"forecast {low:.0%} to {high:.0%} lower, measured {gain:.1%} lower: {side}"
+    assert forecast.below is not None
+    met = best < forecast.below
+    return ("pass" if met else "fail"), f"forecast below {forecast.below:g}, measured {best:.4g}"

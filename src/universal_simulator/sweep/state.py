@@ -1,0 +1,73 @@
+"""What a journal and its run records add up to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from universal_simulator.errors import IntegrityError
+from universal_simulator.run_record import EvaluationRecord, RunFolder, RunRecord, read_document
+from universal_simulator.sweep.journal import Journal
+from universal_simulator.sweep.plan import Plan
+
+JOURNAL = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as planned: `role` is baseline, reference or member."""
+
+    run_id: str
+    config: str
+    seed: int
+    role: str
+    round: str
+    cost: float
+
+
+class SweepState:
+    """Replayed from the folder alone."""
+
+    def __init__(self, folder: Path, journal: Journal | None = None) -> None:
+        self.folder = folder
+        self.journal = journal or Journal(folder / JOURNAL)
+        started = self.journal.of("sweep_started")
+        if not started:
+            raise IntegrityError(f"{folder} holds no sweep (no {JOURNAL} that starts one)")
+        self.plan = Plan.model_validate(started[0].data["plan"])
+        if self.plan.hash != started[0].data["plan_hash"]:
+            raise IntegrityError(f"{folder}: the journalled plan does not match its hash")
+        self.runs = [Run(**item) for e in self.journal.of("runs_planned") for item in e.data["runs"]]
+
+    def done(self, job_id: str) -> bool:
+        return any(e.data["job"] == job_id and e.data["exit_code"] == 0 for e in self.journal.of("job_ended"))
+
+    def failed(self, job_id: str) -> bool:
+        """Ended for good without success."""
+        return any(e.data["job"] == job_id for e in self.journal.of("job_given_up"))
+
+    def attempts(self, job_id: str) -> int:
+        return sum(e.data["job"] == job_id for e in self.journal.of("job_ended"))
+
+    def record(self, run_id: str) -> RunRecord | None:
+        path = RunFolder(self.folder, run_id).summary
+        return read_document(path, RunRecord) if path.exists() else None
+
+    def records(self) -> dict[str, RunRecord]:
+        found = {run.run_id: self.record(run.run_id) for run in self.runs}
+        return {run_id: record for run_id, record in found.items() if record is not None}
+
+    def evaluations(self, suite: str) -> dict[str, EvaluationRecord]:
+        return {
+            run_id: record.evaluations[suite]
+            for run_id, record in self.records().items()
+            if suite in record.evaluations
+        }
+
+    def baselines(self) -> list[str]:
+        return [run.run_id for run in self.runs if run.role == "baseline"]
+
+    def decision(self, kind: str) -> dict[str, Any] | None:
+        events = self.journal.of(kind)
+        return events[-1].data if events else None
