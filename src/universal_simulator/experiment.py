@@ -107,7 +107,12 @@ def run(
     files.path.mkdir(parents=True, exist_ok=True)
     write_json(
         files.config,
-        {"hash": loaded.hash, "source": config.name, "data": str(dataset.path), "config": config.model_dump(mode="json")},
+        {
+            "hash": loaded.hash,
+            "source": config.name,
+            "data": str(dataset.path),
+            "config": config.model_dump(mode="json"),
+        },
     )
     try:
         record = _train(config, loaded.hash, dataset, files, progress)
@@ -159,6 +164,7 @@ def _train(
         "stopped_early": outcome.stopped_early,
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "profile": config.profile,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -171,9 +177,7 @@ def _train(
     )
 
 
-def _training_data(
-    config: RunConfig, dataset: Dataset
-) -> tuple[WindowSource, torch.Tensor, Trajectories]:
+def _training_data(config: RunConfig, dataset: Dataset) -> tuple[WindowSource, torch.Tensor, Trajectories]:
     """Window source, first frames of its rows, and a sample for the statistics."""
     stride, groups = config.data.time_stride, config.data.train_groups
     rows = len(dataset.rows("train", max_groups=groups))
@@ -289,7 +293,9 @@ def evaluate(
     file = data_file or (Path(str(known_file)) if known_file else None)
     if file is None:
         raise UserError(f"{path} is a model without its run; give --data FILE")
-    dataset = open_dataset(file, parameter=parameter, points=PDEBENCH["points"] if suite == "pdebench" else None)
+    dataset = open_dataset(
+        file, parameter=parameter, points=PDEBENCH["points"] if suite == "pdebench" else None
+    )
     _refuse_foreign(surrogate, dataset)
     if data_file is not None and dataset.header.split is None:
         split = "all"
@@ -298,12 +304,16 @@ def evaluate(
     evaluation = config.evaluation if config else EvaluationConfig()
     guards = config.guards if config else GuardsConfig()
     protocol_name = "pdebench" if suite == "pdebench" else "rollout"
-    references, seconds = reference_rows(
-        truth,
-        classical_points=evaluation.classical_points,
-        bootstrap_samples=evaluation.bootstrap_samples,
-        method="exact" if truth.equation.linear else "finite_volume",
-    ) if truth.equation.name != "undeclared" else _persistence_only(truth, evaluation)
+    references, seconds = (
+        reference_rows(
+            truth,
+            classical_points=evaluation.classical_points,
+            bootstrap_samples=evaluation.bootstrap_samples,
+            method="exact" if truth.equation.linear else "finite_volume",
+        )
+        if truth.equation.name != "undeclared"
+        else _persistence_only(truth, evaluation)
+    )
     references_s = time.monotonic() - started
     predictor = SurrogatePredictor(surrogate, guards, frame_spacing_s=truth.frame_spacing_s)
     evaluator = Evaluator(
@@ -323,7 +333,9 @@ def evaluate(
                 dataset_identity=dataset.identity,
                 split=split,
                 first_frame=PDEBENCH["first_frame"] if suite == "pdebench" else evaluation.first_frame,
-                time_stride=PDEBENCH["time_stride"] if suite == "pdebench" else surrogate.architecture.time_stride,
+                time_stride=PDEBENCH["time_stride"]
+                if suite == "pdebench"
+                else surrogate.architecture.time_stride,
                 steps=truth.fields.shape[1] - 1,
                 points=truth.grid.points[0],
                 num_groups=len(set(truth.groups)),
@@ -391,8 +403,7 @@ def _refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
         )
     if dataset.grid.points != architecture.points:
         raise DataError(
-            f"{dataset.path} has {dataset.grid.points} points, the model was trained on "
-            f"{architecture.points}"
+            f"{dataset.path} has {dataset.grid.points} points, the model was trained on {architecture.points}"
         )
     values = dataset.header.parameters
     low, high = architecture.parameter_range[0]
@@ -429,14 +440,16 @@ def rollout_to_file(
     _refuse_foreign(surrogate, dataset)
     first = dataset.load("all", num_frames=2)
     if index + count > len(first):
-        raise UserError(f"{data_file} holds {len(first)} trajectories, asked for {index} to {index + count - 1}")
+        raise UserError(
+            f"{data_file} holds {len(first)} trajectories, asked for {index} to {index + count - 1}"
+        )
     rows = torch.arange(index, index + count)
     initial, parameters = first.fields[rows, 0], first.parameters[rows]
     predictor = SurrogatePredictor(surrogate, GuardsConfig())
     fields = predictor.guard(predictor.rollout(initial, parameters, steps), initial)
     whole = torch.cat([initial[:, None], fields], dim=1).numpy()
     times = torch.arange(steps + 1, dtype=torch.float64).numpy() * surrogate.architecture.dt_s
-    variables = {
+    variables: dict[str, Any] = {
         spec.name: (("trajectory", "time", "x"), whole[:, :, channel], {"units": spec.unit})
         for channel, spec in enumerate(surrogate.equation.fields)
     }
@@ -444,6 +457,13 @@ def rollout_to_file(
         variables[spec.name] = (("trajectory",), parameters[:, column].numpy(), {"units": spec.unit})
     xarray.Dataset(
         variables,
-        coords={"time": ("time", times, {"units": "s"}), "x": ("x", dataset.grid.coordinates().numpy(), {"units": "m"})},
-        attrs={"model_hash": hash_of(surrogate), "equation": surrogate.equation.name, "guards": " ".join(predictor.guards.names)},
+        coords={
+            "time": ("time", times, {"units": "s"}),
+            "x": ("x", dataset.grid.coordinates().numpy(), {"units": "m"}),
+        },
+        attrs={
+            "model_hash": hash_of(surrogate),
+            "equation": surrogate.equation.name,
+            "guards": " ".join(predictor.guards.names),
+        },
     ).to_netcdf(out, engine="h5netcdf")

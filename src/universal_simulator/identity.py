@@ -28,9 +28,7 @@ def code_version() -> str:
 
 def input_hash(*, config_hash: str, data_identity: str, seed: int) -> str:
     """Hash of effective config, data, code and seed: equal inputs, equal results."""
-    return content_hash(
-        {"config": config_hash, "data": data_identity, "code": code_version(), "seed": seed}
-    )
+    return content_hash({"config": config_hash, "data": data_identity, "code": code_version(), "seed": seed})
 
 
 def run_identity(name: str, *, config_hash: str, data_identity: str, seed: int) -> str:

@@ -31,9 +31,7 @@ class RunFolder:
 
     def __init__(self, experiment: Path | str, run_id: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run_id):
-            raise UserError(
-                f"run id {run_id!r} is not a plain name: letters, digits, '.', '_' and '-' only"
-            )
+            raise UserError(f"run id {run_id!r} is not a plain name: letters, digits, '.', '_' and '-' only")
         self.experiment = Path(experiment)
         self.run_id = run_id
         self.path = self.experiment / "artifacts" / "runs" / run_id
@@ -43,9 +41,7 @@ class RunFolder:
         """The run folder at `path` (`.../artifacts/runs/{run_id}`)."""
         path = Path(path).absolute()
         if path.parent.name != "runs" or path.parent.parent.name != "artifacts":
-            raise UserError(
-                f"{path} is not a run folder: expected EXPERIMENT/artifacts/runs/RUN_ID"
-            )
+            raise UserError(f"{path} is not a run folder: expected EXPERIMENT/artifacts/runs/RUN_ID")
         return cls(path.parents[2], path.name)
 
     @property

@@ -9,13 +9,18 @@ import typer
 
 app = typer.Typer(help="Show and check configurations.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="a config's name (configs/NAME.yaml) or path")]
-Words = Annotated[list[str] | None, typer.Argument(help="overrides, e.g. training.operator.learning_rate=3e-4")]
+Words = Annotated[
+    list[str] | None, typer.Argument(help="overrides, e.g. training.operator.learning_rate=3e-4")
+]
 ProfileName = Annotated[str | None, typer.Option(help="embedded, standard, full or smoke")]
 
 
 @app.command()
 def show(
-    config: Name, overrides: Words = None, profile: ProfileName = None, as_json: Annotated[bool, typer.Option("--json")] = False
+    config: Name,
+    overrides: Words = None,
+    profile: ProfileName = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """The plan's value, the effective one and the rule between them, side by side.
 
@@ -31,7 +36,13 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("key", "plan", "effective", "rule", title=f"{loaded.config.name} ({loaded.config.profile}), hash {loaded.hash[:12]}")
+    table = Table(
+        "key",
+        "plan",
+        "effective",
+        "rule",
+        title=f"{loaded.config.name} ({loaded.config.profile}), hash {loaded.hash[:12]}",
+    )
     for key, plan, effective, rule in loaded.rows():
         table.add_row(key, "" if plan is None else str(plan), str(effective), rule)
     Console().print(table)

@@ -36,7 +36,9 @@ def generate(
 @app.command()
 def info(
     file: Annotated[Path, typer.Argument(help="an HDF5 file in PDEBench's layout")],
-    nu: Annotated[float | None, typer.Option(help="the parameter, where neither file nor name says it")] = None,
+    nu: Annotated[
+        float | None, typer.Option(help="the parameter, where neither file nor name says it")
+    ] = None,
     verify: Annotated[bool, typer.Option(help="read everything and compare with the stored hash")] = False,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:

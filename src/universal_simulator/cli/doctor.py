@@ -14,7 +14,18 @@ from typing import Annotated
 
 import typer
 
-_NEEDED = ("torch", "numpy", "h5py", "pydantic", "yaml", "safetensors", "jinja2", "matplotlib", "filelock", "scipy")
+_NEEDED = (
+    "torch",
+    "numpy",
+    "h5py",
+    "pydantic",
+    "yaml",
+    "safetensors",
+    "jinja2",
+    "matplotlib",
+    "filelock",
+    "scipy",
+)
 _OPTIONAL = ("ray", "wandb", "optuna")
 
 

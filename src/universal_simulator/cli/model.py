@@ -12,7 +12,9 @@ def evaluate(
     path: Annotated[Path, typer.Argument(help="a run folder, or a model.safetensors with --data")],
     suite: Annotated[str, typer.Option(help="small, full or pdebench")] = "small",
     data: Annotated[Path | None, typer.Option(help="another data file of the same equation")] = None,
-    nu: Annotated[float | None, typer.Option(help="the parameter, where neither file nor name says it")] = None,
+    nu: Annotated[
+        float | None, typer.Option(help="the parameter, where neither file nor name says it")
+    ] = None,
     opening: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
@@ -43,7 +45,9 @@ def rollout(
     steps: Annotated[int, typer.Option(min=1, help="rollout steps")] = 100,
     index: Annotated[int, typer.Option(min=0, help="first trajectory of the file")] = 0,
     count: Annotated[int, typer.Option(min=1, help="how many trajectories")] = 1,
-    nu: Annotated[float | None, typer.Option(help="the parameter, where neither file nor name says it")] = None,
+    nu: Annotated[
+        float | None, typer.Option(help="the parameter, where neither file nor name says it")
+    ] = None,
 ) -> None:
     """Roll out from the first frames of a data file and write NetCDF with names and units.
 

@@ -12,9 +12,13 @@ import typer
 def run(
     config: Annotated[str, typer.Argument(help="a config's name (configs/NAME.yaml) or path")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value ...")] = None,
-    folder: Annotated[Path, typer.Option(help="the experiment's folder; the run lies in artifacts/runs")] = Path("runs/single"),
+    folder: Annotated[
+        Path, typer.Option(help="the experiment's folder; the run lies in artifacts/runs")
+    ] = Path("runs/single"),
     profile: Annotated[str | None, typer.Option(help="embedded, standard, full or smoke")] = None,
-    run_id: Annotated[str | None, typer.Option(help="refuse unless the run has this identity (used by sweeps)")] = None,
+    run_id: Annotated[
+        str | None, typer.Option(help="refuse unless the run has this identity (used by sweeps)")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Train one config and small-evaluate it. Killed and typed again, it goes on.

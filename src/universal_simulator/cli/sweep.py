@@ -29,7 +29,12 @@ def run_command(
     from universal_simulator.sweep.driver import run_sweep
 
     line = ProgressLine()
-    run_sweep(plan, folder, executor=LocalProcessExecutor(workers), progress=lambda f, text: line.update(text, f, 1.0))
+    run_sweep(
+        plan,
+        folder,
+        executor=LocalProcessExecutor(workers),
+        progress=lambda f, text: line.update(text, f, 1.0),
+    )
     _outcome(folder)
 
 
@@ -41,7 +46,9 @@ def resume(folder: Folder, workers: Workers = 2) -> None:
     from universal_simulator.sweep.driver import resume_sweep
 
     line = ProgressLine()
-    resume_sweep(folder, executor=LocalProcessExecutor(workers), progress=lambda f, text: line.update(text, f, 1.0))
+    resume_sweep(
+        folder, executor=LocalProcessExecutor(workers), progress=lambda f, text: line.update(text, f, 1.0)
+    )
     _outcome(folder)
 
 
@@ -52,7 +59,11 @@ def status(folder: Folder, as_json: Annotated[bool, typer.Option("--json")] = Fa
 
     state = SweepState(folder)
     runs = {
-        run.run_id: "failed" if state.failed(f"train:{run.run_id}") else "done" if state.done(f"train:{run.run_id}") else "waiting"
+        run.run_id: "failed"
+        if state.failed(f"train:{run.run_id}")
+        else "done"
+        if state.done(f"train:{run.run_id}")
+        else "waiting"
         for run in state.runs
     }
     champion = state.decision("champion")
@@ -111,7 +122,17 @@ def leaderboard(folder: Folder, as_json: Annotated[bool, typer.Option("--json")]
     from rich.console import Console
     from rich.table import Table
 
-    columns = ("run_id", "label", "suite", "regime", "nrmse", "nrmse_low", "nrmse_high", "conservation_gap", "params")
+    columns = (
+        "run_id",
+        "label",
+        "suite",
+        "regime",
+        "nrmse",
+        "nrmse_low",
+        "nrmse_high",
+        "conservation_gap",
+        "params",
+    )
     table = Table(*columns)
     for row in rows:
         table.add_row(*(_short(row[name]) for name in columns))

@@ -45,7 +45,7 @@ _StrictLoader.add_implicit_resolver(
 
 def parse(text: str, source: str) -> Any:
     try:
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(source, [f"not valid YAML: {' '.join(str(error).split())}"]) from error
 
@@ -95,7 +95,8 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """`a.b=value` words -> nested mapping; values are read as YAML."""
-    faults, out = [], {}
+    faults: list[str] = []
+    out: dict[str, Any] = {}
     for word in overrides:
         key, separator, text = word.partition("=")
         parts = key.strip().split(".")
@@ -139,8 +140,16 @@ def describe_faults(kind: type[BaseModel], error: ValidationError, prefix: str =
         if item["type"] == "extra_forbidden":
             name = str(item["loc"][-1])
             near = difflib.get_close_matches(where.removeprefix(prefix), known, 1, 0.5)
-            near = near or [k for k in known if k.rpartition(".")[2] in difflib.get_close_matches(name, [k.rpartition(".")[2] for k in known], 1, 0.5)][:1]
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            near = (
+                near
+                or [
+                    k
+                    for k in known
+                    if k.rpartition(".")[2]
+                    in difflib.get_close_matches(name, [k.rpartition(".")[2] for k in known], 1, 0.5)
+                ][:1]
+            )
+            hint = f"; did you mean {prefix + near[0]!r}?" if near else ""
             faults.append(f"{where}: unknown key{hint}")
         elif item["type"] == "missing":
             faults.append(f"{where}: missing")

@@ -29,7 +29,7 @@ from universal_simulator.errors import ConfigurationError
 from universal_simulator.run_record import content_hash
 
 #: keys that never change a result of the same hardware class
-_WITHOUT_EFFECT = ("name", "description", "tags", "seed", "threads", "tracking", "profile")
+_WITHOUT_EFFECT = ("name", "tags", "seed", "threads", "profile")
 BUILT_IN_OPTIONS: dict[str, type[BaseModel]] = {
     "universal_simulator.model.latent_surrogate:LatentSurrogate": LatentSurrogateOptions,
     "universal_simulator.model.fno:FNO": FNOOptions,
@@ -53,8 +53,10 @@ class LoadedConfig:
     def rows(self) -> list[tuple[str, Any, Any, str]]:
         """(key, plan's value, effective value, rule) of every key, for `usim config show`."""
         plan, effective = flatten(self.plan_values), flatten(self.config.model_dump(mode="json"))
-        aliases = {"training.operator.steps": "training.operator.epochs",
-                   "training.operator.patience_steps": "training.operator.patience_epochs"}
+        aliases = {
+            "training.operator.steps": "training.operator.epochs",
+            "training.operator.patience_steps": "training.operator.patience_epochs",
+        }
         rows = []
         for key, value in effective.items():
             section = key.split(".")[0]
@@ -122,7 +124,11 @@ def _validate(values: dict[str, Any], source: str) -> RunConfig:
         options = model.get("options", {})
         if kind is not None and isinstance(options, dict):
             if kind is FNOOptions:
-                options = {k: v for k, v in options.items() if k in FNOOptions.model_fields or k not in LatentSurrogateOptions.model_fields}
+                options = {
+                    k: v
+                    for k, v in options.items()
+                    if k in FNOOptions.model_fields or k not in LatentSurrogateOptions.model_fields
+                }
             try:
                 values = merge(values, {})
                 values["model"] = {**model, "options": kind.model_validate(options).model_dump(mode="json")}

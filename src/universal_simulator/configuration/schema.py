@@ -15,9 +15,9 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
-#: Sections of stages that the plan names and this version cannot run yet. They are
+#: Sections of stages and mirrors that the plan names and this version cannot run yet. They are
 #: validated and shown, never read, and do not enter the effective hash while inactive.
-PENDING_SECTIONS = ("diff_residual", "consistency_distill", "steady_prior", "ttc")
+PENDING_SECTIONS = ("diff_residual", "consistency_distill", "steady_prior", "ttc", "tracking")
 BUILT_STAGES = ("operator",)
 
 
@@ -109,7 +109,9 @@ class LossConfig(Section):
 
 
 class TrainingConfig(Section):
-    stages: tuple[Literal["operator", "diff_residual", "consistency_distill", "steady_prior"], ...] = ("operator",)
+    stages: tuple[Literal["operator", "diff_residual", "consistency_distill", "steady_prior"], ...] = (
+        "operator",
+    )
     #: samples per micro-batch; the optimiser sees batch_size * accumulation
     batch_size: Count
     accumulation: Count = 1
@@ -200,7 +202,6 @@ class TTCSection(Section):
 
 class RunConfig(Section):
     name: str
-    description: str = ""
     tags: tuple[str, ...] = ()
     seed: Annotated[int, Field(ge=0)] = 0
     profile: str

@@ -45,9 +45,7 @@ class Dataset:
         self.equation: Equation = header.equation
         file_points = header.shape[2]
         if points is not None and (points > file_points or file_points % points):
-            raise DataError(
-                f"{header.path} has {file_points} points; {points} does not divide them"
-            )
+            raise DataError(f"{header.path} has {file_points} points; {points} does not divide them")
         self.stride_x = file_points // (points or file_points)
         length = float((header.x[1] - header.x[0]) * file_points)
         # sub-sampling keeps every stride-th cell, whose coarse cell is centred on it

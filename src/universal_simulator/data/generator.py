@@ -62,8 +62,7 @@ def _finished(spec: DatasetSpec, path: Path) -> Dataset:
     stored = dataset.header.specification
     if stored is None or json.loads(stored) != spec.model_dump(mode="json"):
         raise DataError(
-            f"{path} holds another data set than {spec.name!r} asks for; move it away, or give "
-            "another path"
+            f"{path} holds another data set than {spec.name!r} asks for; move it away, or give another path"
         )
     return dataset
 
@@ -73,9 +72,7 @@ def _check_space(spec: DatasetSpec, path: Path, groups: int) -> None:
     needed = rows * spec.frames * spec.grid_points * 4 * 1.05
     free = shutil.disk_usage(path.parent).free
     if free < needed:
-        raise DataError(
-            f"{path} needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free there"
-        )
+        raise DataError(f"{path} needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free there")
 
 
 def _resume(spec: DatasetSpec, partial: Path, total: int) -> int:

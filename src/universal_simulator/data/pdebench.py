@@ -62,7 +62,8 @@ def opened(path: Path, mode: str = "r") -> Iterator[h5py.File]:
 def read_header(path: Path, *, parameter: float | None = None) -> FileHeader:
     """Validate the layout; `parameter` overrides what the file or its name says."""
     with opened(path) as file:
-        shape = _numeric(path, file, "tensor", 3).shape
+        tensor = _numeric(path, file, "tensor", 3)
+        shape = (int(tensor.shape[0]), int(tensor.shape[1]), int(tensor.shape[2]))
         if min(shape) < 1 or shape[1] < 2 or shape[2] < 4:
             raise DataError(f"{path}: 'tensor' is {shape}; need (N >= 1, T >= 2, X >= 4)")
         x = np.asarray(_numeric(path, file, "x-coordinate", 1)[()], dtype=np.float64)
@@ -76,9 +77,7 @@ def read_header(path: Path, *, parameter: float | None = None) -> FileHeader:
     if not complete:
         raise DataError(f"{path} was not finished; run `usim data generate` again to go on")
     if len(x) != shape[2] or len(times) not in (shape[1], shape[1] + 1):
-        raise DataError(
-            f"{path}: 'tensor' {shape} does not fit {len(x)} x- and {len(times)} t-coordinates"
-        )
+        raise DataError(f"{path}: 'tensor' {shape} does not fit {len(x)} x- and {len(times)} t-coordinates")
     times = times[: shape[1]]
     _uniform(path, "x-coordinate", x)
     _uniform(path, "t-coordinate", times)
@@ -100,9 +99,7 @@ def read_rows(path: Path, rows: np.ndarray, frames: slice, stride_x: int = 1) ->
             out[chosen] = tensor[rows[chosen], frames, ::stride_x]
             if not np.isfinite(out[chosen]).all():
                 bad = chosen[~np.isfinite(out[chosen]).all(axis=(1, 2))]
-                raise DataError(
-                    f"{path}: trajectories {rows[bad][:5].tolist()} hold NaN or infinite values"
-                )
+                raise DataError(f"{path}: trajectories {rows[bad][:5].tolist()} hold NaN or infinite values")
     return out
 
 

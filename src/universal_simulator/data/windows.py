@@ -50,9 +50,7 @@ class WindowSource:
         fields = self.trajectories.fields
         rows, starts = rows.to(fields.device), starts.to(fields.device)
         frames = starts[:, None] + torch.arange(num_steps + 1, device=fields.device)
-        return Windows(
-            fields[rows[:, None], frames], self.trajectories.parameters[rows], rows, starts
-        )
+        return Windows(fields[rows[:, None], frames], self.trajectories.parameters[rows], rows, starts)
 
 
 class StreamingWindowSource(WindowSource):
@@ -69,9 +67,7 @@ class StreamingWindowSource(WindowSource):
 
     def initial(self) -> Tensor:
         """First frames (B, C, X) of all rows."""
-        first = pdebench.read_rows(
-            self.dataset.path, self.file_rows, slice(0, 1), self.dataset.stride_x
-        )
+        first = pdebench.read_rows(self.dataset.path, self.file_rows, slice(0, 1), self.dataset.stride_x)
         return torch.from_numpy(first)
 
     def _gather(self, rows: Tensor, starts: Tensor, num_steps: int) -> Windows:
@@ -80,8 +76,6 @@ class StreamingWindowSource(WindowSource):
             first = start * self.time_stride
             frames = slice(first, first + num_steps * self.time_stride + 1, self.time_stride)
             chosen = np.array([self.file_rows[row]])
-            windows.append(
-                pdebench.read_rows(self.dataset.path, chosen, frames, self.dataset.stride_x)[0]
-            )
+            windows.append(pdebench.read_rows(self.dataset.path, chosen, frames, self.dataset.stride_x)[0])
         fields = torch.from_numpy(np.stack(windows))[:, :, None]
         return Windows(fields, self.parameters[rows], rows, starts)

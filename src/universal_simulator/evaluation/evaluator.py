@@ -143,7 +143,9 @@ class Evaluator:
             "rmse": Metric(value=_finite(accuracy.rmse(guarded, truth).mean()), unit=unit),
             "max_error": Metric(value=_finite(accuracy.max_error(guarded, truth).mean()), unit=unit),
             "rmse_boundary": Metric(value=_finite(accuracy.rmse_boundary(guarded, truth).mean()), unit=unit),
-            "rmse_conserved": Metric(value=_finite(accuracy.rmse_conserved(guarded, truth).mean()), unit=unit),
+            "rmse_conserved": Metric(
+                value=_finite(accuracy.rmse_conserved(guarded, truth).mean()), unit=unit
+            ),
             "spectrum_error": Metric(value=_finite(conservation.spectrum_error(guarded, truth).mean())),
         }
         for band, value in accuracy.rmse_fourier(guarded, truth).items():

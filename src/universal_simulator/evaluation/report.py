@@ -81,8 +81,14 @@ def field_picture(part: Trajectories, predicted: Tensor, evaluation: EvaluationR
         ):
             axis = axes[row][column]
             image = axis.imshow(
-                values, origin="lower", aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit,
-                extent=(0, t_end, 0, x_end), interpolation="nearest",
+                values.numpy(),
+                origin="lower",
+                aspect="auto",
+                cmap="RdBu_r",
+                vmin=-limit,
+                vmax=limit,
+                extent=(0, t_end, 0, x_end),
+                interpolation="nearest",
             )
             figure.colorbar(image, ax=axis, pad=0.02).ax.tick_params(labelsize=6)
             axis.tick_params(labelsize=6)
@@ -110,7 +116,9 @@ def curve_picture(evaluation: EvaluationRecord, label: str) -> str:
             left.text(len(steps), value, name, fontsize=5, ha="right", va="bottom", color="#555555")
     left.set_xlabel("rollout step", fontsize=7)
     left.set_ylabel("nrmse (mean over trajectories)", fontsize=7)
-    right.plot(steps, [v if v is not None else float("nan") for v in regime.curves["correlation"]], color="#1f4e79")
+    right.plot(
+        steps, [v if v is not None else float("nan") for v in regime.curves["correlation"]], color="#1f4e79"
+    )
     right.axhline(0.8, color="#999999", lw=0.7, ls="--")
     right.set_xlabel("rollout step", fontsize=7)
     right.set_ylabel("correlation with the truth", fontsize=7)

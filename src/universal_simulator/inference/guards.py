@@ -30,5 +30,3 @@ def project_mass(fields: Tensor, initial: Tensor) -> Tensor:
     """Nearest field (least squares) whose mean equals the initial one: u - <u> + <u(0)>."""
     mean = initial.mean(dim=-1, keepdim=True)[:, None]
     return fields - fields.mean(dim=-1, keepdim=True) + mean
-
-

@@ -1,7 +1,8 @@
 """Blocks on a periodic line of tokens.
 
 Shapes: B batch, N tokens, H channels, h heads, G groups of `group_size` channels.
-No block knows absolute positions, so each commutes with a cyclic shift of the tokens.
+No block knows absolute positions, so each commutes with a cyclic shift of its tokens (the U
+of the operator merges pairs, so the whole commutes with shifts by two).
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class TokenAttention(nn.Module):
     Queries and keys are normalised per channel group; scores get a learned bias of the
     cyclic distance between tokens.
     """
+
+    offset: Tensor
 
     def __init__(self, channels: int, heads: int, group_size: int, tokens: int) -> None:
         super().__init__()

@@ -11,9 +11,13 @@ from universal_simulator.model.contract import Conditions
 class ConditionEmbedding(nn.Module):
     """(parameters, dt) -> (B, E): logarithms, standardised by training statistics, then an MLP.
 
-    Parameters may be of either sign or zero (an advection speed): log is taken of the
-    magnitude where all training values are positive, the plain value otherwise.
+    Parameters may be of either sign or zero (an advection speed): the logarithm is taken
+    where all training values are positive, the plain value otherwise.
     """
+
+    logarithmic: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, num_parameters: int, channels: int) -> None:
         super().__init__()

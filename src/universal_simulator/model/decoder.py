@@ -24,6 +24,8 @@ REACH = 1.5
 class PointDecoder(nn.Module):
     """(B, N, D) -> (B, C, Q) at query positions given as fractions of the domain (Q,)."""
 
+    frequencies: Tensor
+
     def __init__(
         self,
         problem: Problem,

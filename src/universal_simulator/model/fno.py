@@ -43,14 +43,11 @@ class FNOStepper(nn.Module):
         width = parsed.width
         self.condition = ConditionEmbedding(problem.num_parameters, 64)
         self.lift = nn.Conv1d(problem.num_fields, width, 1)
-        self.spectral = nn.ModuleList(
-            SpectralConvolution(width, parsed.modes) for _ in range(parsed.layers)
-        )
+        self.spectral = nn.ModuleList(SpectralConvolution(width, parsed.modes) for _ in range(parsed.layers))
         self.pointwise = nn.ModuleList(nn.Conv1d(width, width, 1) for _ in range(parsed.layers))
         self.modulation = nn.ModuleList(nn.Linear(64, 2 * width) for _ in range(parsed.layers))
-        for linear in self.modulation:
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for parameter in self.modulation.parameters():
+            nn.init.zeros_(parameter)
         self.project = nn.Sequential(
             nn.Conv1d(width, 2 * width, 1), nn.GELU(), nn.Conv1d(2 * width, problem.num_fields, 1)
         )

@@ -24,7 +24,7 @@ class LatentOperator(nn.Module):
         super().__init__()
         operator = options.operator
         hidden, tokens = operator.hidden, options.latent_tokens
-        self.half = (tokens + 1) // 2
+        self.coarse_tokens = (tokens + 1) // 2
         total = sum(operator.depths)
         drops = [operator.stochastic_depth * (i + 1) / total for i in range(total)]
 
@@ -44,7 +44,7 @@ class LatentOperator(nn.Module):
         self.lift = nn.Linear(options.latent_dim, hidden)
         self.down = stage(operator.depths[0], tokens)
         self.merge = nn.Linear(2 * hidden, hidden)
-        self.bottom = stage(operator.depths[1], self.half)
+        self.bottom = stage(operator.depths[1], self.coarse_tokens)
         self.split = nn.Linear(hidden, 2 * hidden)
         self.up = stage(operator.depths[2], tokens)
         self.norm = nn.LayerNorm(hidden)
@@ -57,7 +57,7 @@ class LatentOperator(nn.Module):
         tokens = x.shape[-2]
         # an odd count borrows the first token again: the line is a circle
         even = x if tokens % 2 == 0 else torch.cat([x, x[..., :1, :]], dim=-2)
-        coarse = self.merge(even.unflatten(-2, (self.half, 2)).flatten(-2))
+        coarse = self.merge(even.unflatten(-2, (self.coarse_tokens, 2)).flatten(-2))
         coarse = self._run(self.bottom, coarse, condition)
         fine = self.split(coarse).unflatten(-1, (2, -1)).flatten(-3, -2)
         x = self._run(self.up, x + fine[..., :tokens, :], condition)
@@ -65,6 +65,7 @@ class LatentOperator(nn.Module):
 
     def _run(self, stage: nn.ModuleList, x: Tensor, condition: Tensor) -> Tensor:
         for block in stage:
+            assert isinstance(block, OperatorBlock)
             keep = None
             if self.training and block.drop > 0:
                 keep = torch.rand(x.shape[0], 1, 1, device=x.device) >= block.drop
@@ -85,9 +86,7 @@ class LatentSurrogate(Simulator):
         self.domain_length = problem.domain_length
         self.points = problem.points
         self.condition = ConditionEmbedding(problem.num_parameters, 64)
-        self.encoder = PatchEncoder(
-            problem, tokens=self.tokens, latent_dim=parsed.latent_dim, hidden=hidden
-        )
+        self.encoder = PatchEncoder(problem, tokens=self.tokens, latent_dim=parsed.latent_dim, hidden=hidden)
         self.operator = LatentOperator(parsed, 64)
         self.decoder = PointDecoder(
             problem,

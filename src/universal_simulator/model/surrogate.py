@@ -57,6 +57,9 @@ class Architecture(BaseModel):
 class Surrogate(nn.Module):
     """A member of the model contract between physical fields and physical fields."""
 
+    offset: Tensor
+    scale: Tensor
+
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
@@ -97,9 +100,7 @@ class Surrogate(nn.Module):
     def frame_of(self, initial: Tensor) -> FrameState:
         return self.frame.of(initial)
 
-    def conditions(
-        self, state: FrameState, parameters: Tensor, dt_s: float | None = None
-    ) -> Conditions:
+    def conditions(self, state: FrameState, parameters: Tensor, dt_s: float | None = None) -> Conditions:
         """Conditions of one step (default: the step trained on) as they read in the frame."""
         return self.frame.conditions(state, parameters, dt_s or self.architecture.dt_s)
 

@@ -10,6 +10,7 @@ published viscosities cost about the same. Both parts conserve mass to round-off
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def solve_burgers(
     u = cell_means
     frames = [u]
     times = times_s.tolist()
-    for before, after in zip(times, times[1:], strict=False):
+    for before, after in pairwise(times):
         interval = after - before
         fastest = max(float(u.abs().max()), 1e-6)
         count = max(1, math.ceil(interval * fastest / (courant * dx)))

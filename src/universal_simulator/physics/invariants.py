@@ -62,7 +62,9 @@ def burgers_residual(fields: Tensor, nu: Tensor, dt: float, grid: Grid, *, refin
     return resample((fine[:, 1:] - fine[:, :-1]) / dt + middle, points)
 
 
-def pde_residual(fields: Tensor, parameters: Tensor, dt: float, grid: Grid, equation: Equation) -> Tensor | None:
+def pde_residual(
+    fields: Tensor, parameters: Tensor, dt: float, grid: Grid, equation: Equation
+) -> Tensor | None:
     """rms residual per sample, relative to rms(u)/dt: (B, T, C, X) -> (B,); None if undeclared."""
     if equation.name != "burgers":
         return None

@@ -45,7 +45,7 @@ def resample(fields: Tensor, points: int) -> Tensor:
         return fields
     spectrum = torch.fft.rfft(fields)
     kept = min(before, points) // 2 + 1
-    modes = torch.arange(kept, device=fields.device)
+    modes = torch.arange(kept, device=fields.device, dtype=torch.float64)
     offset = 0.5 / points - 0.5 / before  # in fractions of the domain
     phase = torch.exp(2j * math.pi * modes * offset).to(spectrum)
     out = spectrum.new_zeros(*fields.shape[:-1], points // 2 + 1)

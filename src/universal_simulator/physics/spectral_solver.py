@@ -10,6 +10,8 @@ number max|u| dx pi / nu should stay below about 2.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -40,7 +42,7 @@ def solve_burgers(
     spectrum = torch.fft.rfft(initial)
     frames = [initial]
     times = times_s.tolist()
-    for before, after in zip(times, times[1:], strict=False):
+    for before, after in pairwise(times):
         fastest = max(float(frames[-1].abs().max()), 1e-6)
         count = max(1, math.ceil((after - before) * fastest / (courant * grid.spacing[0])))
         spectrum = _advance(spectrum, linear, tendency, (after - before) / count, count)
@@ -48,7 +50,9 @@ def solve_burgers(
     return torch.stack(frames, dim=1)
 
 
-def _advance(spectrum: Tensor, linear: Tensor, tendency, step: float, count: int) -> Tensor:  # type: ignore[no-untyped-def]
+def _advance(
+    spectrum: Tensor, linear: Tensor, tendency: Callable[[Tensor], Tensor], step: float, count: int
+) -> Tensor:
     full, half, q, f1, f2, f3 = _coefficients(linear, step)
     for _ in range(count):
         n1 = tendency(spectrum)

@@ -108,7 +108,11 @@ class _Driver:
         return self.state
 
     def _data(self) -> None:
-        job = Job("data", ("data", "generate", self.plan.dataset, "--folder", str(self.folder), "--json"), self._log("data"))
+        job = Job(
+            "data",
+            ("data", "generate", self.plan.dataset, "--folder", str(self.folder), "--json"),
+            self._log("data"),
+        )
         if not self.state.done("data"):
             self._tell(0.0, f"generating {self.plan.dataset}")
         self._run_jobs([job], lambda done, total: None)
@@ -124,7 +128,8 @@ class _Driver:
             items.append((plan.baseline.config, seed, "baseline", "baseline", 1.0))
         items += [(m.config, 0, "reference", "reference", m.cost) for m in plan.references]
         items += [(m.config, 0, "member", r.name, m.cost) for r in plan.rounds for m in r.members]
-        runs, seen = [], {}
+        runs: list[dict[str, Any]] = []
+        seen: dict[tuple[str, int], str] = {}
         for config, seed, role, round_name, cost in items:
             loaded = load_config(config, [f"seed={seed}"], profile=plan.profile)
             other = seen.setdefault((loaded.hash, seed), config)
@@ -134,7 +139,14 @@ class _Driver:
                 )
             run_id = run_identity(config, config_hash=loaded.hash, data_identity=identity, seed=seed)
             runs.append(
-                {"run_id": run_id, "config": config, "seed": seed, "role": role, "round": round_name, "cost": cost}
+                {
+                    "run_id": run_id,
+                    "config": config,
+                    "seed": seed,
+                    "role": role,
+                    "round": round_name,
+                    "cost": cost,
+                }
             )
         self.journal.append("runs_planned", data_identity=identity, runs=runs)
         self.state = SweepState(self.folder, self.journal)
@@ -146,8 +158,15 @@ class _Driver:
             Job(
                 f"train:{run.run_id}",
                 (
-                    "run", run.config, "--folder", str(self.folder), "--profile", self.plan.profile,
-                    "--run-id", run.run_id, f"seed={run.seed}",
+                    "run",
+                    run.config,
+                    "--folder",
+                    str(self.folder),
+                    "--profile",
+                    self.plan.profile,
+                    "--run-id",
+                    run.run_id,
+                    f"seed={run.seed}",
                 ),
                 RunFolder(self.folder, run.run_id).log,
             )
@@ -164,7 +183,9 @@ class _Driver:
         failed = [run for run in self.state.baselines() if self.state.failed(f"train:{run}")]
         if len(failed) == len(self.state.baselines()):
             log = RunFolder(self.folder, failed[0]).log
-            raise ExecutorError(f"every baseline run failed, nothing can be compared; see {log}:\n{_tail(log)}")
+            raise ExecutorError(
+                f"every baseline run failed, nothing can be compared; see {log}:\n{_tail(log)}"
+            )
 
     def _small_eval_gates(self) -> None:
         self._gates("small_eval", [run.run_id for run in self.state.runs if run.role == "member"])
@@ -175,8 +196,12 @@ class _Driver:
         seeds = [evaluations[run] for run in self.state.baselines() if run in evaluations]
         results = {
             run: gate_results(
-                self.plan.gates, evaluations[run], seeds[0], headline=self.plan.headline_regime,
-                baseline_seeds=seeds, hard=suite == "full_eval",
+                self.plan.gates,
+                evaluations[run],
+                seeds[0],
+                headline=self.plan.headline_regime,
+                baseline_seeds=seeds,
+                hard=suite == "full_eval",
             )
             for run in candidates
             if run in evaluations and seeds
@@ -193,7 +218,9 @@ class _Driver:
         results = self._gates("small_eval", [r.run_id for r in self.state.runs if r.role == "member"])
         chosen = []
         for round_ in self.plan.rounds:
-            runs = {r.config: r.run_id for r in self.state.runs if r.role == "member" and r.round == round_.name}
+            runs = {
+                r.config: r.run_id for r in self.state.runs if r.role == "member" and r.round == round_.name
+            }
             chosen += promotions(round_, runs, results, evaluations, headline=self.plan.headline_regime)
         self.journal.append("promotions", promoted=[vars(item) for item in chosen])
 
@@ -244,9 +271,7 @@ class _Driver:
             arguments += ["--opening", self._decided("test_opened")["opening"]]
         return Job(f"{suite}:{run_id}", tuple(arguments), files.path / f"evaluate_{suite}.log")
 
-    def _run_jobs(
-        self, jobs: Sequence[Job], report: Callable[[Sequence[str], Sequence[str]], None]
-    ) -> None:
+    def _run_jobs(self, jobs: Sequence[Job], report: Callable[[Sequence[str], Sequence[str]], None]) -> None:
         """Run what is not done yet, `slots` at a time, in the order given."""
         waiting = [j for j in jobs if not self.state.done(j.job_id) and not self.state.failed(j.job_id)]
         running: dict[str, Job] = {}

@@ -73,8 +73,14 @@ def ratio_gate(
         return GateResult(metric, regime, answer, str(reason))
     if ours <= rule.absolute and theirs <= rule.absolute:
         return GateResult(
-            metric, regime, "pass", f"exact by construction: both are below {rule.absolute:g}",
-            ours, theirs, rule.absolute, rule.absolute - ours,
+            metric,
+            regime,
+            "pass",
+            f"exact by construction: both are below {rule.absolute:g}",
+            ours,
+            theirs,
+            rule.absolute,
+            rule.absolute - ours,
         )
     threshold = max(rule.max_ratio * theirs, rule.absolute)
     passed = ours <= threshold
@@ -102,7 +108,8 @@ def improvement_gate(
     for reason in (problem, ours, theirs):
         if isinstance(reason, str):
             return GateResult(name, regime, "not_evaluable", reason)
-    assert isinstance(ours, float) and isinstance(theirs, float)
+    assert isinstance(ours, float)
+    assert isinstance(theirs, float)
     literal_line = (
         f"the plan's literal line (nrmse <= {rule.literal_reference - rule.literal:g}, a gain of "
         f"{rule.literal:g}): gain {theirs - ours:.4g}, {'met' if theirs - ours >= rule.literal else 'not met'}"
@@ -110,13 +117,21 @@ def improvement_gate(
     if rule.rule == "literal":
         passed = theirs - ours >= rule.literal
         return GateResult(
-            name, regime, "pass" if passed else "fail", literal_line, ours, theirs,
-            theirs - rule.literal, theirs - rule.literal - ours,
+            name,
+            regime,
+            "pass" if passed else "fail",
+            literal_line,
+            ours,
+            theirs,
+            theirs - rule.literal,
+            theirs - rule.literal - ours,
         )
     spread = seed_spread(baseline_seeds, regime)
     paired = paired_interval(candidate.result.regimes[regime], reference.result.regimes[regime])
     if spread is None:
-        return GateResult(name, regime, "not_evaluable", "the seed spread needs >= 3 baseline seeds of this protocol")
+        return GateResult(
+            name, regime, "not_evaluable", "the seed spread needs >= 3 baseline seeds of this protocol"
+        )
     if paired is None:
         return GateResult(name, regime, "not_evaluable", "the two evaluations do not share their groups")
     gain, (low, high) = theirs - ours, paired
@@ -129,14 +144,19 @@ def improvement_gate(
     passed = all(tests.values())
     sentence = "; ".join(f"{text}: {'yes' if ok else 'no'}" for text, ok in tests.items())
     return GateResult(
-        name, regime, "pass" if passed else "fail", f"{sentence}; {literal_line}", ours, theirs,
-        threshold, threshold - ours, spread,
+        name,
+        regime,
+        "pass" if passed else "fail",
+        f"{sentence}; {literal_line}",
+        ours,
+        theirs,
+        threshold,
+        threshold - ours,
+        spread,
     )
 
 
-def no_regression_gate(
-    candidate: EvaluationRecord, reference: EvaluationRecord, regime: str
-) -> GateResult:
+def no_regression_gate(candidate: EvaluationRecord, reference: EvaluationRecord, regime: str) -> GateResult:
     """Off the headline regime: not worse beyond noise."""
     problem = incomparable(candidate, reference)
     ours, theirs = (_metric(record, regime, "nrmse") for record in (candidate, reference))
@@ -145,7 +165,9 @@ def no_regression_gate(
             return GateResult("no_regression", regime, "not_evaluable", reason)
     paired = paired_interval(candidate.result.regimes[regime], reference.result.regimes[regime])
     if paired is None:
-        return GateResult("no_regression", regime, "not_evaluable", "the two evaluations do not share their groups")
+        return GateResult(
+            "no_regression", regime, "not_evaluable", "the two evaluations do not share their groups"
+        )
     worse = paired[1] < 0
     sentence = f"{ours:.4g} against {theirs:.4g}; paired 95 % interval of the gain {paired[0]:.4g} to {paired[1]:.4g}"
     return GateResult(

@@ -41,9 +41,7 @@ class Journal:
             self._replay()
 
     def append(self, kind: str, **data: Any) -> Event:
-        event = Event(
-            len(self.events), kind, data, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        )
+        event = Event(len(self.events), kind, data, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         line = _encode(event)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab") as file:

@@ -11,16 +11,40 @@ from universal_simulator.run_record import RunRecord, content_hash, write_atomic
 from universal_simulator.sweep.state import Run, SweepState
 
 PLAN_COLUMNS = (
-    "run_id", "timestamp", "label", "nrmse", "conservation_gap", "bc_violation", "ece", "wall_clock",
-    "params", "tags",
+    "run_id",
+    "timestamp",
+    "label",
+    "nrmse",
+    "conservation_gap",
+    "bc_violation",
+    "ece",
+    "wall_clock",
+    "params",
+    "tags",
 )
 RESULT_METRICS = (
-    "nrmse_median", "nrmse_p95", "nrmse_raw", "nrmse_step", "reconstruction", "trivial_ratio",
-    "conservation_gap_guarded", "conservation_gap_reference", "horizon", "failure_rate",
+    "nrmse_median",
+    "nrmse_p95",
+    "nrmse_raw",
+    "nrmse_step",
+    "reconstruction",
+    "trivial_ratio",
+    "conservation_gap_guarded",
+    "conservation_gap_reference",
+    "horizon",
+    "failure_rate",
 )
 IDENTITY_COLUMNS = (
-    "seed", "training_flops", "optimiser_steps", "protocol_hash", "predictor_hash", "model_hash",
-    "config_hash", "data_identity", "code_version", "test_openings",
+    "seed",
+    "training_flops",
+    "optimiser_steps",
+    "protocol_hash",
+    "predictor_hash",
+    "model_hash",
+    "config_hash",
+    "data_identity",
+    "code_version",
+    "test_openings",
 )
 COLUMNS = (*PLAN_COLUMNS, "suite", "regime", "nrmse_low", "nrmse_high", *RESULT_METRICS, *IDENTITY_COLUMNS)
 #: what happened this time, not what was found
@@ -102,5 +126,7 @@ def write_leaderboard(state: SweepState) -> Path:
 def result_digest(state: SweepState) -> str:
     """Hash of every result column and decision: what a repeated or interrupted sweep must reproduce."""
     rows = [{k: v for k, v in row.items() if k not in OBSERVED} for row in leaderboard_rows(state)]
-    decisions = {k: state.decision(k) for k in ("small_eval_gates", "promotions", "full_eval_gates", "champion")}
+    decisions = {
+        k: state.decision(k) for k in ("small_eval_gates", "promotions", "full_eval_gates", "champion")
+    }
     return content_hash({"rows": rows, "decisions": decisions})

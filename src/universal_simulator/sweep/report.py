@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +39,32 @@ def _context(state: SweepState) -> dict[str, Any]:
     champion = state.decision("champion")
     small, full = state.evaluations("small_eval"), state.evaluations("full_eval")
     regimes = sorted({regime for e in small.values() for regime in e.result.regimes})
-    promoted = {item["run_id"]: item["reason"] for item in (state.decision("promotions") or {"promoted": []})["promoted"]}
+    promoted = {
+        item["run_id"]: item["reason"]
+        for item in (state.decision("promotions") or {"promoted": []})["promoted"]
+    }
     return {
         "plan": state.plan,
         "champion": champion,
         "outcome": champion["sentence"] if champion else "The sweep has not reached a champion yet.",
         "rung": rung(state.plan, headline_value(full[champion["champion"]], state.plan.headline_regime))
-        if champion and champion["champion"] in full else None,
+        if champion and champion["champion"] in full
+        else None,
         "regimes": regimes,
         "rows": [_row(state, run.run_id, records.get(run.run_id), promoted) for run in state.runs],
         "references": _references(full or small),
-        "gates": {suite: (state.decision(f"{suite}_gates") or {"gates": {}})["gates"] for suite in ("small_eval", "full_eval")},
-        "tiers": tier_results(state.plan, records[champion["champion"]], records[champion["baseline"]]) if champion else [],
+        "gates": {
+            suite: (state.decision(f"{suite}_gates") or {"gates": {}})["gates"]
+            for suite in ("small_eval", "full_eval")
+        },
+        "tiers": tier_results(state.plan, records[champion["champion"]], records[champion["baseline"]])
+        if champion
+        else [],
         "forecasts": _forecasts(state),
         "verdicts": {run.run_id: verdict(state, run.run_id) for run in state.runs},
-        "charts": {regime: _bars(state, regime, champion["champion"] if champion else None) for regime in regimes},
+        "charts": {
+            regime: _bars(state, regime, champion["champion"] if champion else None) for regime in regimes
+        },
         "seconds": sum(e.data["seconds"] for e in state.journal.of("job_ended")),
         "openings": len(state.journal.of("test_opened")),
         "test": {run: e for run, e in state.evaluations("test").items()},
@@ -60,7 +72,9 @@ def _context(state: SweepState) -> dict[str, Any]:
     }
 
 
-def _row(state: SweepState, run_id: str, record: RunRecord | None, promoted: dict[str, str]) -> dict[str, Any]:
+def _row(
+    state: SweepState, run_id: str, record: RunRecord | None, promoted: dict[str, str]
+) -> dict[str, Any]:
     run = next(run for run in state.runs if run.run_id == run_id)
     training = record.training.result if record and record.training else None
     return {
@@ -92,42 +106,55 @@ def _forecasts(state: SweepState) -> list[dict[str, str]]:
     baseline = next((run for run in state.baselines() if run in small), None)
     out = []
     for round_ in state.plan.rounds if baseline else ():
-        runs = [r.run_id for r in state.runs if r.role == "member" and r.round == round_.name and r.run_id in small]
+        runs = [
+            r.run_id
+            for r in state.runs
+            if r.role == "member" and r.round == round_.name and r.run_id in small
+        ]
         best = min((headline_value(small[run], state.plan.headline_regime) for run in runs), default=None)
-        answer, text = score_forecast(round_, best, headline_value(small[str(baseline)], state.plan.headline_regime))
+        answer, text = score_forecast(
+            round_, best, headline_value(small[str(baseline)], state.plan.headline_regime)
+        )
         out.append({"round": round_.name, "hypothesis": round_.hypothesis, "answer": answer, "text": text})
     return out
 
 
 def _bars(state: SweepState, regime: str, champion: str | None) -> Markup:
     """Horizontal bars of nrmse with intervals (small-eval: the one suite every run has), log scale."""
-    import math
-
-    rows = []
+    rows: list[tuple[str, float, float, float]] = []
     for run in state.runs:
         record = state.record(run.run_id)
         evaluation = record.evaluations.get("small_eval") if record else None
-        metric = evaluation.result.regimes[regime].metrics["nrmse"] if evaluation and regime in evaluation.result.regimes else None
+        metric = (
+            evaluation.result.regimes[regime].metrics["nrmse"]
+            if evaluation and regime in evaluation.result.regimes
+            else None
+        )
         if metric and metric.value:
-            rows.append((run.run_id, metric))
+            low, high = metric.low or metric.value, metric.high or metric.value
+            rows.append((run.run_id, metric.value, low, high))
     if not rows:
         return Markup("")
-    lows = [metric.low or metric.value for _, metric in rows]
-    highs = [metric.high or metric.value for _, metric in rows]
-    start, end = math.log10(min(v for v in lows if v) / 1.3), math.log10(max(v for v in highs if v) * 1.3)
+    start = math.log10(min(low for _, _, low, _ in rows) / 1.3)
+    end = math.log10(max(high for _, _, _, high in rows) * 1.3)
 
     def x(value: float) -> float:
         return 330 + 420 * (math.log10(value) - start) / (end - start)
 
-    parts = [f'<svg viewBox="0 0 820 {22 * len(rows) + 8}" role="img" aria-label="nRMSE of every run, {escape(regime)}">']
-    for index, (run_id, metric) in enumerate(rows):
+    parts = [
+        f'<svg viewBox="0 0 820 {22 * len(rows) + 8}" role="img" aria-label="nRMSE of every run, {escape(regime)}">'
+    ]
+    for index, (run_id, value, low, high) in enumerate(rows):
         y = 16 + 22 * index
         colour = "#b5541c" if run_id == champion else "#1f4e79"
-        low, high = metric.low or metric.value, metric.high or metric.value
-        parts.append(f'<text x="322" y="{y + 4}" text-anchor="end" font-size="11">{escape(run_id.rsplit("-", 1)[0])}</text>')
-        parts.append(f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<circle cx="{x(metric.value):.1f}" cy="{y}" r="4" fill="{colour}"/>')
-        parts.append(f'<text x="{x(high) + 6:.1f}" y="{y + 4}" font-size="11" fill="#555">{metric.value:.4f}</text>')
+        parts.append(
+            f'<text x="322" y="{y + 4}" text-anchor="end" font-size="11">{escape(run_id.rsplit("-", 1)[0])}</text>'
+        )
+        parts.append(
+            f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2"/>'
+        )
+        parts.append(f'<circle cx="{x(value):.1f}" cy="{y}" r="4" fill="{colour}"/>')
+        parts.append(f'<text x="{x(high) + 6:.1f}" y="{y + 4}" font-size="11" fill="#555">{value:.4f}</text>')
     return Markup("".join(parts) + "</svg>")
 
 

@@ -39,9 +39,9 @@ def gate_results(
             )
         else:
             results.append(no_regression_gate(candidate, reference, regime))
-        for metric, rule in gates.small_eval.items():
+        for metric, rule in sorted(gates.small_eval.items()):
             results.append(ratio_gate(metric, rule, candidate, reference, regime))
-        for metric, rule in gates.hard_abort.items() if hard else ():
+        for metric, rule in sorted(gates.hard_abort.items()) if hard else ():
             result = ratio_gate(metric, rule, candidate, reference, regime)
             results.append(GateResult(**{**result.as_dict(), "name": f"hard_abort_{metric}"}))
     if headline not in reference.result.regimes:
@@ -167,8 +167,11 @@ def _criterion(
     tier: str, criterion: Criterion, champion: RunRecord, baseline: RunRecord, regime: str, suite: str
 ) -> CriterionResult:
     limits = {
-        "<=": (criterion.at_most, 1.0), "<": (criterion.below, 1.0), ">=": (criterion.at_least, 1.0),
-        "<= baseline x": (criterion.at_most_ratio, None), "< baseline x": (criterion.below_ratio, None),
+        "<=": (criterion.at_most, 1.0),
+        "<": (criterion.below, 1.0),
+        ">=": (criterion.at_least, 1.0),
+        "<= baseline x": (criterion.at_most_ratio, None),
+        "< baseline x": (criterion.below_ratio, None),
     }
     sign, (limit, absolute) = next(item for item in limits.items() if item[1][0] is not None)
     text = f"{criterion.metric} {sign} {limit:g}"
@@ -186,7 +189,13 @@ def _criterion(
         return CriterionResult(tier, f"{text}: exact by construction", "pass", value, threshold)
     if absolute is None and champion.run_id == baseline.run_id:
         return CriterionResult(tier, f"{text}: the champion is the baseline", "fail", value, threshold)
-    met = value >= threshold if sign == ">=" else value < threshold if sign.startswith("< ") or sign == "<" else value <= threshold
+    met = (
+        value >= threshold
+        if sign == ">="
+        else value < threshold
+        if sign.startswith("< ") or sign == "<"
+        else value <= threshold
+    )
     return CriterionResult(tier, text, "pass" if met else "fail", value, threshold)
 
 
@@ -215,7 +224,13 @@ def score_forecast(round_: Round, best: float | None, baseline: float) -> tuple[
     if forecast.relative_reduction is not None:
         low, high = forecast.relative_reduction
         answer: Answer = "pass" if low <= gain <= high else "fail"
-        side = "as forecast" if answer == "pass" else "less than forecast" if gain < low else "more than forecast"
+        side = (
+            "as forecast"
+            if answer == "pass"
+            else "less than forecast"
+            if gain < low
+            else "more than forecast"
+        )
         return answer, f"forecast {low:.0%} to {high:.0%} lower, measured {gain:.1%} lower: {side}"
     assert forecast.below is not None
     met = best < forecast.below

@@ -8,7 +8,16 @@ from universal_simulator.configuration.documents import flatten
 from universal_simulator.run_record import EvaluationRecord, RunRecord
 from universal_simulator.sweep.state import SweepState
 
-_SILENT = ("name", "description", "tags", "seed", "tracking.", "diff_residual.", "consistency_distill.", "ttc.", "steady_prior.")
+_SILENT = (
+    "name",
+    "tags",
+    "seed",
+    "tracking.",
+    "diff_residual.",
+    "consistency_distill.",
+    "ttc.",
+    "steady_prior.",
+)
 
 
 def verdict(state: SweepState, run_id: str) -> list[str]:
@@ -28,7 +37,8 @@ def verdict(state: SweepState, run_id: str) -> list[str]:
 
 def changed(record: RunRecord, baseline: RunRecord) -> str:
     """Effective values that differ from the baseline's."""
-    assert record.training and baseline.training
+    assert record.training is not None
+    assert baseline.training is not None
     ours = flatten(record.training.result.effective_config)
     theirs = flatten(baseline.training.result.effective_config)
     parts = [
@@ -44,7 +54,8 @@ def _why(state: SweepState, record: RunRecord, baseline: RunRecord) -> str:
     ours, theirs = (r.evaluations.get(suite) for r in (record, baseline))
     if ours is None or theirs is None:
         return "it was not evaluated"
-    assert record.training and baseline.training
+    assert record.training is not None
+    assert baseline.training is not None
     regime = state.plan.headline_regime
     gain = 1 - _value(ours, regime, "nrmse") / _value(theirs, regime, "nrmse")
     flops = record.training.result.training_flops / baseline.training.result.training_flops

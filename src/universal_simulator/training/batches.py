@@ -29,9 +29,7 @@ class CanonicalBatches:
             generator, batch_size=batch_size, num_steps=num_steps, start_fraction=self.start_fraction
         )
         frame = self.frames.subset(windows.rows)
-        steps = windows.start_frames[:, None] + torch.arange(
-            num_steps + 1, device=windows.fields.device
-        )
+        steps = windows.start_frames[:, None] + torch.arange(num_steps + 1, device=windows.fields.device)
         times = steps.to(windows.fields) * self.surrogate.architecture.dt_s
         truth = self.surrogate.frame.to_canonical(frame, windows.fields, times)
         rms = windows.fields.square().mean(dim=(-2, -1)).sqrt()

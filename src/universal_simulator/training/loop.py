@@ -185,7 +185,9 @@ class OperatorTraining:
             self.progress.best_step = self.progress.step
             self.progress.best_weights = name
         self.progress.validations.append([self.progress.step, scores["raw"], scores["ema"]])
-        self._log({"step": self.progress.step, "validation_raw": scores["raw"], "validation_ema": scores["ema"]})
+        self._log(
+            {"step": self.progress.step, "validation_raw": scores["raw"], "validation_ema": scores["ema"]}
+        )
 
     def _log(self, values: dict[str, float | int]) -> None:
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}

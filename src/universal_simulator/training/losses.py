@@ -84,9 +84,7 @@ def _latent_error(states: Tensor, targets: Tensor) -> Tensor:
 
 def _spectral_error(predicted: Tensor, truth: Tensor, denominators: Tensor) -> Tensor:
     """sqrt(sum_k (1 + k) (|p_k| - |y_k|)^2) / d, Fourier amplitudes of the whole field."""
-    difference = (
-        torch.fft.rfft(predicted, norm="forward").abs() - torch.fft.rfft(truth, norm="forward").abs()
-    )
+    difference = torch.fft.rfft(predicted, norm="forward").abs() - torch.fft.rfft(truth, norm="forward").abs()
     weight = 1 + torch.arange(difference.shape[-1], device=difference.device)
     per_frame = (weight * difference.square()).sum(-1).mean(-1).add(_TINY).sqrt()
     return (per_frame / denominators).mean()

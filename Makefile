@@ -1,0 +1,44 @@
+# One verb per target. Needs python3 >= 3.11 with venv; everything else is installed into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: sweep sweep-standard smoke test test-all lint bench clean
+
+sweep: .venv/installed
+	$(BIN)/usim sweep run sota_embedded --folder runs/embedded
+
+sweep-standard: .venv/installed
+	$(BIN)/usim sweep run sota_standard --folder runs/standard
+
+smoke: .venv/installed
+	$(BIN)/usim sweep run smoke --folder runs/smoke
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
+
+test-all: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+lint: .venv/tested
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/tested
+	$(BIN)/python benchmarks/throughput.py
+
+clean:
+	rm -rf .venv runs
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "python >= 3.11 is needed; set PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv .venv || { echo "the venv module is needed (Debian: apt-get install python3-venv)"; exit 1; }
+
+.venv/installed: pyproject.toml constraints.txt .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/tested: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@

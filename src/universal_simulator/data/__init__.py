@@ -1,0 +1,1 @@
+"""The data room: files, splits, windows, the generator."""

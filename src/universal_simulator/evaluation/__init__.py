@@ -1,0 +1,1 @@
+"""The evaluation room: metrics, baselines beside every number, reports."""

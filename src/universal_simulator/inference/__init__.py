@@ -1,0 +1,1 @@
+"""The inference room: rollouts and guards."""

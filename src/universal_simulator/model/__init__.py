@@ -1,0 +1,1 @@
+"""The model room: the contract, its members, canonical frames."""

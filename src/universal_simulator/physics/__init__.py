@@ -1,0 +1,1 @@
+"""The physics room: grids, equations and their laws, reference solvers."""

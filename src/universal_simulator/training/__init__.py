@@ -1,0 +1,1 @@
+"""The training room: losses, optimisation, the resumable loop."""

@@ -1,0 +1,231 @@
+"""The plan's numbers, the profile's rule, refusal of everything faulty, identity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from universal_simulator.configuration import load_config
+from universal_simulator.configuration.profiles import Profile, apply_profile
+from universal_simulator.errors import ConfigurationError, UserError
+from universal_simulator.sweep.plan import load_plan
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+PROFILES = sorted(path.stem for path in (ROOT / "configs" / "profiles").glob("*.yaml"))
+MEMBERS = (
+    "rerun_txxoc8a8",
+    "sweep_round_a_lr2e4_w3",
+    "sweep_round_a_lr3e4_w5",
+    "sweep_round_a_lr45e4_w5",
+    "sweep_round_b_capacity_up",
+    "sweep_round_b_deeper",
+    "sweep_aggressive_sota",
+)
+OP, D, T, S = "model.options.operator.", "model.options.decoder.", "training.", "training.operator."
+#: the plan's table, row by row, in the order of MEMBERS
+TABLE: dict[str, tuple[object, ...]] = {
+    "model.options.latent_dim": (32, 32, 32, 32, 32, 32, 48),
+    "model.options.latent_tokens": (16, 16, 16, 16, 32, 24, 48),
+    OP + "hidden": (64, 64, 64, 64, 96, 80, 128),
+    OP + "depths": ([1, 1, 1],) * 5 + ([2, 2, 2],) * 2,
+    OP + "group_size": (8, 8, 8, 8, 12, 10, 16),
+    OP + "heads": (4, 4, 4, 4, 6, 5, 8),
+    "diff_residual.hidden": (64, 64, 64, 64, 96, 80, 128),
+    D + "hidden": (64, 64, 64, 64, 96, 80, 128),
+    D + "mlp_hidden": (128, 128, 128, 128, 192, 160, 256),
+    D + "layers": (3, 3, 3, 3, 3, 4, 4),
+    D + "heads": (4, 4, 4, 4, 6, 5, 8),
+    D + "frequencies": ([1, 2, 4, 8],) * 6 + ([1, 2, 4, 8, 16],),
+    T + "batch_size": (12, 12, 12, 12, 10, 10, 8),
+    T + "accumulation": (4, 4, 4, 4, 5, 5, 6),
+    S + "epochs": (15, 20, 20, 20, 20, 22, 30),
+    "diff_residual.epochs": (5, 8, 8, 8, 8, 8, 12),
+    "consistency_distill.epochs": (6, 8, 8, 8, 8, 8, 12),
+    S + "learning_rate": (1e-3, 2e-4, 3e-4, 4.5e-4, 4e-4, 3.5e-4, 3.5e-4),
+    S + "warmup_ratio": (0, 0.03, 0.05, 0.05, 0.05, 0.06, 0.06),
+    S + "schedule": ("constant",) + ("cosine",) * 6,
+    S + "eta_min": (0, 5e-6, 7.5e-6, 1e-5, 1e-5, 8e-6, 1e-5),
+    S + "betas": ([0.9, 0.999],) + ([0.9, 0.95],) * 6,
+    S + "ema_decay": (0.999, 0.9995, 0.9995, 0.9999, 0.9995, 0.9995, 0.9997),
+    S + "weight_decay": (0.01,) * 6 + (0.03,),
+    S + "grad_clip": (1.0,) * 5 + (0.8,) * 2,
+    T + "loss.lambda_spectral": (0.05,) * 6 + (0.08,),
+    "diff_residual.learning_rate": (3e-5, 2e-5, 2.5e-5, 3e-5, 3e-5, 2.5e-5, 3.5e-5),
+    "diff_residual.weight_decay": (0.01, 0.01, 0.01, 0.01, 0.01, 0.015, 0.02),
+    "consistency_distill.learning_rate": (2e-5, 1.5e-5, 1.8e-5, 2.2e-5, 2e-5, 1.8e-5, 2.5e-5),
+    "consistency_distill.weight_decay": (0.01, 0.01, 0.01, 0.01, 0.01, 0.015, 0.02),
+    "consistency_distill.batch_size": (6, 6, 6, 6, 5, 5, 4),
+    "consistency_distill.accumulation": (2, 2, 2, 2, 2, 2, 3),
+    "consistency_distill.taus": (5, 5, 5, 5, 5, 5, 8),
+    S + "patience_epochs": (10,) * 6 + (15,),
+    "ttc.steps": (1,) * 6 + (2,),
+    "ttc.candidates": (8,) * 6 + (12,),
+    "ttc.beam": (3,) * 6 + (4,),
+    "ttc.horizon": (1,) * 7,
+    "ttc.residual_threshold": (0.35,) * 6 + (0.30,),
+    "ttc.gamma": (1.0,) * 6 + (1.2,),
+    "ttc.max_evaluations": (150,) * 6 + (200,),
+    "ttc.tau_range": ([0.15, 0.85],) * 6 + ([0.1, 0.9],),
+    "ttc.noise_std": (0.015,) * 6 + (0.012,),
+    "ttc.noise_schedule": ([0.03, 0.015, 0.005],) * 6 + ([0.025, 0.012, 0.004],),
+    "ttc.reward_weights.mass": (1.2,) * 6 + (1.5,),
+    "ttc.reward_weights.energy": (0.15,) * 6 + (0.2,),
+    "ttc.reward_weights.negativity": (0.6,) * 6 + (0.8,),
+    "tracking.group": ("baseline-experiments",)
+    + ("sota-sweep-round-a",) * 3
+    + ("sota-sweep-round-b",) * 2
+    + ("sota-aggressive",),
+}
+
+
+@pytest.mark.parametrize("key", TABLE)
+def test_members_carry_the_plans_numbers(key: str) -> None:
+    for member, expected in zip(MEMBERS, TABLE[key], strict=True):
+        value: object = load_config(member).plan_values
+        for part in key.split("."):
+            value = value[part]  # type: ignore[index]
+        assert value == expected, member
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_committed_config_loads_in_every_profile(profile: str) -> None:
+    for name in CONFIGS:
+        assert load_config(name, profile=profile).config.profile == profile
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "plans").glob("*.yaml")))
+def test_every_committed_plan_loads_and_names_configs(name: str) -> None:
+    plan = load_plan(name)
+    for config in (plan.baseline.config, *(m.config for r in plan.rounds for m in r.members)):
+        load_config(config, profile=plan.profile)
+
+
+def test_rule_keeps_ema_memories_apart_and_inside_the_run() -> None:
+    for profile in PROFILES:
+        decays = [load_config(member, profile=profile).config.training.operator for member in MEMBERS]
+        high, low = decays[3], decays[1]
+        if low.steps > 100:
+            assert high.ema_decay > low.ema_decay
+        assert all(1 / (1 - s.ema_decay) <= s.steps for s in decays if s.ema_decay < 1)
+
+
+def test_rule_is_the_same_for_all_members() -> None:
+    profile = Profile(name="p", steps_per_epoch=10, learning_rate_factor=2)
+    values, rules = apply_profile(
+        {
+            "training": {
+                "batch_size": 3,
+                "accumulation": 2,
+                "operator": {"epochs": 7, "learning_rate": 1e-3, "ema_decay": 0.9995},
+            }
+        },
+        profile,
+    )
+    stage = values["training"]["operator"]
+    assert stage["steps"] == 70
+    assert stage["learning_rate"] == pytest.approx(2e-3)
+    assert 1 / (1 - stage["ema_decay"]) == pytest.approx(10)
+    assert set(rules) >= {
+        "training.operator.steps",
+        "training.operator.learning_rate",
+        "training.operator.ema_decay",
+    }
+
+
+def test_all_faults_are_told_at_once_with_the_nearest_key() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(
+            "rerun_txxoc8a8",
+            ["training.operator.lerning_rate=1", "sed=3", "training.batch_size=none"],
+            profile="smoke",
+        )
+    text = str(caught.value)
+    assert len(caught.value.faults) == 3
+    assert "training.operator.learning_rate" in text
+    assert "did you mean 'seed'" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.stages=[operator,diff_residual]", "not built yet"),
+        ("ttc.enabled=true", "not built yet"),
+        ("steady_prior.epochs=3", "not built yet"),
+        ("model.options.operator.heads=5", "does not divide"),
+        ("model.options.operator.group_size=7", "does not divide"),
+        ("training.curriculum_shares=[0.5,0.5]", "one entry per entry"),
+        ("data.dataset=null", "exactly one"),
+        ("training.operator.learning_rate=.nan", "learning_rate"),
+        ("model.options.operator.hiden=64", "model.options.operator.hidden"),
+    ],
+)
+def test_impossible_values_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        load_config("rerun_txxoc8a8", [override], profile="smoke")
+
+
+def test_unknown_names_list_what_there_is() -> None:
+    with pytest.raises(UserError, match="rerun_txxoc8a8"):
+        load_config("nothing_like_it")
+    with pytest.raises(UserError, match="embedded"):
+        load_config("rerun_txxoc8a8", profile="tiny")
+
+
+def test_exponents_duplicates_and_circles(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("extends: base\ntraining: {operator: {learning_rate: 1e-3}}\n")
+    assert load_config(file, profile="full").config.training.operator.learning_rate == 1e-3
+    file.write_text("seed: 1\nseed: 2\n")
+    with pytest.raises(ConfigurationError, match="given twice"):
+        load_config(file)
+    file.write_text("extends: own\n")
+    with pytest.raises(ConfigurationError, match="circle"):
+        load_config(file)
+
+
+def test_hash_is_what_changes_results() -> None:
+    base = load_config("rerun_txxoc8a8", profile="smoke").hash
+    for same in ("seed=5", "threads=2", "tags=[x]", "ttc.gamma=3.0", "tracking.group=mine"):
+        assert load_config("rerun_txxoc8a8", [same], profile="smoke").hash == base
+    for other in (
+        "training.operator.learning_rate=1e-4",
+        "data.time_stride=1",
+        "guards.mass_projection=false",
+    ):
+        assert load_config("rerun_txxoc8a8", [other], profile="smoke").hash != base
+
+
+_leaf = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.lists(st.integers(), max_size=3),
+)
+_tree = st.recursive(
+    _leaf, lambda inner: st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=8
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    section=st.sampled_from(
+        ["training", "model", "data", "evaluation", "guards", "name", "profile", "extends", "junk"]
+    ),
+    value=_tree,
+)
+def test_any_yaml_loads_or_is_a_configuration_error(tmp_path: Path, section: str, value: object) -> None:
+    file = tmp_path / "fuzz.yaml"
+    file.write_text(yaml.safe_dump({"extends": "base", "profile": "smoke"} | {section: value}))
+    refused = False
+    try:
+        loaded = load_config(file)
+    except UserError:
+        refused = True
+    assert refused or loaded.config.profile

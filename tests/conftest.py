@@ -1,0 +1,27 @@
+"""Shared fixtures: a tiny data set and the genuine samples where they are at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from universal_simulator.data.dataset import Dataset
+from universal_simulator.experiment import ensure_dataset
+
+torch.set_num_threads(1)
+SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def smoke_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return ensure_dataset("burgers_smoke", tmp_path_factory.mktemp("data") / "data" / "burgers_smoke.hdf5")
+
+
+@pytest.fixture
+def sample_file() -> Path:
+    path = SAMPLES / "1D_Burgers_Sols_Nu0.01_sample16.hdf5"
+    if not path.exists():
+        pytest.skip("the genuine PDEBench samples (../shared/data) are not here")
+    return path

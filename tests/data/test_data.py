@@ -1,0 +1,173 @@
+"""Generator, reader, splits and windows: resumable, audited, refusing what is wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from universal_simulator.data import pdebench
+from universal_simulator.data.dataset import Dataset, open_dataset
+from universal_simulator.data.splits import SPLITS
+from universal_simulator.data.windows import StreamingWindowSource, WindowSource
+from universal_simulator.errors import DataError, IntegrityError, LeakageError
+from universal_simulator.experiment import ensure_dataset
+
+
+def test_killed_generation_goes_on_to_the_same_content(tmp_path: Path, smoke_data: Dataset) -> None:
+    path = tmp_path / "data" / "burgers_smoke.hdf5"
+    code = f"from pathlib import Path; from universal_simulator.experiment import ensure_dataset; ensure_dataset('burgers_smoke', Path({str(path)!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    partial = path.with_name(path.name + ".partial")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None and not partial.exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not path.exists()
+    assert ensure_dataset("burgers_smoke", path).identity == smoke_data.identity
+
+
+def test_finished_file_of_another_specification_is_refused(smoke_data: Dataset) -> None:
+    with pytest.raises(DataError, match="another data set"):
+        ensure_dataset("burgers_embedded", smoke_data.path)
+
+
+def test_frames_are_the_solution_of_their_first_frame(smoke_data: Dataset) -> None:
+    from universal_simulator.physics.reference import solve
+
+    truth = smoke_data.load("validation")
+    found = solve(
+        truth.equation,
+        truth.fields[:, 0],
+        truth.parameters,
+        truth.times_s,
+        truth.grid,
+        method="spectral",
+        points=256,
+    )
+    error = (found - truth.fields).square().mean(-1).sqrt() / truth.fields.square().mean(-1).sqrt()
+    assert float(error[:, 1:].median()) < 1e-3
+
+
+def test_splits_hold_every_regime_and_share_no_group(smoke_data: Dataset) -> None:
+    smoke_data.audit()
+    smoke_data.verify()
+    for name in SPLITS:
+        part = smoke_data.load(name, num_frames=2)
+        counts = [len(rows) for rows in part.regimes().values()]
+        assert len(counts) == 2
+        assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("other_viscosity", [False, True])
+def test_planted_test_trajectory_in_train_is_caught(
+    tmp_path: Path, smoke_data: Dataset, other_viscosity: bool
+) -> None:
+    path = tmp_path / "leaky.hdf5"
+    shutil.copy(smoke_data.path, path)
+    test_row = smoke_data.rows("test")[0]
+    train_row = smoke_data.rows("train")[1 if other_viscosity else 0]
+    with h5py.File(path, "r+") as file:
+        file["tensor"][train_row, 0] = file["tensor"][test_row, 0]
+        assert (file["parameter"][train_row] != file["parameter"][test_row]) == other_viscosity
+    with pytest.raises(LeakageError, match="train and test"):
+        open_dataset(path).audit()
+    with pytest.raises(IntegrityError, match="changed"):
+        open_dataset(path).verify()
+
+
+def test_windows_are_slices_of_the_file(smoke_data: Dataset) -> None:
+    train = smoke_data.load("train", time_stride=2)
+    source = WindowSource(train)
+    windows = source.sample(torch.Generator().manual_seed(3), batch_size=64, num_steps=5, start_fraction=0.4)
+    for i in range(64):
+        row, start = int(windows.rows[i]), int(windows.start_frames[i])
+        assert torch.equal(windows.fields[i], train.fields[row, start : start + 6])
+        assert torch.equal(windows.parameters[i], train.parameters[row])
+    assert 0.25 < float((windows.start_frames == 0).double().mean()) < 0.6
+
+
+def test_streaming_draws_the_same_windows(smoke_data: Dataset) -> None:
+    resident = WindowSource(smoke_data.load("train", time_stride=2))
+    streaming = StreamingWindowSource(smoke_data, split="train", time_stride=2, max_groups=None)
+    draws = [
+        s.sample(torch.Generator().manual_seed(3), batch_size=16, num_steps=5, start_fraction=0.4)
+        for s in (resident, streaming)
+    ]
+    assert torch.equal(draws[0].fields, draws[1].fields)
+    assert torch.equal(draws[0].parameters, draws[1].parameters)
+    assert torch.equal(streaming.initial(), resident.trajectories.fields[:, 0])
+
+
+def test_published_files_are_read_as_they_are(sample_file: Path) -> None:
+    dataset = open_dataset(sample_file, points=256)
+    assert dataset.info.frames == 201
+    assert dataset.info.regimes == ("nu=0.01",)
+    assert dataset.load("all", num_frames=3).fields.shape == (16, 3, 1, 256)
+
+
+def _write(path: Path, **changes: object) -> None:
+    content: dict[str, object] = {
+        "tensor": np.zeros((3, 5, 8), "f4"),
+        "x-coordinate": (np.arange(8) + 0.5) / 8,
+        "t-coordinate": np.arange(6) * 0.1,
+        "parameter": np.full(3, 0.1),
+    } | changes
+    with h5py.File(path, "w") as file:
+        file.attrs["equation"] = "burgers"
+        for name, value in content.items():
+            if value is not None:
+                file[name] = value
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tensor": None}, "no dataset 'tensor'"),
+        ({"tensor": np.zeros((3, 5), "f4")}, "3 axes"),
+        ({"tensor": np.zeros((3, 5, 8), "S4")}, "numeric"),
+        ({"x-coordinate": np.arange(7.0)}, "does not fit"),
+        ({"x-coordinate": np.zeros(8)}, "evenly spaced"),
+        ({"t-coordinate": np.array([0, 1, 2, np.nan, 4, 5])}, "evenly spaced"),
+        ({"parameter": np.full(2, 0.1)}, "3 finite values"),
+        ({"parameter": None}, "--nu"),
+        ({"tensor": np.zeros((0, 5, 8), "f4")}, "N >= 1"),
+    ],
+)
+def test_faulty_layout_is_one_clear_error(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    path = tmp_path / "odd.hdf5"
+    _write(path, **changes)
+    with pytest.raises(DataError, match=message):
+        open_dataset(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not hdf5 at all", b"\x89HDF\r\n\x1a\n" + b"\0" * 64])
+def test_foreign_bytes_are_one_clear_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "odd.hdf5"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"odd\.hdf5"):
+        open_dataset(path)
+
+
+def test_truncated_and_nan_files_are_refused(tmp_path: Path, smoke_data: Dataset) -> None:
+    short = tmp_path / "short.hdf5"
+    short.write_bytes(smoke_data.path.read_bytes()[:200_000])
+    with pytest.raises(DataError, match="damaged"):
+        open_dataset(short)
+    poisoned = tmp_path / "nan.hdf5"
+    tensor = np.ones((3, 5, 8), "f4")
+    tensor[1, 2, 3] = np.nan
+    _write(poisoned, tensor=tensor)
+    with pytest.raises(DataError, match=r"trajectories \[1\]"):
+        pdebench.read_rows(poisoned, np.arange(3), slice(None))

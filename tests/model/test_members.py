@@ -1,0 +1,175 @@
+"""Members of the contract: invariances that hold exactly, files that cannot be tampered with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from universal_simulator.configuration.loader import BUILT_IN_OPTIONS
+from universal_simulator.configuration.schema import GuardsConfig
+from universal_simulator.errors import ConfigurationError, IntegrityError, UserError
+from universal_simulator.inference.guards import project_mass
+from universal_simulator.inference.predictor import SurrogatePredictor
+from universal_simulator.inference.rollout import reconstruct, rollout, rollout_fields
+from universal_simulator.model.canonical import CanonicalFrame
+from universal_simulator.model.contract import Conditions, Problem, interpolation_matrix
+from universal_simulator.model.latent_surrogate import LatentSurrogate
+from universal_simulator.model.surrogate import (
+    Architecture,
+    Surrogate,
+    hash_of,
+    load_surrogate,
+    save_surrogate,
+)
+from universal_simulator.physics.domain import Grid
+from universal_simulator.physics.equations import ADVECTION, BURGERS
+from universal_simulator.physics.initial_conditions import draw_sine_family
+
+LATENT = "universal_simulator.model.latent_surrogate:LatentSurrogate"
+
+
+class Halver(nn.Module):
+    """A user's own module: `forward(fields, parameters, dt)`."""
+
+    def __init__(self, problem: Problem, *, factor: float = 0.5) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, fields: torch.Tensor, parameters: torch.Tensor, dt: torch.Tensor) -> torch.Tensor:
+        return self.factor * fields
+
+
+def architecture(import_path: str = LATENT, frame: tuple[str, ...] = (), **options: object) -> Architecture:
+    return Architecture(
+        import_path=import_path,
+        options=options,
+        canonical_frame=frame,
+        equation="burgers",
+        field_names=("u",),
+        parameter_names=("nu",),
+        lengths=(1.0,),
+        points=(64,),
+        origin=(0.0,),
+        dt_s=0.02,
+        time_stride=2,
+        data_identity="x",
+        parameter_range=((0.01, 0.1),),
+    )
+
+
+def initial(count: int = 4, points: int = 64) -> torch.Tensor:
+    grid = Grid((1.0,), (points,))
+    return draw_sine_family(count, torch.Generator().manual_seed(0))(grid.coordinates()).float()[:, None]
+
+
+@pytest.mark.parametrize("tokens", [7, 12, 16, 24])
+def test_token_counts_need_not_divide_the_grid(tokens: int) -> None:
+    model = Surrogate(architecture(latent_tokens=tokens)).eval()
+    fields = rollout_fields(model, initial(), torch.full((4, 1), 0.1), steps=3)
+    assert fields.shape == (4, 3, 1, 64)
+    assert bool(torch.isfinite(fields).all())
+
+
+def test_surrogate_commutes_with_a_shift_by_two_tokens() -> None:
+    torch.manual_seed(0)
+    model = Surrogate(architecture(latent_tokens=16)).eval()
+    nu = torch.full((4, 1), 0.1)
+    plain = rollout_fields(model, initial(), nu, steps=3)
+    shifted = rollout_fields(model, initial().roll(8, -1), nu, steps=3)
+    assert torch.allclose(plain.roll(8, -1), shifted, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", BUILT_IN_OPTIONS)
+def test_seam_is_exact_by_construction(path: str) -> None:
+    model = Surrogate(architecture(path)).eval()
+    seam = SurrogatePredictor(model, GuardsConfig()).boundary_query(initial(), torch.full((4, 1), 0.1), 0.004)
+    assert torch.allclose(seam[..., :3], seam[..., 3:], atol=2e-6)
+
+
+def test_decoding_at_grid_points_equals_decoding_the_grid() -> None:
+    member = LatentSurrogate(Problem(1, 1, 64, 1.0), latent_tokens=12).eval()
+    conditions = Conditions(torch.full((4, 1), 0.1), torch.full((4,), 0.02))
+    state = member.encode(initial(), conditions)
+    positions = Grid((1.0,), (64,)).coordinates().float()
+    assert torch.allclose(
+        member.decode(state, conditions), member.decode(state, conditions, positions), atol=1e-5
+    )
+
+
+def test_interpolation_matrix_is_identity_on_the_grid_and_exact_between() -> None:
+    grid = (torch.arange(16, dtype=torch.float64) + 0.5) / 16
+    assert torch.allclose(interpolation_matrix(grid, 16), torch.eye(16, dtype=torch.float64), atol=1e-12)
+    points = torch.rand(9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wave = torch.cos(2 * torch.pi * 3 * grid + 0.2)
+    expected = torch.cos(2 * torch.pi * 3 * points + 0.2)
+    assert torch.allclose(interpolation_matrix(points, 16) @ wave, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("names", [(), ("galilean",), ("amplitude_time",), ("galilean", "amplitude_time")])
+def test_canonical_frame_is_invertible_and_maps_solutions_to_solutions(names: tuple[str, ...]) -> None:
+    from universal_simulator.physics.spectral_solver import solve_burgers
+
+    grid = Grid((1.0,), (128,))
+    u0 = 0.4 * torch.sin(2 * torch.pi * grid.coordinates())[None] + 0.3
+    times = torch.linspace(0, 0.4, 5, dtype=torch.float64)
+    nu = torch.tensor([0.1], dtype=torch.float64)
+    u = solve_burgers(u0, nu, times, grid)[:, :, None]
+    frame = CanonicalFrame(names, BURGERS, grid)
+    state = frame.of(u[:, 0])
+    v = frame.to_canonical(state, u, times[None])
+    assert torch.allclose(frame.from_canonical(state, v, times[None]), u, atol=1e-10)
+    conditions = frame.conditions(state, nu[:, None], 1.0)
+    again = solve_burgers(v[:, 0, 0], conditions.parameters[:, 0], times * float(conditions.dt), grid)
+    assert torch.allclose(again, v[:, :, 0], atol=1e-5)
+
+
+def test_undeclared_symmetry_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="galilean"):
+        CanonicalFrame(("galilean",), ADVECTION, Grid((1.0,), (64,)))
+
+
+def test_rollout_is_a_chain_of_steps_and_mass_projection_is_exact() -> None:
+    model = Surrogate(architecture(f"{__name__}:Halver")).eval()
+    nu, start = torch.full((4, 1), 0.1), initial()
+    with torch.no_grad():
+        fields = torch.cat(list(rollout(model, start, nu, steps=23)), dim=1)
+    expected = torch.stack([start * 0.5**k for k in range(1, 24)], dim=1)
+    assert torch.allclose(fields, expected, atol=1e-6)
+    guarded = project_mass(fields, start)
+    assert float((guarded.mean(-1) - start.mean(-1)[:, None]).abs().max()) < 1e-6
+    assert torch.allclose(reconstruct(model, start, nu), start, atol=1e-6)
+
+
+def test_saved_model_needs_no_config_and_refuses_a_changed_byte(tmp_path: Path) -> None:
+    model = Surrogate(
+        architecture(latent_tokens=12, operator={"hidden": 32, "heads": 2}, frame=("galilean",))
+    )
+    path = tmp_path / "model.safetensors"
+    digest = save_surrogate(model, path, plain_checkpoint=tmp_path / "operator_ema.pt")
+    loaded = load_surrogate(path)
+    assert hash_of(loaded) == digest
+    nu = torch.full((4, 1), 0.1)
+    assert torch.equal(
+        rollout_fields(loaded, initial(), nu, steps=2), rollout_fields(model.eval(), initial(), nu, steps=2)
+    )
+    plain = torch.load(tmp_path / "operator_ema.pt", weights_only=True)
+    assert plain["hash"] == digest
+    data = bytearray(path.read_bytes())
+    for position in (len(data) - 3, len(data) // 2, 40, 3):
+        tampered = bytearray(data)
+        tampered[position] ^= 1
+        path.write_bytes(bytes(tampered))
+        with pytest.raises(IntegrityError):
+            load_surrogate(path)
+
+
+def test_foreign_classes_are_explained() -> None:
+    with pytest.raises(UserError, match="cannot be imported"):
+        Surrogate(architecture("no_such_module:Thing"))
+    with pytest.raises(UserError, match="do not fit"):
+        Surrogate(architecture(f"{__name__}:Halver", factr=1.0))
+    with pytest.raises(UserError, match="neither"):
+        Surrogate(architecture("builtins:str"))

@@ -1,0 +1,221 @@
+"""Journal and driver: durable, resumable at every append, the same result every time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.sweep.records import evaluation, run_record
+from universal_simulator.errors import (
+    ConfigurationError,
+    ExecutorError,
+    IntegrityError,
+    SweepLockedError,
+    UserError,
+)
+from universal_simulator.run_record import RunFolder, RunRecord, read_document, write_json
+from universal_simulator.sweep.driver import locked, rebuild_reports, run_sweep
+from universal_simulator.sweep.executor import Executor, Job, JobEnd
+from universal_simulator.sweep.journal import Journal
+from universal_simulator.sweep.leaderboard import PLAN_COLUMNS, leaderboard_path, result_digest
+from universal_simulator.sweep.plan import load_plan
+from universal_simulator.sweep.report import report_path
+from universal_simulator.sweep.state import SweepState
+
+
+class FakeExecutor(Executor):
+    """Writes the records a real run would write. Quality of a config is fixed by its name."""
+
+    slots = 2
+
+    def __init__(self, *, exit_codes: dict[str, list[int]] | None = None, member: float = 0.05) -> None:
+        self.ended: list[JobEnd] = []
+        self.submitted: list[str] = []
+        self.exit_codes = exit_codes or {}
+        self.member = member
+
+    def submit(self, job: Job) -> None:
+        self.submitted.append(job.job_id)
+        codes = self.exit_codes.get(job.job_id, [])
+        code = codes.pop(0) if codes else 0
+        if code == 0:
+            self.work(job)
+        self.ended.append(JobEnd(job.job_id, code, 0.1))
+
+    def work(self, job: Job) -> None:
+        arguments = list(job.arguments)
+        if arguments[0] == "data":
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            job.log.write_text(json.dumps({"identity": "d", "path": "p"}) + "\n")
+            return
+        if arguments[0] == "run":
+            folder, run_id = (
+                Path(arguments[arguments.index("--folder") + 1]),
+                arguments[arguments.index("--run-id") + 1],
+            )
+            seed = int(arguments[-1].removeprefix("seed="))
+            value = 0.1 + 0.002 * seed if arguments[1].startswith("rerun") else self.member
+            record = run_record(run_id, arguments[1], seed, {"small_eval": evaluation(run_id, value)})
+            write_json(RunFolder(folder, run_id).summary, record)
+            return
+        files = RunFolder.of_path(arguments[1])
+        suite = {"full": "full_eval", "test": "test"}[arguments[3]]
+        record = read_document(files.summary, RunRecord)
+        value = record.evaluations["small_eval"].result.regimes["nu=0.05"].metrics["nrmse"].value
+        assert value is not None
+        added = evaluation(files.run_id, value, suite=suite)
+        write_json(
+            files.summary, record.model_copy(update={"evaluations": {**record.evaluations, suite: added}})
+        )
+
+    def wait(self, timeout_s: float) -> list[JobEnd]:
+        ended, self.ended = self.ended, []
+        return ended
+
+    def cancel_all(self) -> None:
+        self.ended = []
+
+
+def test_whole_sweep_leaves_the_plans_artifacts(tmp_path: Path) -> None:
+    state = run_sweep("smoke", tmp_path, executor=FakeExecutor())
+    champion = state.decision("champion")
+    assert champion is not None
+    assert champion["champion"].startswith("sweep_round_a_lr3e4_w5")
+    lines = leaderboard_path(tmp_path).read_text().splitlines()
+    assert tuple(lines[0].split(",")[:10]) == PLAN_COLUMNS
+    assert {line.split(",")[2] for line in lines[1:]} == {"baseline", "small_eval", "champion"}
+    page = report_path(tmp_path).read_text()
+    assert len(page) < 300_000
+    assert champion["sentence"] in page
+    assert len(state.journal.of("test_opened")) == 1
+    before = (leaderboard_path(tmp_path).read_bytes(), report_path(tmp_path).read_bytes())
+    for path in (leaderboard_path(tmp_path), report_path(tmp_path)):
+        path.unlink()
+    rebuild_reports(tmp_path)
+    assert (leaderboard_path(tmp_path).read_bytes(), report_path(tmp_path).read_bytes()) == before
+
+
+def test_finished_sweep_does_nothing_again(tmp_path: Path) -> None:
+    run_sweep("smoke", tmp_path, executor=FakeExecutor())
+    journal = (tmp_path / "journal.jsonl").read_bytes()
+    again = FakeExecutor()
+    run_sweep("smoke", tmp_path, executor=again)
+    assert again.submitted == []
+    assert (tmp_path / "journal.jsonl").read_bytes() == journal
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing in the driver may catch it."""
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_driver_killed_at_every_append_ends_in_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    whole = run_sweep("smoke", tmp_path / "whole", executor=FakeExecutor())
+    total, digest = len(whole.journal.events), result_digest(whole)
+    original = Journal.append
+    for point in range(total):
+        folder = tmp_path / f"killed-{point}"
+
+        def append(self: Journal, kind: str, point: int = point, **data: object) -> object:
+            if len(self.events) == point and not after:
+                raise Killed
+            event = original(self, kind, **data)
+            if event.number == point and after:
+                raise Killed
+            return event
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "append", append)
+            with pytest.raises(Killed):
+                run_sweep("smoke", folder, executor=FakeExecutor())
+        resumed = run_sweep("smoke", folder, executor=FakeExecutor())
+        assert result_digest(resumed) == digest, point
+
+
+def test_failed_member_is_told_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    plan = load_plan("smoke")
+    probe = run_sweep(plan, tmp_path / "probe", executor=FakeExecutor())
+    job = next(f"train:{run.run_id}" for run in probe.runs if run.role == "member")
+    executor = FakeExecutor(exit_codes={job: [1]})
+    state = run_sweep(plan, tmp_path / "real", executor=executor)
+    assert state.failed(job)
+    assert executor.submitted.count(job) == 1
+    champion = state.decision("champion")
+    assert champion is not None
+    assert not champion["beat_baseline"]
+    assert "Nothing beat the baseline" in report_path(tmp_path / "real").read_text()
+
+
+def test_killed_run_is_tried_again_and_a_second_time_given_up(tmp_path: Path) -> None:
+    probe = run_sweep("smoke", tmp_path / "probe", executor=FakeExecutor())
+    job = next(f"train:{run.run_id}" for run in probe.runs if run.role == "member")
+    once = run_sweep("smoke", tmp_path / "once", executor=FakeExecutor(exit_codes={job: [-9]}))
+    assert once.done(job)
+    twice = run_sweep("smoke", tmp_path / "twice", executor=FakeExecutor(exit_codes={job: [-9, -9]}))
+    assert twice.failed(job)
+    with pytest.raises(ExecutorError, match="data could not be made"):
+        run_sweep("smoke", tmp_path / "data", executor=FakeExecutor(exit_codes={"data": [1]}))
+
+
+def test_folder_of_another_plan_and_a_second_driver_are_refused(tmp_path: Path) -> None:
+    run_sweep("smoke", tmp_path, executor=FakeExecutor())
+    with pytest.raises(UserError, match="profile: 'smoke' there, 'embedded' given"):
+        run_sweep("sota_embedded", tmp_path, executor=FakeExecutor())
+    with locked(tmp_path), pytest.raises(SweepLockedError):
+        run_sweep("smoke", tmp_path, executor=FakeExecutor())
+
+
+def test_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    for number in range(3):
+        journal.append("event", value=number)
+    raw = path.read_bytes()
+    start = raw.rstrip(b"\n").rfind(b"\n") + 1
+    for length in range(start, len(raw)):
+        path.write_bytes(raw[:length])
+        again = Journal(path)
+        assert len(again.events) == 2
+        assert (again.cut is not None) == (length > start)
+        again.append("event", value=2)
+        assert [e.data["value"] for e in Journal(path).events] == [0, 1, 2]
+
+
+def test_damaged_middle_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    for number in range(4):
+        journal.append("event", value=number)
+    raw = bytearray(path.read_bytes())
+    for position in range(0, raw.rstrip(b"\n").rfind(b"\n") - 1, 7):
+        if raw[position] == 10:
+            continue
+        damaged = bytearray(raw)
+        damaged[position] ^= 1
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(IntegrityError, match=rf":{raw[:position].count(10) + 1}:"):
+            Journal(path)
+
+
+def test_tampered_record_and_foreign_folder_are_refused(tmp_path: Path) -> None:
+    state = run_sweep("smoke", tmp_path, executor=FakeExecutor())
+    path = RunFolder(tmp_path, state.runs[0].run_id).summary
+    path.write_text(path.read_text().replace('"nrmse"', '"nrmsee"').replace('"run_id"', '"run_idd"'))
+    with pytest.raises(IntegrityError, match="not a valid RunRecord"):
+        rebuild_reports(tmp_path)
+    with pytest.raises(IntegrityError, match="holds no sweep"):
+        SweepState(tmp_path / "nowhere")
+
+
+def test_duplicate_members_are_refused(tmp_path: Path) -> None:
+    plan = load_plan("smoke")
+    twin = tmp_path / "twin.yaml"
+    twin.write_text("extends: sweep_round_a_lr3e4_w5\ntags: [other]\n")
+    member = plan.rounds[0].members[0].model_copy(update={"config": str(twin)})
+    doubled = plan.rounds[0].model_copy(update={"members": (*plan.rounds[0].members, member)})
+    with pytest.raises(ConfigurationError, match="duplicate"):
+        run_sweep(plan.model_copy(update={"rounds": (doubled,)}), tmp_path / "s", executor=FakeExecutor())

@@ -1,0 +1,186 @@
+"""Gates cannot pass by being skipped, and noise is not progress."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sweep.records import REGIMES, evaluation, run_record
+from universal_simulator.run_record import EvaluationRecord
+from universal_simulator.sweep.gates import (
+    improvement_gate,
+    no_regression_gate,
+    paired_interval,
+    ratio_gate,
+    seed_spread,
+)
+from universal_simulator.sweep.plan import Improvement, Ratio, load_plan
+from universal_simulator.sweep.rounds import (
+    choose_champion,
+    gate_results,
+    passes,
+    promotions,
+    rung,
+    score_forecast,
+    tier_results,
+)
+
+RULE = Improvement()
+R = REGIMES[0]
+SEEDS = [evaluation(f"base-{i}", value) for i, value in enumerate((0.100, 0.104, 0.096))]
+
+
+def improvement(
+    candidate: EvaluationRecord, rule: Improvement = RULE, seeds: list[EvaluationRecord] = SEEDS
+) -> str:
+    return improvement_gate(rule, candidate, SEEDS[0], R, baseline_seeds=seeds).answer
+
+
+@pytest.mark.parametrize(
+    ("nrmse", "answer"), [(0.05, "pass"), (0.0889, "pass"), (0.0895, "fail"), (0.1, "fail"), (0.2, "fail")]
+)
+def test_improvement_is_relative(nrmse: float, answer: str) -> None:
+    assert improvement(evaluation("x", nrmse)) == answer
+
+
+def test_improvement_must_exceed_the_seed_spread() -> None:
+    noisy = [evaluation(f"base-{i}", value) for i, value in enumerate((0.100, 0.130, 0.070))]
+    assert improvement(evaluation("x", 0.08), seeds=noisy) == "fail"
+    assert improvement(evaluation("x", 0.06), seeds=noisy) == "pass"
+
+
+def test_improvement_must_exceed_the_paired_interval() -> None:
+    candidate = evaluation("x", 0.085)
+    values = list(candidate.result.regimes[R].per_group["nrmse"])
+    values = [0.085 * (8 if i == 0 else 32 / 39) for i in range(len(values))]
+    regime = candidate.result.regimes[R].model_copy(update={"per_group": {"nrmse": tuple(values)}})
+    result = candidate.result.model_copy(update={"regimes": {**candidate.result.regimes, R: regime}})
+    assert improvement(candidate.model_copy(update={"result": result})) == "fail"
+
+
+@pytest.mark.parametrize(
+    ("candidate", "seeds", "reason"),
+    [
+        (evaluation("base-0", 0.01), SEEDS, "compared with itself"),
+        (evaluation("x", 0.01, steps=32), SEEDS, "protocols differ"),
+        (evaluation("x", 0.01, drop="nrmse"), SEEDS, "has no nrmse"),
+        (evaluation("x", 0.01), SEEDS[:2], ">= 3 baseline seeds"),
+    ],
+)
+def test_what_cannot_be_compared_blocks(
+    candidate: EvaluationRecord, seeds: list[EvaluationRecord], reason: str
+) -> None:
+    result = improvement_gate(RULE, candidate, SEEDS[0], R, baseline_seeds=seeds)
+    assert result.answer == "not_evaluable"
+    assert result.blocks
+    assert reason in result.sentence
+
+
+def test_literal_rule_can_be_chosen() -> None:
+    literal = Improvement(rule="literal")
+    assert improvement(evaluation("x", 0.0895), literal) == "pass"
+    assert improvement(evaluation("x", 0.0905), literal) == "fail"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "answer"),
+    [(0.009, 0.01, "pass"), (0.011, 0.01, "fail"), (1e-8, 1e-9, "pass"), (1e-3, 1e-9, "fail")],
+)
+def test_ratio_gate_and_its_absolute_floor(ours: float, theirs: float, answer: str) -> None:
+    rule = Ratio(max_ratio=1.0, absolute=1e-6)
+    result = ratio_gate(
+        "conservation_gap", rule, evaluation("x", 0.1, gap=ours), evaluation("b", 0.1, gap=theirs), R
+    )
+    assert result.answer == answer
+    assert ("exact by construction" in result.sentence) == (ours < 1e-6)
+
+
+def test_missing_metric_blocks_and_declared_absence_does_not() -> None:
+    rule = Ratio(max_ratio=1.0)
+    missing = ratio_gate("conservation_gap", rule, evaluation("x", 0.1, drop="conservation_gap"), SEEDS[0], R)
+    assert missing.answer == "not_evaluable"
+    assert missing.blocks
+    declared = ratio_gate(
+        "ece", Ratio(max_ratio=1.25, not_applicable="no ensemble"), evaluation("x", 0.1), SEEDS[0], R
+    )
+    assert declared.answer == "not_applicable"
+    assert not declared.blocks
+
+
+def test_regression_elsewhere_blocks() -> None:
+    assert no_regression_gate(evaluation("x", 0.12), SEEDS[0], R).answer == "fail"
+    assert no_regression_gate(evaluation("x", 0.09), SEEDS[0], R).answer == "pass"
+
+
+def test_paired_interval_needs_the_same_groups() -> None:
+    one, other = (evaluation(name, 0.1).result.regimes[R] for name in "ab")
+    assert paired_interval(one, other.model_copy(update={"groups": other.groups[::-1]})) is None
+    assert paired_interval(one, other) == (0.0, 0.0)
+
+
+def test_seed_spread_is_the_sample_deviation_of_one_protocol() -> None:
+    assert seed_spread(SEEDS, R) == pytest.approx(0.004)
+    assert seed_spread([*SEEDS[:2], evaluation("base-2", 0.1, steps=32)], R) is None
+
+
+def results_of(candidate: EvaluationRecord) -> list[object]:
+    plan = load_plan("smoke")
+    return gate_results(plan.gates, candidate, SEEDS[0], headline=R, baseline_seeds=SEEDS)  # type: ignore[return-value]
+
+
+def test_promotion_takes_the_best_passing_and_the_forced() -> None:
+    plan = load_plan("sota")
+    round_a, aggressive = plan.rounds[0], plan.rounds[2]
+    names = [m.config for m in round_a.members]
+    records = {
+        "a": evaluation("a", 0.05, gap=0.02),
+        "b": evaluation("b", 0.06),
+        "c": evaluation("c", 0.07),
+        "forced": evaluation("forced", 0.3),
+    }
+    gates = {name: results_of(record) for name, record in records.items()}
+    chosen = promotions(round_a, dict(zip(names, "abc", strict=True)), gates, records, headline=R)  # type: ignore[arg-type]
+    assert [p.run_id for p in chosen] == ["b"]
+    chosen = promotions(aggressive, {aggressive.members[0].config: "forced"}, gates, records, headline=R)  # type: ignore[arg-type]
+    assert [p.run_id for p in chosen] == ["forced"]
+    assert promotions(round_a, {names[0]: "a"}, gates, records, headline=R) == []  # type: ignore[arg-type]
+
+
+def test_forced_members_are_excused_from_accuracy_only() -> None:
+    assert passes(results_of(evaluation("x", 0.2)), forced=True)  # type: ignore[arg-type]
+    assert not passes(results_of(evaluation("x", 0.05, gap=0.02)), forced=True)  # type: ignore[arg-type]
+    assert not passes([], forced=True)
+
+
+def test_nothing_beats_the_baseline_is_an_outcome() -> None:
+    records = {"base-0": SEEDS[0], "x": evaluation("x", 0.099)}
+    verdict = choose_champion("base-0", ["x"], {"x": results_of(records["x"])}, records, headline=R)  # type: ignore[arg-type, dict-item]
+    assert verdict.champion == "base-0"
+    assert not verdict.beat_baseline
+    assert choose_champion("base-0", [], {}, {"base-0": SEEDS[0]}, headline=R).champion == "base-0"
+
+
+def test_ladder_tiers_and_forecasts() -> None:
+    plan = load_plan("sota").model_copy(update={"headline_regime": R})
+    assert rung(plan, 0.034) == "SOTA reached"
+    assert rung(plan, 0.06) == "new baseline"
+    assert rung(plan, 0.09) == "below the ladder"
+    baseline = run_record("b", "b", 0, {"full_eval": evaluation("b", 0.1, suite="full_eval")})
+    champion = run_record("c", "c", 0, {"full_eval": evaluation("c", 0.04, suite="full_eval", gap=0.004)})
+    answers = {(c.tier, c.text.split(":")[0]): c.answer for c in tier_results(plan, champion, baseline)}
+    assert answers == {
+        ("minimum", "nrmse <= 0.07"): "pass",
+        ("minimum", "conservation_gap <= baseline x 1"): "pass",
+        ("minimum", "wall_clock <= baseline x 2"): "pass",
+        ("target", "nrmse <= 0.05"): "pass",
+        ("target", "conservation_gap <= baseline x 0.5"): "pass",
+        ("target", "ece <= baseline x 1"): "not_applicable",
+        ("stretch", "nrmse < 0.035"): "fail",
+        ("stretch", "conservation_gap < baseline x 0.3"): "fail",
+        ("stretch", "bc_violation < baseline x 0.5"): "pass",
+        ("stretch", "ece <= baseline x 1"): "not_applicable",
+        ("stretch", "horizon >= 64"): "pass",
+    }
+    assert score_forecast(plan.rounds[0], 0.07, 0.1)[0] == "pass"
+    assert score_forecast(plan.rounds[0], 0.09, 0.1)[0] == "fail"
+    assert score_forecast(plan.rounds[0], None, 0.1)[0] == "not_evaluable"
+    assert score_forecast(plan.rounds[2], 0.049, 0.1)[0] == "pass"

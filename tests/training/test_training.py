@@ -1,0 +1,259 @@
+"""The operator stage: bit-equal resume, live knobs, honest divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from universal_simulator import experiment
+from universal_simulator.configuration import LoadedConfig, load_config
+from universal_simulator.configuration.schema import (
+    PENDING_SECTIONS,
+    LatentSurrogateOptions,
+    OperatorStage,
+    RunConfig,
+    Section,
+)
+from universal_simulator.data.dataset import Dataset
+from universal_simulator.errors import DivergenceError, IntegrityError, UserError
+from universal_simulator.model.surrogate import load_surrogate
+from universal_simulator.run_record import RunFolder
+from universal_simulator.training import loop
+from universal_simulator.training.loop import rollout_length, validation_steps
+from universal_simulator.training.optimisation import WeightAverage, learning_rate
+
+TINY = [
+    "training.operator.steps=6",
+    "training.operator.patience_steps=6",
+    "training.validations=1",
+    "training.validation_groups=2",
+    "training.batch_size=4",
+    "evaluation.small_groups=2",
+    "evaluation.bootstrap_samples=50",
+    "evaluation.classical_points=[32]",
+    "evaluation.steps=8",
+]
+
+
+def tiny(data: Dataset, *overrides: str) -> LoadedConfig:
+    words = [f"data.file={data.path}", *TINY, *overrides]
+    return load_config("rerun_txxoc8a8", words, profile="smoke")
+
+
+def outcome(folder: Path, config: LoadedConfig) -> tuple[dict[str, torch.Tensor], str]:
+    """Weights kept, and the log of training with both validation scores."""
+    files = RunFolder(folder, experiment.run(config, folder).run_id)
+    return load_surrogate(files.model).state_dict(), files.metrics_log.read_text()
+
+
+def test_interrupted_training_resumes_bit_for_bit(
+    tmp_path: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(smoke_data, "model.options.operator.stochastic_depth=0.2")
+    whole = experiment.run(config, tmp_path / "whole")
+    monkeypatch.setattr(loop, "CHECKPOINT_INTERVAL_S", 0.0)
+
+    class Killed(Exception):
+        pass
+
+    def kill(phase: str, done: int, total: int) -> None:
+        if phase == "train" and done == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        experiment.run(config, tmp_path / "parts", progress=kill)
+    resumed = experiment.run(config, tmp_path / "parts")
+    assert whole.training is not None
+    assert resumed.training is not None
+    assert resumed.training.result == whole.training.result
+    assert resumed.evaluations["small_eval"].result == whole.evaluations["small_eval"].result
+    steps = [
+        line.split(",")[0]
+        for line in RunFolder(tmp_path / "parts", whole.run_id).metrics_log.read_text().splitlines()
+        if "total" in line
+    ]
+    assert len(steps) == len(set(steps)) == 6
+
+
+def test_finished_run_is_immutable_and_identity_is_checked(tmp_path: Path, smoke_data: Dataset) -> None:
+    config = tiny(smoke_data)
+    first = experiment.run(config, tmp_path)
+    stamp = RunFolder(tmp_path, first.run_id).summary.stat().st_mtime_ns
+    assert experiment.run(config, tmp_path) == first
+    assert RunFolder(tmp_path, first.run_id).summary.stat().st_mtime_ns == stamp
+    with pytest.raises(UserError, match="something changed"):
+        experiment.run(config, tmp_path, run_id="another-s0-0000000000")
+    with pytest.raises(UserError, match="sealed"):
+        experiment.evaluate(RunFolder(tmp_path, first.run_id).path, suite="test")
+
+
+def test_damaged_training_state_is_refused(tmp_path: Path, smoke_data: Dataset) -> None:
+    config = tiny(smoke_data)
+    record = experiment.run(config, tmp_path)
+    files = RunFolder(tmp_path, record.run_id)
+    data = bytearray(files.training_state.read_bytes())
+    data[len(data) // 2] ^= 1
+    files.training_state.write_bytes(bytes(data))
+    files.summary.unlink()
+    with pytest.raises(IntegrityError, match="damaged"):
+        experiment.run(config, tmp_path)
+
+
+KNOBS = [
+    "seed=1",
+    "training.operator.learning_rate=5e-4",
+    "training.operator.warmup_ratio=0.5",
+    "training.operator.schedule=cosine",
+    "training.operator.betas=[0.8,0.9]",
+    "training.operator.weight_decay=0.3",
+    "training.operator.grad_clip=0.01",
+    "training.operator.ema_decay=0.5",
+    "training.batch_size=5",
+    "training.accumulation=2",
+    "training.windows_from_start=1.0",
+    "training.loss.lambda_spectral=1.0",
+    "training.loss.lambda_latent=0.0",
+    "training.loss.lambda_reconstruction=0.0",
+    "training.rollout_curriculum=[2,2,4]",
+    "model.options.latent_tokens=12",
+    "model.options.latent_dim=16",
+    "model.options.operator.hidden=32",
+    "model.options.operator.depths=[1,2,1]",
+    "model.options.operator.group_size=16",
+    "model.options.operator.heads=2",
+    "model.options.operator.stochastic_depth=0.5",
+    "model.options.decoder.hidden=32",
+    "model.options.decoder.mlp_hidden=64",
+    "model.options.decoder.layers=2",
+    "model.options.decoder.heads=2",
+    "model.options.decoder.frequencies=[1,2]",
+    "model.canonical_frame=[]",
+    "data.time_stride=4",
+    "data.train_groups=20",
+    "training.precision=bfloat16",
+]
+
+
+@pytest.fixture(scope="module")
+def plain(
+    smoke_data: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, torch.Tensor], str]:
+    return outcome(tmp_path_factory.mktemp("plain"), tiny(smoke_data))
+
+
+@pytest.mark.parametrize("knob", KNOBS)
+def test_every_knob_changes_the_result(
+    tmp_path: Path, smoke_data: Dataset, plain: tuple[dict[str, torch.Tensor], str], knob: str
+) -> None:
+    before, log_before = plain
+    after, log_after = outcome(tmp_path, tiny(smoke_data, knob))
+    if knob.startswith("training.operator.ema_decay"):
+        # raw weights may be the better ones and be kept: the averaged ones must differ all the same
+        assert log_after.splitlines()[-1] != log_before.splitlines()[-1]
+        return
+    same_shape = {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in before.items()}
+    assert not same_shape or any(not torch.equal(after[k], before[k]) for k in after)
+
+
+@contextmanager
+def recorded_reads() -> Iterator[set[tuple[str, str]]]:
+    """(section class, key) of every attribute read of a configuration section."""
+    reads: set[tuple[str, str]] = set()
+    original = BaseModel.__getattribute__
+
+    def spy(self: Any, name: str) -> Any:
+        if name in type(self).model_fields:
+            reads.add((type(self).__name__, name))
+        return original(self, name)
+
+    Section.__getattribute__ = spy  # type: ignore[method-assign]
+    try:
+        yield reads
+    finally:
+        del Section.__getattribute__
+
+
+def all_keys(kind: type[BaseModel]) -> set[tuple[str, str]]:
+    keys = set()
+    for name, field in kind.model_fields.items():
+        if kind is RunConfig and name in PENDING_SECTIONS:
+            continue
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            keys |= all_keys(annotation)
+        keys.add((kind.__name__, name))
+    return keys
+
+
+def unread(data: Dataset, folder: Path) -> set[tuple[str, str]]:
+    (folder / "data").mkdir()
+    (folder / "data" / "burgers_smoke.hdf5").symlink_to(data.path)
+    words = [*TINY, "training.operator.schedule=cosine"]
+    config = load_config("rerun_txxoc8a8", words, profile="smoke")
+    with recorded_reads() as reads:
+        record = experiment.run(config, folder)
+        experiment.evaluate(RunFolder(folder, record.run_id).path, suite="full")
+    return (all_keys(RunConfig) | all_keys(LatentSurrogateOptions)) - reads
+
+
+def test_no_key_is_dead(tmp_path: Path, smoke_data: Dataset) -> None:
+    assert unread(smoke_data, tmp_path) == set()
+
+
+def test_a_planted_dead_key_is_found(
+    tmp_path: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("universal_simulator.training.optimisation.learning_rate", lambda stage, step: 1e-3)
+    monkeypatch.setattr(loop, "learning_rate", lambda stage, step: 1e-3)
+    assert ("OperatorStage", "warmup_ratio") in unread(smoke_data, tmp_path)
+
+
+def test_divergence_stops_the_run_and_is_recorded(tmp_path: Path, smoke_data: Dataset) -> None:
+    config = tiny(
+        smoke_data,
+        "training.operator.learning_rate=1e12",
+        "training.operator.grad_clip=1e30",
+        "training.operator.schedule=constant",
+    )
+    with pytest.raises(DivergenceError, match="lower"):
+        experiment.run(config, tmp_path)
+    summaries = list((tmp_path / "artifacts" / "runs").glob("*/summary.json"))
+    assert '"status": "failed"' in summaries[0].read_text()
+
+
+def stage(**values: Any) -> OperatorStage:
+    return OperatorStage(**{"steps": 100, "learning_rate": 1.0, "patience_steps": 10} | values)
+
+
+def test_schedule_warms_up_and_ends_at_eta_min() -> None:
+    rates = [learning_rate(stage(warmup_ratio=0.1, schedule="cosine", eta_min=0.01), k) for k in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == pytest.approx(1.0)
+    assert rates[-1] < 0.012
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert learning_rate(stage(), 99) == 1.0
+
+
+def test_average_forgets_the_initialisation() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = WeightAverage(model, 0.9999)
+    torch.nn.init.constant_(model.weight, 3.0)
+    before = float(average.model.weight)
+    for step in range(300):
+        average.update(model, step)
+    left = abs(float(average.model.weight) - 3.0) / abs(before - 3.0)
+    assert left < 1e-6
+
+
+def test_curriculum_and_validation_steps() -> None:
+    config = load_config("rerun_txxoc8a8", profile="embedded").config.training
+    lengths = [rollout_length(config, k) for k in range(config.operator.steps)]
+    assert lengths == sorted(lengths)
+    assert set(lengths) == set(config.rollout_curriculum)
+    assert validation_steps(100, 4) == {25, 50, 75, 100}
