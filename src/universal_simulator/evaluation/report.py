@@ -131,7 +131,7 @@ def curve_picture(evaluation: EvaluationRecord, label: str) -> str:
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained", dpi=110)
+    return Figure(figsize=(width, height), layout="constrained", dpi=80)
 
 
 def _png(figure: Figure) -> str:

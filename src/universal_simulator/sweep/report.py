@@ -95,10 +95,16 @@ def _row(
 def _references(evaluations: dict[str, Any]) -> dict[str, dict[str, Metric]]:
     for evaluation in evaluations.values():
         return {
-            regime: {name: metrics["nrmse"] for name, metrics in rows.items()}
+            regime: {name: rows[name]["nrmse"] for name in sorted(rows, key=_natural)}
             for regime, rows in evaluation.result.references.items()
         }
     return {}
+
+
+def _natural(name: str) -> tuple[str, int]:
+    """classical_64 before classical_128."""
+    stem, _, number = name.rpartition("_")
+    return (stem, int(number)) if number.isdigit() else (name, 0)
 
 
 def _forecasts(state: SweepState) -> list[dict[str, str]]:
