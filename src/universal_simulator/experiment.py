@@ -34,14 +34,17 @@ from universal_simulator.model.surrogate import (
     save_surrogate,
 )
 from universal_simulator.run_record import (
+    Document,
     EvaluationRecord,
     EvaluationResult,
+    Metric,
     Predictor,
     Protocol,
     RunFolder,
     RunRecord,
     TrainingRecord,
     TrainingResult,
+    content_hash,
     read_document,
     write_json,
 )
@@ -297,28 +300,32 @@ def evaluate(
         file, parameter=parameter, points=PDEBENCH["points"] if suite == "pdebench" else None
     )
     _refuse_foreign(surrogate, dataset)
-    if data_file is not None and dataset.header.split is None:
-        split = "all"
+    foreign = dataset.identity != surrogate.architecture.data_identity
+    if split == "all" or (data_file is not None and foreign):
+        # what the model was trained on keeps its splits; another file without any is used whole
+        split = "all" if foreign and dataset.header.split is None else "selection"
     started = time.monotonic()
-    truth = _truth(surrogate, dataset, suite, split, config.evaluation if config else EvaluationConfig())
     evaluation = config.evaluation if config else EvaluationConfig()
     guards = config.guards if config else GuardsConfig()
-    protocol_name = "pdebench" if suite == "pdebench" else "rollout"
-    references, seconds = (
-        reference_rows(
-            truth,
-            classical_points=evaluation.classical_points,
-            bootstrap_samples=evaluation.bootstrap_samples,
-            method="exact" if truth.equation.linear else "finite_volume",
-        )
-        if truth.equation.name != "undeclared"
-        else _persistence_only(truth, evaluation)
+    truth = _truth(surrogate, dataset, suite, split, evaluation)
+    pdebench = suite == "pdebench"
+    protocol = Protocol(
+        name="pdebench" if pdebench else "rollout",
+        dataset_identity=dataset.identity,
+        split=split,
+        first_frame=PDEBENCH["first_frame"] if pdebench else evaluation.first_frame,
+        time_stride=PDEBENCH["time_stride"] if pdebench else surrogate.architecture.time_stride,
+        steps=truth.fields.shape[1] - 1,
+        points=truth.grid.points[0],
+        num_groups=len(set(truth.groups)),
+        groups_hash=content_hash(list(truth.groups)),
     )
+    references = _references(truth, protocol, evaluation, run_folder)
     references_s = time.monotonic() - started
     predictor = SurrogatePredictor(surrogate, guards, frame_spacing_s=truth.frame_spacing_s)
     evaluator = Evaluator(
         truth,
-        references,
+        references.rows,
         batch_size=evaluation.batch_size,
         bootstrap_samples=evaluation.bootstrap_samples,
         on_batch=None if progress is None else lambda done, total: progress(label, done, total),
@@ -328,36 +335,25 @@ def evaluate(
         suite=label,
         run_id=run_folder.run_id if run_folder else path.stem,
         result=EvaluationResult(
-            protocol=Protocol(
-                name=protocol_name,
-                dataset_identity=dataset.identity,
-                split=split,
-                first_frame=PDEBENCH["first_frame"] if suite == "pdebench" else evaluation.first_frame,
-                time_stride=PDEBENCH["time_stride"]
-                if suite == "pdebench"
-                else surrogate.architecture.time_stride,
-                steps=truth.fields.shape[1] - 1,
-                points=truth.grid.points[0],
-                num_groups=len(set(truth.groups)),
-                groups_hash=evaluator.groups_hash(),
-            ),
+            protocol=protocol,
             predictor=Predictor(
                 model_hash=hash_of(surrogate),
                 weights="raw" if surrogate.architecture.weights == "raw" else "ema",
                 guards=predictor.guards.names,
             ),
             regimes=regimes,
-            references=references,
+            references=references.rows,
         ),
         observation={
             "wall_clock_s": time.monotonic() - started - references_s,
             "references_s": references_s,
-            "classical_s_per_trajectory": seconds,
+            "classical_s_per_trajectory": references.seconds_per_trajectory,
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "opening": opening,
         },
     )
-    if run_folder is not None:
+    if run_folder is not None and (data_file is None or pdebench):
+        # figures on another file are answered, never mixed into the run's own record
         write_json(run_folder.evaluation(label), record)
         summary = read_document(run_folder.summary, RunRecord)
         summary = summary.model_copy(update={"evaluations": {**summary.evaluations, label: record}})
@@ -414,10 +410,35 @@ def _refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
         )
 
 
-def _persistence_only(truth: Trajectories, evaluation: EvaluationConfig) -> Any:
-    return reference_rows(
-        truth, classical_points=(), bootstrap_samples=evaluation.bootstrap_samples, method="exact"
+class References(Document):
+    """Trivial predictors and classical solver of one protocol, computed once per experiment."""
+
+    key: str
+    rows: dict[str, dict[str, dict[str, Metric]]]
+    seconds_per_trajectory: dict[str, float]
+
+
+def _references(
+    truth: Trajectories, protocol: Protocol, evaluation: EvaluationConfig, folder: RunFolder | None
+) -> References:
+    """From `references/` of the experiment where the same question was answered before."""
+    points, samples = evaluation.classical_points, evaluation.bootstrap_samples
+    key = content_hash([protocol.hash, points, samples, code_version()])
+    path = None if folder is None else folder.experiment / "references" / f"{key[:16]}.json"
+    if path is not None and path.exists():
+        stored = read_document(path, References)
+        if stored.key == key:
+            return stored
+    rows, seconds = reference_rows(
+        truth,
+        classical_points=points,
+        bootstrap_samples=samples,
+        method="exact" if truth.equation.linear else "finite_volume",
     )
+    made = References(key=key, rows=rows, seconds_per_trajectory=seconds)
+    if path is not None:
+        write_json(path, made)
+    return made
 
 
 def rollout_to_file(

@@ -93,6 +93,23 @@ def test_finished_run_is_immutable_and_identity_is_checked(tmp_path: Path, smoke
         experiment.evaluate(RunFolder(tmp_path, first.run_id).path, suite="test")
 
 
+def test_another_file_is_answered_but_never_mixed_into_the_record(
+    tmp_path: Path, smoke_data: Dataset
+) -> None:
+    record = experiment.run(tiny(smoke_data), tmp_path)
+    files = RunFolder(tmp_path, record.run_id)
+    before = files.summary.read_bytes()
+    copy = tmp_path / "copy.hdf5"
+    copy.write_bytes(smoke_data.path.read_bytes())
+    answer = experiment.evaluate(files.path, suite="full", data_file=copy)
+    assert answer.result.protocol.split == "selection"
+    assert files.summary.read_bytes() == before
+    cached = list((tmp_path / "references").glob("*.json"))
+    again = experiment.evaluate(files.path, suite="small")
+    assert again.result == record.evaluations["small_eval"].result
+    assert sorted((tmp_path / "references").glob("*.json")) == sorted(cached)
+
+
 def test_damaged_training_state_is_refused(tmp_path: Path, smoke_data: Dataset) -> None:
     config = tiny(smoke_data)
     record = experiment.run(config, tmp_path)

@@ -14,7 +14,7 @@ from universal_simulator.evaluation import accuracy, conservation
 from universal_simulator.evaluation.bootstrap import mean_interval
 from universal_simulator.evaluation.references import Rows, best_trivial
 from universal_simulator.physics.invariants import pde_residual
-from universal_simulator.run_record import Metric, RegimeResult, content_hash
+from universal_simulator.run_record import Metric, RegimeResult
 
 ECE_REASON = "needs the stochastic stages, which are not part of this plan yet"
 #: every k-th frame of the truth is reconstructed and stepped from
@@ -48,9 +48,6 @@ class Evaluator:
         self.batch_size = batch_size
         self.bootstrap_samples = bootstrap_samples
         self.on_batch = on_batch
-
-    def groups_hash(self) -> str:
-        return content_hash(list(self.truth.groups))
 
     def run(self, predictor: FieldPredictor) -> tuple[dict[str, RegimeResult], dict[str, Tensor]]:
         """(regime -> result, regime -> guarded prediction (B, T, C, X))."""
