@@ -1,4 +1,10 @@
-"""Accuracy on decoded fields in physical units. p predicted, y truth, both (B, T, C, X)."""
+"""Accuracy of decoded fields in physical units.
+
+p predicted, y truth, both (B, T, C, X) over the predicted frames; every result is one value
+per sample, (B,), unless said otherwise. Nothing here averages over samples: the mean, its
+interval and its median are taken over groups by `summary`. NaN and inf propagate, so that a
+broken prediction can never look like a good one; only `nrmse_frames` replaces them, by 10.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,8 @@ from torch import Tensor
 ENERGY_FLOOR = 1e-6
 #: value of a diverged sample, and the error beyond which it counts as one
 DIVERGED = 10.0
+#: PDEBench's bands of Fourier modes: low 0-3, mid 4-11, high from 12
+BANDS: dict[str, tuple[int, int | None]] = {"low": (0, 4), "mid": (4, 12), "high": (12, None)}
 
 
 def rms(values: Tensor) -> Tensor:
@@ -19,13 +27,16 @@ def rms(values: Tensor) -> Tensor:
 def nrmse_frames(predicted: Tensor, truth: Tensor, initial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """sqrt(mean_x (p - y)^2) / sqrt(mean_x y^2) per sample, frame and channel.
 
-    Returns (error (B, T, C), valid (B, T, C), diverged (B,)). Frames with
-    rms(y_t) < 1e-6 rms(y_0) are not valid. A sample with NaN, inf or an error above 10
-    anywhere is diverged and its error is 10 everywhere. No epsilon. Lower is better, 0 is
-    exact; estimator of PDEBench's normalised RMSE (Takamoto et al. 2022, eq. 2) per frame.
+    Returns (error (B, T, C), valid (B, T, C), diverged (B,)); initial is (B, C, X).
+    Range: 0 is exact, 1 is what predicting zero scores, 10 is the ceiling; lower is better.
+    Estimator: no epsilon, so it is exactly invariant under a common scale of p, y and initial.
+    Bias: fields that decay raise it at equal absolute error; a few quiet trajectories lead the mean.
+    NaN rule: frames with rms(y_t) < 1e-6 rms(y_0), or no energy at all, are not valid (to be
+    excluded and counted); a sample with NaN, inf or an error above 10 is diverged and 10 everywhere.
+    Source: PDEBench (Takamoto et al. 2022), normalised RMSE, per frame.
     """
     scale, start = rms(truth), rms(initial)[:, None]
-    valid = scale >= ENERGY_FLOOR * start
+    valid = (scale >= ENERGY_FLOOR * start) & (scale > 0)
     error = rms(predicted - truth) / torch.where(valid, scale, torch.ones_like(scale))
     bad = ~torch.isfinite(error) | (error > DIVERGED)
     diverged = (bad & valid).flatten(1).any(dim=1) | ~torch.isfinite(predicted).flatten(1).all(dim=1)
@@ -41,63 +52,67 @@ def mean_valid(values: Tensor, valid: Tensor, *, dims: tuple[int, ...]) -> Tenso
 
 
 def relative_l2(predicted: Tensor, truth: Tensor) -> Tensor:
-    """|p - y| / |y|, Frobenius norms over the whole trajectory, (B,)."""
+    """||p - y|| / ||y||, Frobenius norms over the whole trajectory.
+
+    Range [0, inf), lower is better. Bias: the energetic early frames weigh most, so it is
+    usually below nrmse where fields decay. NaN where the truth is zero throughout. Source:
+    the `rel_l2` of the neural operator literature (Li et al. 2021).
+    """
     return (predicted - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
 
 
 def vrmse(predicted: Tensor, truth: Tensor) -> Tensor:
-    """rmse / standard deviation of the truth over the trajectory, (B,)."""
+    """sqrt(mean (p - y)^2) / std(y) over the whole trajectory.
+
+    Range [0, inf), lower is better; 1 is what the trajectory's own mean scores. Unlike nrmse
+    it gives no credit for the mean. Standard deviation without Bessel's correction. Inf or NaN
+    where the truth does not vary. Source: The Well (Ohana et al. 2024).
+    """
     spread = truth.flatten(1).std(dim=1, correction=0)
     return (predicted - truth).flatten(1).square().mean(dim=1).sqrt() / spread
 
 
 def rmse(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Mean over frames and channels of sqrt(mean_x (p - y)^2), (B,), unit of the field."""
+    """Mean over frames and channels of sqrt(mean_x (p - y)^2), in the field's unit.
+
+    Range [0, inf), lower is better. Equals PDEBench's RMSE after the mean over samples.
+    """
     return rms(predicted - truth).flatten(1).mean(dim=1)
 
 
 def max_error(predicted: Tensor, truth: Tensor) -> Tensor:
-    """max |p - y| over the trajectory, (B,), unit of the field."""
+    """max |p - y| over x, frames and channels, in the field's unit.
+
+    Range [0, inf), lower is better. PDEBench takes the maximum over its batch as well:
+    `pdebench_max_error`, which grows with the number of samples; this one does not.
+    """
     return (predicted - truth).abs().flatten(1).amax(dim=1)
 
 
 def rmse_boundary(predicted: Tensor, truth: Tensor) -> Tensor:
-    """rms error over the first and last cell of the axis, (B,), unit of the field."""
-    edges = (predicted - truth)[..., [0, -1]]
-    return edges.flatten(1).square().mean(dim=1).sqrt()
+    """Mean over frames and channels of the rms error of the first and the last cell.
+
+    Range [0, inf), field's unit, lower is better. Equals PDEBench's after the mean over samples.
+    On a periodic domain the two cells are like all others: compare with rmse.
+    """
+    return rms((predicted - truth)[..., [0, -1]]).flatten(1).mean(dim=1)
 
 
 def rmse_conserved(predicted: Tensor, truth: Tensor) -> Tensor:
-    """rms over frames of the error of the spatial mean, (B,), unit of the field."""
-    return (predicted - truth).mean(dim=-1).flatten(1).square().mean(dim=1).sqrt()
+    """Mean over frames and channels of |mean_x p - mean_x y|, in the field's unit.
 
-
-#: PDEBench's bands of Fourier modes: low 0-3, mid 4-11, high from 12
-BANDS = {"low": (0, 4), "mid": (4, 12), "high": (12, None)}
+    Range [0, inf), lower is better. PDEBench takes the root mean square over its batch instead
+    of a mean over samples (`pdebench_rmse_conserved`), which is never smaller.
+    """
+    return (predicted - truth).mean(dim=-1).abs().flatten(1).mean(dim=1)
 
 
 def rmse_fourier(predicted: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """rms over modes of a band of |FFT(p - y)| / X, mean over frames, per band (B,)."""
+    """Per band, mean over modes, frames and channels of |FFT(p - y)| / X, each (B,).
+
+    Modes of the real transform: low 0-3, mid 4-11, high from 12; field's unit; [0, inf), lower
+    is better. PDEBench takes the root mean square over its batch before the mean over modes and
+    multiplies by the domain's length (`pdebench_rmse_fourier_*`).
+    """
     spectrum = torch.fft.rfft(predicted - truth, norm="forward").abs()
-    return {
-        name: spectrum[..., low:high].square().mean(dim=-1).sqrt().flatten(1).mean(dim=1)
-        for name, (low, high) in BANDS.items()
-    }
-
-
-def correlation(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Pearson correlation over space per sample and frame, mean over channels, (B, T)."""
-    p = predicted - predicted.mean(dim=-1, keepdim=True)
-    y = truth - truth.mean(dim=-1, keepdim=True)
-    scale = (p.square().sum(-1) * y.square().sum(-1)).sqrt()
-    value = (p * y).sum(-1) / torch.where(scale > 0, scale, torch.ones_like(scale))
-    return value.nan_to_num(0.0).mean(dim=-1)
-
-
-def horizon(curve: Tensor, threshold: float, *, falls_below: bool) -> tuple[int, bool]:
-    """Frames before `curve` (T,) first crosses the threshold; True if it never does (capped)."""
-    crossed = curve < threshold if falls_below else curve > threshold
-    crossed = crossed | ~torch.isfinite(curve)
-    if not bool(crossed.any()):
-        return len(curve), True
-    return int(crossed.nonzero()[0]), False
+    return {name: spectrum[..., low:high].flatten(1).mean(dim=1) for name, (low, high) in BANDS.items()}

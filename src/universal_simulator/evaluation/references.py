@@ -1,60 +1,146 @@
-"""Trivial predictors and the coarse classical solver under the same protocol."""
+"""Trivial predictors and the coarse classical solver under the same protocol, once per protocol."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from universal_simulator.data.batch import Trajectories
+from universal_simulator.errors import IntegrityError
 from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames
-from universal_simulator.evaluation.bootstrap import mean_interval
+from universal_simulator.evaluation.conservation import conservation_gap
+from universal_simulator.evaluation.summary import Summary
 from universal_simulator.evaluation.trivial import trivial_predictions
+from universal_simulator.identity import code_version
 from universal_simulator.physics.reference import solve
-from universal_simulator.run_record import Metric
+from universal_simulator.run_record import (
+    Document,
+    Metric,
+    Protocol,
+    content_hash,
+    read_document,
+    write_json,
+)
 
+#: regime -> predictor name -> metric name -> Metric
 Rows = dict[str, dict[str, dict[str, Metric]]]
+#: trajectories solved together
+BATCH = 128
+
+
+class ReferenceRecord(Document):
+    """What `references/{protocol_hash}.json` holds; seconds are an observation, not a result."""
+
+    schema_version: Literal[1] = 1
+    protocol: Protocol
+    inputs_hash: str
+    rows: Rows
+    seconds_per_trajectory: dict[str, float]
 
 
 def reference_rows(
     truth: Trajectories, *, classical_points: Sequence[int], bootstrap_samples: int, method: str
 ) -> tuple[Rows, dict[str, float]]:
-    """(regime -> predictor -> metric, seconds per trajectory of each classical resolution)."""
+    """(regime -> predictor -> metric, `regime/predictor` -> seconds per trajectory).
+
+    The classical solver starts from the same given frame, brought to `points` cells, and its
+    answer is brought back to the truth's grid; resolutions above it are left out.
+    """
     rows: Rows = {}
     seconds: dict[str, float] = {}
     for label, indices in truth.regimes().items():
         part = truth.subset(indices)
-        initial, parameters, times = part.fields[:, 0], part.parameters, part.times_s
-        predictions = trivial_predictions(part.equation, initial, parameters, times[1:], part.grid)
-        rows[label] = {
-            name: _score(prediction, part, bootstrap_samples) for name, prediction in predictions.items()
-        }
+        trivial = trivial_predictions(
+            part.equation, part.fields[:, 0], part.parameters, part.times_s[1:], part.grid
+        )
+        rows[label] = {name: _score(found, part, bootstrap_samples) for name, found in trivial.items()}
         for points in classical_points:
             if points > part.grid.points[0]:
                 continue
             started = time.perf_counter()
-            solution = solve(
-                part.equation, initial, parameters, times, part.grid, method=method, points=points
-            )[:, 1:]
-            name = f"classical_{points}"
-            seconds[f"{label}/{name}"] = (time.perf_counter() - started) / len(part)
-            rows[label][name] = _score(solution, part, bootstrap_samples)
+            solution = torch.cat(list(_solutions(part, method=method, points=points)))
+            seconds[f"{label}/classical_{points}"] = (time.perf_counter() - started) / len(part)
+            rows[label][f"classical_{points}"] = _score(solution, part, bootstrap_samples)
     return rows, seconds
 
 
-def _score(prediction: Tensor, truth: Trajectories, samples: int) -> dict[str, Metric]:
-    error, valid, _ = nrmse_frames(prediction, truth.fields[:, 1:], truth.fields[:, 0])
-    per_sample = mean_valid(error, valid, dims=(1, 2)).double().numpy()
-    low, high = mean_interval(per_sample, samples=samples)
-    return {"nrmse": Metric(value=float(np.mean(per_sample)), low=low, high=high)}
+def cached_reference_rows(
+    experiment: Path,
+    protocol: Protocol,
+    truth: Trajectories,
+    *,
+    classical_points: Sequence[int],
+    bootstrap_samples: int,
+    method: str,
+) -> tuple[Rows, dict[str, float]]:
+    """`reference_rows`, kept in `{experiment}/references/{protocol_hash}.json`.
+
+    Reused only where the full input hash (protocol, resolutions, bootstrap, method, code) is
+    equal; a file of another protocol under this name is an IntegrityError, an older one of the
+    same protocol is computed again and replaced.
+    """
+    path = experiment / "references" / f"{protocol.hash}.json"
+    inputs = content_hash(
+        {
+            "protocol": protocol.hash,
+            "classical_points": list(classical_points),
+            "bootstrap_samples": bootstrap_samples,
+            "method": method,
+            "code": code_version(),
+        }
+    )
+    if path.exists():
+        record = read_document(path, ReferenceRecord)
+        if record.protocol.hash != protocol.hash:
+            raise IntegrityError(
+                f"{path} holds the references of protocol {record.protocol.hash[:12]}, not of the one it "
+                "is named after; delete it to compute them again"
+            )
+        if record.inputs_hash == inputs:
+            return record.rows, record.seconds_per_trajectory
+    rows, seconds = reference_rows(
+        truth, classical_points=classical_points, bootstrap_samples=bootstrap_samples, method=method
+    )
+    write_json(
+        path,
+        ReferenceRecord(protocol=protocol, inputs_hash=inputs, rows=rows, seconds_per_trajectory=seconds),
+    )
+    return rows, seconds
 
 
-def best_trivial(rows: dict[str, dict[str, Metric]]) -> tuple[str, float]:
-    """Name and nrmse of the best predictor that knows nothing."""
-    names = [name for name in ("persistence", "spatial_mean", "linearised") if name in rows]
-    scored = [(rows[name]["nrmse"].value or torch.inf, name) for name in names]
-    value, name = min(scored)
-    return name, float(value)
+def _solutions(part: Trajectories, *, method: str, points: int) -> Iterator[Tensor]:
+    for start in range(0, len(part), BATCH):
+        rows = slice(start, start + BATCH)
+        solution = solve(
+            part.equation,
+            part.fields[rows, 0],
+            part.parameters[rows],
+            part.times_s,
+            part.grid,
+            method=method,
+            points=points,
+        )
+        yield solution[:, 1:]
+
+
+def _score(prediction: Tensor, part: Trajectories, samples: int) -> dict[str, Metric]:
+    initial, truth = part.fields[:, 0], part.fields[:, 1:]
+    error, valid, diverged = nrmse_frames(prediction, truth, initial)
+    per_sample = mean_valid(error, valid, dims=(1, 2))
+    summary = Summary(part.groups, field_unit=part.equation.fields[0].unit, bootstrap_samples=samples)
+    defined = per_sample[~per_sample.isnan()].double()
+    quantiles = {
+        name: summary.number(name, float(defined.quantile(share)) if len(defined) else None)
+        for name, share in (("nrmse_median", 0.5), ("nrmse_p95", 0.95))
+    }
+    out = {
+        "nrmse": summary.mean("nrmse", per_sample, exclude_nan=True),
+        "failure_rate": summary.mean("failure_rate", diverged.double()),
+    } | quantiles
+    gap = conservation_gap(prediction, initial, part.grid, part.equation)
+    return out if gap is None else out | {"conservation_gap": summary.mean("conservation_gap", gap)}

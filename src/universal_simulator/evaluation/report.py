@@ -2,52 +2,78 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
-import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from torch import Tensor
 
 from universal_simulator.data.batch import Trajectories
+from universal_simulator.evaluation.evaluator import Examples
+from universal_simulator.evaluation.glossary import entry
+from universal_simulator.evaluation.ladder import Rung, ladder
+from universal_simulator.evaluation.pictures import curve_picture, field_picture
 from universal_simulator.run_record import (
     EvaluationRecord,
+    Metric,
     RunFolder,
     RunRecord,
     write_atomically,
     write_json,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 COLUMNS = ("suite", "regime", "metric", "value", "low", "high", "unit", "better", "applicable", "reason")
+#: the page stays below 400 KB: pictures are drawn coarser until all of them fit
+PICTURE_BYTES = 300_000
+RESOLUTIONS = (120, 96, 76, 60, 44)
+#: heading -> metrics by name or beginning of it; what none of them claims comes last
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Accuracy": ("nrmse", "reconstruction", "trivial_ratio", "rel_l2", "vrmse", "rmse", "max_error"),
+    "Physics": ("conservation", "dissipation", "bc_", "pde_", "spectrum"),
+    "Stability and uncertainty": ("horizon", "failure", "excluded", "ece"),
+    "PDEBench's own estimators": ("pdebench_",),
+}
 
 
 def write_report(
-    folder: RunFolder, record: RunRecord, suite: str, *, truth: Trajectories, predictions: dict[str, Tensor]
+    folder: RunFolder,
+    record: RunRecord,
+    suite: str,
+    *,
+    truth: Trajectories,
+    predictions: Mapping[str, Examples],
 ) -> None:
-    """All three files of the latest evaluation `suite` (json and csv hold every suite)."""
-    evaluation = record.evaluations[suite]
+    """All three files; json and csv hold every suite of the run, the page's pictures those of `suite`."""
     write_json(folder.report("json"), record)
     write_atomically(folder.report("csv"), metrics_csv(record))
-    pictures = {
-        label: field_picture(truth.subset(rows), predictions[label], evaluation, label)
-        for label, rows in truth.regimes().items()
-    }
-    curves = {label: curve_picture(evaluation, label) for label in evaluation.result.regimes}
+    write_atomically(folder.report("html"), page(record, suite, truth=truth, predictions=predictions))
+
+
+def page(record: RunRecord, suite: str, *, truth: Trajectories, predictions: Mapping[str, Examples]) -> str:
+    """The html document; everything that came from outside is escaped."""
+    evaluation = record.evaluations[suite]
     environment = Environment(
-        loader=PackageLoader("universal_simulator.evaluation"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("universal_simulator.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    page = environment.get_template("evaluation.html").render(
-        record=record, evaluation=evaluation, pictures=pictures, curves=curves
+    environment.filters["number"] = number
+    environment.filters["meaning"] = lambda name: entry(name).text
+    return environment.get_template("evaluation.html").render(
+        record=record,
+        evaluation=evaluation,
+        others={name: e for name, e in sorted(record.evaluations.items()) if name != suite},
+        pictures=_pictures(evaluation, truth, predictions),
+        grouped={label: grouped(regime.metrics) for label, regime in evaluation.result.regimes.items()},
+        ladders=_ladders(evaluation),
     )
-    write_atomically(folder.report("html"), page)
 
 
 def metrics_csv(record: RunRecord) -> str:
+    """One row per suite, regime and metric."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -59,82 +85,69 @@ def metrics_csv(record: RunRecord) -> str:
     return buffer.getvalue()
 
 
-def field_picture(part: Trajectories, predicted: Tensor, evaluation: EvaluationRecord, label: str) -> str:
-    """Space-time truth, prediction, error of a median, a p95 and the worst trajectory (PNG, base64)."""
-    errors = torch.tensor(evaluation.result.regimes[label].per_group["nrmse"])
-    order = errors.argsort()
-    picks = {
-        "median": int(order[len(order) // 2]),
-        "95th percentile": int(order[min(len(order) - 1, int(0.95 * len(order)))]),
-        "worst": int(order[-1]),
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Three significant digits, plain from 1e-4 to 1e5, a power of ten beyond; a dash for nothing."""
+    if value is None:
+        return "–"
+    if value == 0 or 1e-4 <= abs(value) < 1e5:
+        text = f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:.0f}"
+        return text.replace("-", "−")
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa.replace('-', '−')}·10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+
+
+def grouped(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Metric]]:
+    """Metrics under their headings, each exactly once."""
+    out: dict[str, dict[str, Metric]] = {heading: {} for heading in [*GROUPS, "Further"]}
+    for name, metric in sorted(metrics.items()):
+        heading = next((h for h, starts in GROUPS.items() if name.startswith(starts)), "Further")
+        out[heading][name] = metric
+    return {heading: rows for heading, rows in out.items() if rows}
+
+
+def _pictures(
+    evaluation: EvaluationRecord, truth: Trajectories, predictions: Mapping[str, Examples]
+) -> dict[str, dict[str, str]]:
+    """regime -> picture name -> base64; the finest resolution at which the page stays small."""
+    found: dict[str, dict[str, str]] = {}
+    few = len(evaluation.result.regimes) <= 2
+    for dpi in RESOLUTIONS if few else RESOLUTIONS[1:]:
+        found = {
+            label: _regime_pictures(evaluation, label, truth, predictions[label], dpi)
+            for label in evaluation.result.regimes
+        }
+        if sum(len(text) for pictures in found.values() for text in pictures.values()) <= PICTURE_BYTES:
+            break
+    return found
+
+
+def _regime_pictures(
+    evaluation: EvaluationRecord, label: str, truth: Trajectories, examples: Examples, dpi: int
+) -> dict[str, str]:
+    regime, references = evaluation.result.regimes[label], evaluation.result.references.get(label, {})
+    return {
+        "curves": curve_picture(regime, references, examples, truth, dpi=dpi),
+        "fields": field_picture(examples, truth, dpi=dpi),
     }
-    figure = _figure(7.2, 5.4)
-    axes = figure.subplots(len(picks), 3, sharex=True, sharey=True)
-    x_end, t_end = part.grid.lengths[0], float(part.times_s[-1])
-    for row, (name, index) in enumerate(picks.items()):
-        truth = part.fields[index, 1:, 0].T
-        guess = predicted[index, :, 0].T
-        scale = float(truth.abs().max())
-        error_scale = max(float((guess - truth).abs().nan_to_num(0.0).max()), 1e-9)
-        for column, (values, limit) in enumerate(
-            ((truth, scale), (guess, scale), (guess - truth, error_scale))
-        ):
-            axis = axes[row][column]
-            image = axis.imshow(
-                values.numpy(),
-                origin="lower",
-                aspect="auto",
-                cmap="RdBu_r",
-                vmin=-limit,
-                vmax=limit,
-                extent=(0, t_end, 0, x_end),
-                interpolation="nearest",
-            )
-            figure.colorbar(image, ax=axis, pad=0.02).ax.tick_params(labelsize=6)
-            axis.tick_params(labelsize=6)
-            if row == 0:
-                axis.set_title(("truth", "prediction", "prediction - truth")[column], fontsize=8)
-            if column == 0:
-                axis.set_ylabel(f"{name}\nnrmse {errors[index]:.3g}\nx", fontsize=7)
-    for axis in axes[-1]:
-        axis.set_xlabel("t [s]", fontsize=7)
-    return _png(figure)
 
 
-def curve_picture(evaluation: EvaluationRecord, label: str) -> str:
-    """Error and correlation against rollout step, with the trivial predictors as lines."""
-    regime = evaluation.result.regimes[label]
-    figure = _figure(7.2, 2.4)
-    left, right = figure.subplots(1, 2)
-    steps = range(1, len(regime.curves["nrmse"]) + 1)
-    left.semilogy(steps, [v if v else float("nan") for v in regime.curves["nrmse"]], color="#1f4e79")
-    for name, metrics in evaluation.result.references.get(label, {}).items():
-        value = metrics["nrmse"].value
-        if value and value > 0:
-            style = ":" if name.startswith("classical") else "--"
-            left.axhline(value, color="#999999", lw=0.7, ls=style)
-            left.text(len(steps), value, name, fontsize=5, ha="right", va="bottom", color="#555555")
-    left.set_xlabel("rollout step", fontsize=7)
-    left.set_ylabel("nrmse (mean over trajectories)", fontsize=7)
-    right.plot(
-        steps, [v if v is not None else float("nan") for v in regime.curves["correlation"]], color="#1f4e79"
-    )
-    right.axhline(0.8, color="#999999", lw=0.7, ls="--")
-    right.set_xlabel("rollout step", fontsize=7)
-    right.set_ylabel("correlation with the truth", fontsize=7)
-    for axis in (left, right):
-        axis.tick_params(labelsize=6)
-        axis.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained", dpi=80)
-
-
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return base64.b64encode(buffer.getvalue()).decode()
+def _ladders(evaluation: EvaluationRecord) -> dict[str, tuple[Rung, ...]]:
+    """regime -> everyone's nrmse, best first, with seconds per trajectory where they were observed."""
+    seconds: dict[str, Any] = dict(evaluation.observation.get("classical_s_per_trajectory") or {})
+    for label, value in (evaluation.observation.get("rollout_s_per_trajectory") or {}).items():
+        seconds[f"{label}/"] = value
+    return {
+        label: ladder(
+            regime.metrics,
+            evaluation.result.references.get(label, {}),
+            {
+                key.rpartition("/")[2]: value
+                for key, value in seconds.items()
+                if key.rpartition("/")[0] == label
+            },
+        )
+        for label, regime in evaluation.result.regimes.items()
+    }

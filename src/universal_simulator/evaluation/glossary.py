@@ -1,0 +1,65 @@
+"""Every metric's unit, direction and meaning in one line: read by records and by reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from universal_simulator.run_record import Better
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`unit` "field" stands for the unit of the equation's first field."""
+
+    text: str
+    unit: str = "1"
+    better: Better = "lower"
+
+
+_FIELD = "field"
+ENTRIES: dict[str, Entry] = {
+    "nrmse": Entry(
+        "rms error of a frame over the rms of its truth; mean over frames and trajectories, guarded"
+    ),
+    "nrmse_raw": Entry("the same before any guard"),
+    "nrmse_median": Entry("median trajectory: the mean is led by a few quiet ones"),
+    "nrmse_p95": Entry("95th percentile over trajectories"),
+    "nrmse_step": Entry("one step from the true previous frame (every tenth frame)"),
+    "nrmse@": Entry("nrmse at this rollout step"),
+    "reconstruction": Entry("nrmse of decode(encode(truth)): the codec's floor"),
+    "trivial_ratio": Entry("nrmse over that of the best predictor that knows nothing; below 1 it knows more"),
+    "failure_rate": Entry("share of trajectories with NaN, inf or nrmse above 10; each counts as 10"),
+    "excluded_frames": Entry("share of frames without energy to be relative to", better="none"),
+    "excluded_groups": Entry("initial conditions without a single such frame", unit="groups", better="none"),
+    "rel_l2": Entry("Frobenius error of the whole trajectory over the norm of its truth"),
+    "vrmse": Entry("rms error over the standard deviation of the truth"),
+    "rmse": Entry("rms error per frame, mean over frames", _FIELD),
+    "max_error": Entry("largest error anywhere in a trajectory, mean over trajectories", _FIELD),
+    "rmse_boundary": Entry("rms error of the first and last cell", _FIELD),
+    "rmse_conserved": Entry("error of the spatial mean", _FIELD),
+    "rmse_fourier_": Entry("mean amplitude of the error's modes: low 0-3, mid 4-11, high from 12", _FIELD),
+    "pdebench_": Entry("the estimator of PDEBench's own code: pooled over samples before the frames", _FIELD),
+    "horizon": Entry("rollout steps before the mean correlation falls below 0.8", "steps", "higher"),
+    "horizon_nrmse20": Entry("rollout steps before the mean nrmse exceeds 0.2", "steps", "higher"),
+    "ece": Entry("regression calibration error of an ensemble"),
+    "conservation_gap": Entry("largest drift of a conserved integral over rms(u(0)), before any guard"),
+    "conservation_gap_guarded": Entry("the same after the guards"),
+    "conservation_gap_reference": Entry("the same of the reference data on this grid"),
+    "dissipation_violation_": Entry("relative growth per step of what may only decrease"),
+    "bc_violation": Entry("jump of value or slope at the periodic seam over rms(u), the worse of both"),
+    "bc_violation_value": Entry("jump of the value at the seam over rms(u)"),
+    "bc_violation_slope": Entry("jump of the slope at the seam times half a cell over rms(u)"),
+    "pde_residual": Entry("residual of the equation between frames, relative to rms(u)/dt"),
+    "spectrum_error": Entry("relative error of the energy spectrum, phase ignored"),
+    "spectrum_error_": Entry("the same per band of modes"),
+}
+
+
+def entry(name: str) -> Entry:
+    """The entry of a metric: its own, or that of the longest prefix that ends in `_` or `@`."""
+    if name in ENTRIES:
+        return ENTRIES[name]
+    families = [key for key in ENTRIES if key[-1] in "_@" and name.startswith(key)]
+    if not families:
+        raise KeyError(f"metric {name!r} has no line in the glossary")
+    return ENTRIES[max(families, key=len)]
