@@ -22,7 +22,8 @@ from universal_simulator.data.specification import DatasetSpec
 from universal_simulator.data.windows import StreamingWindowSource, WindowSource
 from universal_simulator.errors import DataError, UserError, UsimError
 from universal_simulator.evaluation.evaluator import Evaluator
-from universal_simulator.evaluation.references import reference_rows
+from universal_simulator.evaluation.protocols import PDEBENCH, protocol_of, rollout_frames
+from universal_simulator.evaluation.references import Rows, cached_reference_rows, reference_rows
 from universal_simulator.evaluation.report import write_report
 from universal_simulator.identity import code_version, input_hash, run_identity
 from universal_simulator.inference.predictor import SurrogatePredictor
@@ -34,17 +35,14 @@ from universal_simulator.model.surrogate import (
     save_surrogate,
 )
 from universal_simulator.run_record import (
-    Document,
     EvaluationRecord,
     EvaluationResult,
-    Metric,
     Predictor,
     Protocol,
     RunFolder,
     RunRecord,
     TrainingRecord,
     TrainingResult,
-    content_hash,
     read_document,
     write_json,
 )
@@ -59,8 +57,6 @@ SUITES = {
     "test": ("test", "test"),
     "pdebench": ("pdebench", "all"),
 }
-#: PDEBench's protocol: 256 points, every 5th frame, frames 10-40 predicted; one frame in is frame 9
-PDEBENCH = {"points": 256, "time_stride": 5, "first_frame": 45, "num_frames": 32}
 
 
 def dataset_path(folder: Path, name: str) -> Path:
@@ -296,9 +292,7 @@ def evaluate(
     file = data_file or (Path(str(known_file)) if known_file else None)
     if file is None:
         raise UserError(f"{path} is a model without its run; give --data FILE")
-    dataset = open_dataset(
-        file, parameter=parameter, points=PDEBENCH["points"] if suite == "pdebench" else None
-    )
+    dataset = open_dataset(file, parameter=parameter, points=PDEBENCH.points if suite == "pdebench" else None)
     _refuse_foreign(surrogate, dataset)
     foreign = dataset.identity != surrogate.architecture.data_identity
     if split == "all" or (data_file is not None and foreign):
@@ -307,25 +301,30 @@ def evaluate(
     started = time.monotonic()
     evaluation = config.evaluation if config else EvaluationConfig()
     guards = config.guards if config else GuardsConfig()
-    truth = _truth(surrogate, dataset, suite, split, evaluation)
-    pdebench = suite == "pdebench"
-    protocol = Protocol(
-        name="pdebench" if pdebench else "rollout",
-        dataset_identity=dataset.identity,
-        split=split,
-        first_frame=PDEBENCH["first_frame"] if pdebench else evaluation.first_frame,
-        time_stride=PDEBENCH["time_stride"] if pdebench else surrogate.architecture.time_stride,
-        steps=truth.fields.shape[1] - 1,
-        points=truth.grid.points[0],
-        num_groups=len(set(truth.groups)),
-        groups_hash=content_hash(list(truth.groups)),
+    frames = (
+        PDEBENCH
+        if suite == "pdebench"
+        else rollout_frames(
+            time_stride=surrogate.architecture.time_stride,
+            first_frame=evaluation.first_frame,
+            steps=evaluation.steps,
+        )
     )
-    references = _references(truth, protocol, evaluation, run_folder)
+    limit = {"small": evaluation.small_groups, "full": evaluation.full_groups}.get(suite)
+    truth = dataset.load(
+        split,
+        time_stride=frames.time_stride,
+        first_frame=frames.first_frame,
+        num_frames=frames.num_frames,
+        max_groups=limit,
+    )
+    protocol = protocol_of(frames, truth, dataset_identity=dataset.identity, split=split)
+    rows, seconds = _references(truth, protocol, evaluation, run_folder)
     references_s = time.monotonic() - started
     predictor = SurrogatePredictor(surrogate, guards, frame_spacing_s=truth.frame_spacing_s)
     evaluator = Evaluator(
         truth,
-        references.rows,
+        rows,
         batch_size=evaluation.batch_size,
         bootstrap_samples=evaluation.bootstrap_samples,
         on_batch=None if progress is None else lambda done, total: progress(label, done, total),
@@ -342,17 +341,18 @@ def evaluate(
                 guards=predictor.guards.names,
             ),
             regimes=regimes,
-            references=references.rows,
+            references=rows,
         ),
         observation={
             "wall_clock_s": time.monotonic() - started - references_s,
             "references_s": references_s,
-            "classical_s_per_trajectory": references.seconds_per_trajectory,
+            "classical_s_per_trajectory": seconds,
+            "rollout_s_per_trajectory": evaluator.rollout_s,
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "opening": opening,
         },
     )
-    if run_folder is not None and (data_file is None or pdebench):
+    if run_folder is not None and (data_file is None or suite == "pdebench"):
         # figures on another file are answered, never mixed into the run's own record
         write_json(run_folder.evaluation(label), record)
         summary = read_document(run_folder.summary, RunRecord)
@@ -367,26 +367,6 @@ def _run_config(folder: RunFolder | None) -> RunConfig | None:
         return None
     stored = read_mapping(folder.config)
     return validate(RunConfig, stored["config"], str(folder.config))
-
-
-def _truth(
-    surrogate: Surrogate, dataset: Dataset, suite: str, split: str, evaluation: EvaluationConfig
-) -> Trajectories:
-    if suite == "pdebench":
-        return dataset.load(
-            split,
-            time_stride=PDEBENCH["time_stride"],
-            first_frame=PDEBENCH["first_frame"],
-            num_frames=PDEBENCH["num_frames"],
-        )
-    limit = {"small": evaluation.small_groups, "full": evaluation.full_groups}.get(suite)
-    return dataset.load(
-        split,
-        time_stride=surrogate.architecture.time_stride,
-        first_frame=evaluation.first_frame,
-        num_frames=None if evaluation.steps is None else evaluation.steps + 1,
-        max_groups=limit,
-    )
 
 
 def _refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
@@ -410,35 +390,22 @@ def _refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
         )
 
 
-class References(Document):
-    """Trivial predictors and classical solver of one protocol, computed once per experiment."""
-
-    key: str
-    rows: dict[str, dict[str, dict[str, Metric]]]
-    seconds_per_trajectory: dict[str, float]
-
-
 def _references(
     truth: Trajectories, protocol: Protocol, evaluation: EvaluationConfig, folder: RunFolder | None
-) -> References:
-    """From `references/` of the experiment where the same question was answered before."""
+) -> tuple[Rows, dict[str, float]]:
+    """Once per experiment and protocol; a model without its run has no place to keep them."""
     points, samples = evaluation.classical_points, evaluation.bootstrap_samples
-    key = content_hash([protocol.hash, points, samples, code_version()])
-    path = None if folder is None else folder.experiment / "references" / f"{key[:16]}.json"
-    if path is not None and path.exists():
-        stored = read_document(path, References)
-        if stored.key == key:
-            return stored
-    rows, seconds = reference_rows(
+    method = "exact" if truth.equation.linear else "finite_volume"
+    if folder is None:
+        return reference_rows(truth, classical_points=points, bootstrap_samples=samples, method=method)
+    return cached_reference_rows(
+        folder.experiment,
+        protocol,
         truth,
         classical_points=points,
         bootstrap_samples=samples,
-        method="exact" if truth.equation.linear else "finite_volume",
+        method=method,
     )
-    made = References(key=key, rows=rows, seconds_per_trajectory=seconds)
-    if path is not None:
-        write_json(path, made)
-    return made
 
 
 def rollout_to_file(
