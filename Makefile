@@ -30,11 +30,12 @@ bench: .venv/tested
 clean:
 	rm -rf .venv runs
 
-.venv/bin/python:
+.venv/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "python >= 3.11 is needed; set PYTHON=/path/to/python3"; exit 1; }
-	$(PYTHON) -m venv .venv || { echo "the venv module is needed (Debian: apt-get install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv --clear .venv || { echo "the venv module is needed (Debian: apt-get install python3-venv)"; exit 1; }
+	touch $@
 
-.venv/installed: pyproject.toml constraints.txt .venv/bin/python
+.venv/installed: pyproject.toml constraints.txt .venv/created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@

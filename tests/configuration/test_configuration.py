@@ -116,7 +116,7 @@ def test_rule_keeps_ema_memories_apart_and_inside_the_run() -> None:
 
 def test_rule_is_the_same_for_all_members() -> None:
     profile = Profile(name="p", steps_per_epoch=10, learning_rate_factor=2)
-    values, rules = apply_profile(
+    values, rules, faults = apply_profile(
         {
             "training": {
                 "batch_size": 3,
@@ -126,6 +126,7 @@ def test_rule_is_the_same_for_all_members() -> None:
         },
         profile,
     )
+    assert faults == []
     stage = values["training"]["operator"]
     assert stage["steps"] == 70
     assert stage["learning_rate"] == pytest.approx(2e-3)
@@ -229,3 +230,51 @@ def test_any_yaml_loads_or_is_a_configuration_error(tmp_path: Path, section: str
     except UserError:
         refused = True
     assert refused or loaded.config.profile
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["training.operator.epochs=.inf"], "epochs: expected a number above 0"),
+        (["training.operator.patience_epochs=.nan"], "patience_epochs"),
+        (["training.operator.epochs=true"], "epochs"),
+        (["seed=true"], "seed: .*not allowed here"),
+        (["training.operator.betas=[true,0.9]"], "betas"),
+        (["seed=010"], "plain decimal"),
+        (["training.operator.epochs=3", "training.operator.steps=7"], "not both"),
+        (["model.options.operator=3"], "model.options.operator"),
+    ],
+)
+def test_slips_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        load_config("rerun_txxoc8a8", words, profile="smoke")
+
+
+def test_impossible_combinations_are_told_beside_unknown_keys_and_bad_options() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(
+            "rerun_txxoc8a8",
+            ["sed=1", "training.curriculum_shares=[1.0]", "model.options.heds=5"],
+            profile="smoke",
+        )
+    assert len(caught.value.faults) == 3
+
+
+def test_options_belong_to_their_class(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text('extends: base\nmodel: {import_path: "my_package:Net", options: {width: 64}}\n')
+    assert load_config(file, profile="smoke").config.model.options == {"width": 64}
+    fno = load_config(
+        "rerun_txxoc8a8", ["model.import_path=universal_simulator.model.fno:FNO"], profile="smoke"
+    )
+    assert set(fno.config.model.options) == {"width", "modes", "layers"}
+
+
+def test_steps_in_a_file_that_inherits_epochs_are_not_silently_ignored(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("extends: base\ntraining: {operator: {steps: 50}}\n")
+    with pytest.raises(ConfigurationError, match="not both"):
+        load_config(file, profile="smoke")
+    file.write_text("extends: base\ndata: 5\n")
+    with pytest.raises(ConfigurationError, match="data: must be a mapping"):
+        load_config(file, profile="smoke")

@@ -274,3 +274,12 @@ def test_curriculum_and_validation_steps() -> None:
     assert lengths == sorted(lengths)
     assert set(lengths) == set(config.rollout_curriculum)
     assert validation_steps(100, 4) == {25, 50, 75, 100}
+
+
+def test_a_users_own_module_trains_through_its_import_path(tmp_path: Path, smoke_data: Dataset) -> None:
+    words = ["model.import_path=tests.model.test_members:Halver", "model.options.factor=0.9"]
+    record = experiment.run(tiny(smoke_data, *words), tmp_path)
+    assert record.training is not None
+    assert record.training.result.params == 1
+    kept = load_surrogate(RunFolder(tmp_path, record.run_id).model).state_dict()
+    assert float(kept["member.stepper.factor"]) != pytest.approx(0.9, abs=1e-6)

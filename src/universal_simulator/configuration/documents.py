@@ -37,6 +37,17 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     return seen
 
 
+def _integer(loader: _StrictLoader, node: yaml.ScalarNode) -> int:
+    """Decimal only: YAML 1.1 would read 010 as 8 and 1:30 as 90."""
+    text = str(loader.construct_scalar(node))
+    if not re.fullmatch(r"[-+]?(0|[1-9][0-9]*)", text):
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{text!r} is not a plain decimal number", node.start_mark
+        )
+    return int(text)
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _integer)
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
@@ -85,12 +96,21 @@ def read_extended(path: Path, kind: str) -> dict[str, Any]:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings are merged key by key; anything else replaces what was there."""
+    """Mappings are merged key by key; anything else replaces what was there.
+
+    Options belong to their class: naming another `import_path` drops the options below.
+    """
     out = dict(below)
     for key, value in above.items():
         old = out.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and _another_class(old, value):
+            old = {name: item for name, item in old.items() if name != "options"}
         out[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return out
+
+
+def _another_class(below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
+    return "import_path" in above and above["import_path"] != below.get("import_path")
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

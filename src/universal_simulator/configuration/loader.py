@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,57 +94,72 @@ def load_config(
     stage = values.get("training", {})
     if not isinstance(stage, dict) or not isinstance(stage.get("operator", {}), dict):
         raise ConfigurationError(str(path), ["training.operator: must be a mapping"])
-    given_stage = given.get("training", {}) if isinstance(given.get("training", {}), dict) else {}
-    given_operator = given_stage.get("operator", {}) if isinstance(given_stage, dict) else {}
-    plan_terms = {
-        key: value
-        for key, value in (given_operator.items() if isinstance(given_operator, dict) else ())
-        if key in ("epochs", "patience_epochs")
-    }
-    if plan_terms:
-        values = merge(values, {"training": {"operator": plan_terms}})
-        for key in plan_terms:
-            del given_operator[key]
-    values, rules = apply_profile(values, loaded_profile)
+    faults = [
+        f"{name}: must be a mapping, got {plan_values[name]!r}"
+        for name in loaded_profile.overlay
+        if name in plan_values and not isinstance(plan_values[name], dict)
+    ]
+    values = merge(values, _plan_terms(given, faults))
+    values, rules, rule_faults = apply_profile(values, loaded_profile)
     values = merge(values, given)
     for key in flatten(given):
         rules[key] = "given on the command line"
-    if isinstance(values.get("data"), dict) and given.get("data", {}).get("file"):
-        values["data"].setdefault("dataset", None)
-        if "dataset" not in given["data"]:
-            values["data"]["dataset"] = None
-    config = _validate(values, str(path))
+    given_data = given.get("data")
+    if isinstance(given_data, dict) and given_data.get("file") and "dataset" not in given_data:
+        values["data"]["dataset"] = None
+    config = _validate(values, str(path), faults + rule_faults)
     return LoadedConfig(config, plan_values, rules, str(path))
 
 
-def _validate(values: dict[str, Any], source: str) -> RunConfig:
-    faults: list[str] = []
+def _plan_terms(given: dict[str, Any], faults: list[str]) -> dict[str, Any]:
+    """Take epochs and patience_epochs out of the overrides: the profile's rule turns them into steps."""
+    training = given.get("training")
+    stage = training.get("operator") if isinstance(training, dict) else None
+    if not isinstance(stage, dict):
+        return {}
+    terms = {key: stage.pop(key) for key in ("epochs", "patience_epochs") if key in stage}
+    for plan_key, key in (("epochs", "steps"), ("patience_epochs", "patience_steps")):
+        if plan_key in terms and key in stage:
+            faults.append(f"training.operator: give one of {plan_key} and {key}, not both")
+    return {"training": {"operator": terms}} if terms else {}
+
+
+def _validate(values: dict[str, Any], source: str, faults: list[str]) -> RunConfig:
+    """Everything wrong at once: keys, types, options and, where those allow, combinations."""
+    values = merge(values, {})
     model = values.get("model")
-    if isinstance(model, dict):
-        kind = BUILT_IN_OPTIONS.get(str(model.get("import_path")))
-        options = model.get("options", {})
-        if kind is not None and isinstance(options, dict):
-            if kind is FNOOptions:
-                options = {
-                    k: v
-                    for k, v in options.items()
-                    if k in FNOOptions.model_fields or k not in LatentSurrogateOptions.model_fields
-                }
-            try:
-                values = merge(values, {})
-                values["model"] = {**model, "options": kind.model_validate(options).model_dump(mode="json")}
-            except ValidationError as error:
-                faults += describe_faults(kind, error, "model.options.")
-    config = None
+    kind = BUILT_IN_OPTIONS.get(str(model.get("import_path"))) if isinstance(model, dict) else None
+    if isinstance(model, dict) and kind is not None and isinstance(model.get("options", {}), dict):
+        try:
+            options = kind.model_validate(model.get("options", {}))
+            values["model"] = {**model, "options": options.model_dump(mode="json")}
+        except ValidationError as error:
+            faults = faults + describe_faults(kind, error, "model.options.")
+            values["model"] = {**model, "options": {}}
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        faults += describe_faults(RunConfig, error)
-    if config is not None:
-        faults += _impossible(config)
-    if faults or config is None:
+        faults = faults + describe_faults(RunConfig, error)
+        faults += _impossible_beside(values, error)
+        raise ConfigurationError(source, faults) from error
+    faults = faults + _impossible(config)
+    if faults:
         raise ConfigurationError(source, faults)
     return config
+
+
+def _impossible_beside(values: dict[str, Any], error: ValidationError) -> list[str]:
+    """Impossible combinations among what is left when unknown keys are set aside."""
+    rest = copy.deepcopy(values)
+    for item in error.errors():
+        *sections, last = item["loc"]
+        if item["type"] != "extra_forbidden":
+            return []
+        section: Any = rest
+        for part in sections:
+            section = section[part]
+        del section[last]
+    return _impossible(RunConfig.model_validate(rest))
 
 
 def _impossible(config: RunConfig) -> list[str]:

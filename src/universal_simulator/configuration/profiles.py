@@ -14,7 +14,7 @@ larger steps. Accumulation is either collapsed into one micro-batch or, where th
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +22,8 @@ from universal_simulator.configuration.documents import read_mapping, validate
 from universal_simulator.configuration.locations import find
 
 REFERENCE_STEPS_PER_EPOCH = 2000
+#: beyond this an epoch count is a slip, not a plan
+MAX_STEPS = 1e12
 
 
 class Profile(BaseModel):
@@ -42,33 +44,51 @@ def load_profile(name: str) -> Profile:
     return validate(Profile, read_mapping(path), str(path))
 
 
-def apply_profile(values: dict[str, Any], profile: Profile) -> tuple[dict[str, Any], dict[str, str]]:
-    """Plan values -> effective values, and the rule of each key it changed."""
+def apply_profile(
+    values: dict[str, Any], profile: Profile
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Plan values -> effective values, the rule of each key it changed, and faults."""
     rules: dict[str, str] = {}
+    faults: list[str] = []
     training = dict(values.get("training", {}))
     stage = dict(training.get("operator", {}))
     rate = profile.steps_per_epoch
     for plan_key, key in (("epochs", "steps"), ("patience_epochs", "patience_steps")):
-        if plan_key in stage and isinstance(stage[plan_key], int | float):
-            stage[key] = max(1, round(stage.pop(plan_key) * rate))
+        if plan_key not in stage:
+            continue
+        epochs = stage.pop(plan_key)
+        if key in stage:
+            faults.append(
+                f"training.operator.{key}: {plan_key} is given as well; state {plan_key} in files, "
+                f"or {key} on the command line, not both"
+            )
+        elif not _is_number(epochs) or not 0 < epochs * rate < MAX_STEPS:
+            faults.append(f"training.operator.{plan_key}: expected a number above 0, got {epochs!r}")
+            stage[key] = 1
+        else:
+            stage[key] = max(1, round(epochs * rate))
             rules[f"training.operator.{key}"] = f"{plan_key} x {rate:g} steps per epoch"
     for key in ("learning_rate", "eta_min"):
-        if isinstance(stage.get(key), int | float) and profile.learning_rate_factor != 1:
+        if _is_number(stage.get(key)) and profile.learning_rate_factor != 1:
             stage[key] = stage[key] * profile.learning_rate_factor
             rules[f"training.operator.{key}"] = f"x {profile.learning_rate_factor:g}"
     decay = stage.get("ema_decay")
-    if isinstance(decay, int | float) and 0 <= decay < 1 and rate != REFERENCE_STEPS_PER_EPOCH:
+    if _is_number(decay) and 0 <= decay < 1 and rate != REFERENCE_STEPS_PER_EPOCH:
         memory = max(1.0, rate / REFERENCE_STEPS_PER_EPOCH / (1 - decay))
         stage["ema_decay"] = round(1 - 1 / memory, 12)
         rules["training.operator.ema_decay"] = (
             f"memory {1 / (1 - decay):.6g} -> {memory:.4g} steps (x {rate:g}/{REFERENCE_STEPS_PER_EPOCH})"
         )
     batch, accumulation = training.get("batch_size"), training.get("accumulation", 1)
-    if profile.accumulation != "keep" and isinstance(batch, int) and isinstance(accumulation, int):
+    if profile.accumulation != "keep" and _is_number(batch) and _is_number(accumulation):
         if profile.accumulation == "collapse":
             training["batch_size"] = batch * accumulation
             rules["training.batch_size"] = "accumulation collapsed into one micro-batch"
         training["accumulation"] = 1
         rules["training.accumulation"] = f"accumulation: {profile.accumulation}"
     training["operator"] = stage
-    return {**values, "training": training}, rules
+    return {**values, "training": training}, rules, faults
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -23,6 +23,16 @@ BUILT_STAGES = ("operator",)
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's true would otherwise count as 1."""
+        items = value if isinstance(value, list | tuple) else [value]
+        wants_truth = cls.model_fields[str(info.field_name)].annotation is bool
+        if not wants_truth and any(isinstance(item, bool) for item in items):
+            raise ValueError("true and false are not allowed here")
+        return value
 
 
 class DataConfig(Section):
