@@ -31,10 +31,6 @@ class ConfigurationError(UserError):
         super().__init__(f"{source}: {len(self.faults)} fault(s)\n{lines}")
 
 
-class NotBuiltError(UserError):
-    """A stage or feature that the plan names and this version does not have yet."""
-
-
 class DataError(UsimError):
     """A data file is missing, damaged, of another shape, equation or range."""
 

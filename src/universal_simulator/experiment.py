@@ -1,4 +1,4 @@
-"""One run: data -> operator stage -> evaluation -> record. The science side of the door."""
+"""One run: data -> operator stage -> small-eval -> record. The science side of the door."""
 
 from __future__ import annotations
 
@@ -7,38 +7,29 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from universal_simulator.assessment import evaluate
 from universal_simulator.configuration import LoadedConfig
 from universal_simulator.configuration.documents import read_mapping, validate
 from universal_simulator.configuration.locations import find
-from universal_simulator.configuration.schema import EvaluationConfig, GuardsConfig, RunConfig
+from universal_simulator.configuration.schema import GuardsConfig, RunConfig
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import Dataset, open_dataset
 from universal_simulator.data.generator import generate
 from universal_simulator.data.specification import DatasetSpec
 from universal_simulator.data.windows import StreamingWindowSource, WindowSource
-from universal_simulator.errors import DataError, UserError, UsimError
-from universal_simulator.evaluation.evaluator import Evaluator
-from universal_simulator.evaluation.protocols import PDEBENCH, protocol_of, rollout_frames
-from universal_simulator.evaluation.references import Rows, cached_reference_rows, reference_rows
-from universal_simulator.evaluation.report import write_report
+from universal_simulator.errors import UserError, UsimError
+from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames
 from universal_simulator.identity import code_version, input_hash, run_identity
 from universal_simulator.inference.predictor import SurrogatePredictor
 from universal_simulator.model.surrogate import (
     Architecture,
     Surrogate,
-    hash_of,
-    load_surrogate,
     save_surrogate,
 )
 from universal_simulator.run_record import (
-    EvaluationRecord,
-    EvaluationResult,
-    Predictor,
-    Protocol,
     RunFolder,
     RunRecord,
     TrainingRecord,
@@ -50,13 +41,6 @@ from universal_simulator.training.batches import CanonicalBatches
 from universal_simulator.training.loop import OperatorTraining, StageOutcome
 
 Progress = Callable[[str, int, int], None]
-#: suite -> (label in records, split)
-SUITES = {
-    "small": ("small_eval", "validation"),
-    "full": ("full_eval", "selection"),
-    "test": ("test", "test"),
-    "pdebench": ("pdebench", "all"),
-}
 
 
 def dataset_path(folder: Path, name: str) -> Path:
@@ -222,8 +206,6 @@ def _new_surrogate(config: RunConfig, dataset: Dataset, sample: Trajectories) ->
 
 def rollout_score(surrogate: Surrogate, guards: GuardsConfig, truth: Trajectories) -> float:
     """Mean guarded rollout nrmse over regimes: what early stopping watches."""
-    from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames
-
     predictor = SurrogatePredictor(surrogate, guards)
     initial = truth.fields[:, 0]
     raw = predictor.rollout(initial, truth.parameters, truth.fields.shape[1] - 1)
@@ -259,199 +241,3 @@ def _training_result(
         },
         stages=config.training.stages,
     )
-
-
-def evaluate(
-    path: Path,
-    *,
-    suite: str,
-    data_file: Path | None = None,
-    parameter: float | None = None,
-    opening: str | None = None,
-    progress: Progress | None = None,
-) -> EvaluationRecord:
-    """Evaluate a run folder (or, for a released model file, only print-worthy figures).
-
-    The test split answers only to a sweep's journalled `opening`.
-    """
-    if suite not in SUITES:
-        raise UserError(f"no suite {suite!r}; suites: {', '.join(SUITES)}")
-    if suite == "test" and not opening:
-        raise UserError(
-            "the test split is sealed: it is opened once, by a sweep, for its final champion; "
-            "use --suite full (the selection split)"
-        )
-    if suite == "pdebench" and data_file is None:
-        raise UserError("--suite pdebench needs --data FILE (a PDEBench file)")
-    label, split = SUITES[suite]
-    run_folder = RunFolder.of_path(path) if path.is_dir() else None
-    model_path = run_folder.model if run_folder else path
-    surrogate = load_surrogate(model_path)
-    config = _run_config(run_folder)
-    known_file = None if run_folder is None else read_mapping(run_folder.config).get("data")
-    file = data_file or (Path(str(known_file)) if known_file else None)
-    if file is None:
-        raise UserError(f"{path} is a model without its run; give --data FILE")
-    dataset = open_dataset(file, parameter=parameter, points=PDEBENCH.points if suite == "pdebench" else None)
-    _refuse_foreign(surrogate, dataset)
-    foreign = dataset.identity != surrogate.architecture.data_identity
-    if split == "all" or (data_file is not None and foreign):
-        # what the model was trained on keeps its splits; another file without any is used whole
-        split = "all" if foreign and dataset.header.split is None else "selection"
-    started = time.monotonic()
-    evaluation = config.evaluation if config else EvaluationConfig()
-    guards = config.guards if config else GuardsConfig()
-    frames = (
-        PDEBENCH
-        if suite == "pdebench"
-        else rollout_frames(
-            time_stride=surrogate.architecture.time_stride,
-            first_frame=evaluation.first_frame,
-            steps=evaluation.steps,
-        )
-    )
-    limit = {"small": evaluation.small_groups, "full": evaluation.full_groups}.get(suite)
-    truth = dataset.load(
-        split,
-        time_stride=frames.time_stride,
-        first_frame=frames.first_frame,
-        num_frames=frames.num_frames,
-        max_groups=limit,
-    )
-    protocol = protocol_of(frames, truth, dataset_identity=dataset.identity, split=split)
-    rows, seconds = _references(truth, protocol, evaluation, run_folder)
-    references_s = time.monotonic() - started
-    predictor = SurrogatePredictor(surrogate, guards, frame_spacing_s=truth.frame_spacing_s)
-    evaluator = Evaluator(
-        truth,
-        rows,
-        batch_size=evaluation.batch_size,
-        bootstrap_samples=evaluation.bootstrap_samples,
-        on_batch=None if progress is None else lambda done, total: progress(label, done, total),
-    )
-    regimes, predictions = evaluator.run(predictor)
-    record = EvaluationRecord(
-        suite=label,
-        run_id=run_folder.run_id if run_folder else path.stem,
-        result=EvaluationResult(
-            protocol=protocol,
-            predictor=Predictor(
-                model_hash=hash_of(surrogate),
-                weights="raw" if surrogate.architecture.weights == "raw" else "ema",
-                guards=predictor.guards.names,
-            ),
-            regimes=regimes,
-            references=rows,
-        ),
-        observation={
-            "wall_clock_s": time.monotonic() - started - references_s,
-            "references_s": references_s,
-            "classical_s_per_trajectory": seconds,
-            "rollout_s_per_trajectory": evaluator.rollout_s,
-            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "opening": opening,
-        },
-    )
-    if run_folder is not None and (data_file is None or suite == "pdebench"):
-        # figures on another file are answered, never mixed into the run's own record
-        write_json(run_folder.evaluation(label), record)
-        summary = read_document(run_folder.summary, RunRecord)
-        summary = summary.model_copy(update={"evaluations": {**summary.evaluations, label: record}})
-        write_json(run_folder.summary, summary)
-        write_report(run_folder, summary, label, truth=truth, predictions=predictions)
-    return record
-
-
-def _run_config(folder: RunFolder | None) -> RunConfig | None:
-    if folder is None:
-        return None
-    stored = read_mapping(folder.config)
-    return validate(RunConfig, stored["config"], str(folder.config))
-
-
-def _refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
-    """A data set of another equation, grid or parameter range is not what the model knows."""
-    architecture = surrogate.architecture
-    if dataset.equation.name != architecture.equation:
-        raise DataError(
-            f"{dataset.path} holds {dataset.equation.name!r}, the model was trained on "
-            f"{architecture.equation!r}"
-        )
-    if dataset.grid.points != architecture.points:
-        raise DataError(
-            f"{dataset.path} has {dataset.grid.points} points, the model was trained on {architecture.points}"
-        )
-    values = dataset.header.parameters
-    low, high = architecture.parameter_range[0]
-    if values.min() < low * (1 - 1e-6) or values.max() > high * (1 + 1e-6):
-        raise DataError(
-            f"{dataset.path}: parameters {values.min():g} to {values.max():g} leave the trained "
-            f"range {low:g} to {high:g}"
-        )
-
-
-def _references(
-    truth: Trajectories, protocol: Protocol, evaluation: EvaluationConfig, folder: RunFolder | None
-) -> tuple[Rows, dict[str, float]]:
-    """Once per experiment and protocol; a model without its run has no place to keep them."""
-    points, samples = evaluation.classical_points, evaluation.bootstrap_samples
-    method = "exact" if truth.equation.linear else "finite_volume"
-    if folder is None:
-        return reference_rows(truth, classical_points=points, bootstrap_samples=samples, method=method)
-    return cached_reference_rows(
-        folder.experiment,
-        protocol,
-        truth,
-        classical_points=points,
-        bootstrap_samples=samples,
-        method=method,
-    )
-
-
-def rollout_to_file(
-    path: Path,
-    data_file: Path,
-    out: Path,
-    *,
-    steps: int,
-    index: int = 0,
-    count: int = 1,
-    parameter: float | None = None,
-) -> None:
-    """Roll out from first frames and write NetCDF: dimensions trajectory, time, x; names and units."""
-    import xarray
-
-    if out.suffix != ".nc":
-        raise UserError(f"--out {out}: the file is NetCDF, end its name in .nc")
-    surrogate = load_surrogate(RunFolder.of_path(path).model if path.is_dir() else path)
-    dataset = open_dataset(data_file, parameter=parameter)
-    _refuse_foreign(surrogate, dataset)
-    first = dataset.load("all", num_frames=2)
-    if index + count > len(first):
-        raise UserError(
-            f"{data_file} holds {len(first)} trajectories, asked for {index} to {index + count - 1}"
-        )
-    rows = torch.arange(index, index + count)
-    initial, parameters = first.fields[rows, 0], first.parameters[rows]
-    predictor = SurrogatePredictor(surrogate, GuardsConfig())
-    fields = predictor.guard(predictor.rollout(initial, parameters, steps), initial)
-    whole = torch.cat([initial[:, None], fields], dim=1).numpy()
-    times = torch.arange(steps + 1, dtype=torch.float64).numpy() * surrogate.architecture.dt_s
-    variables: dict[str, Any] = {
-        spec.name: (("trajectory", "time", "x"), whole[:, :, channel], {"units": spec.unit})
-        for channel, spec in enumerate(surrogate.equation.fields)
-    }
-    for column, spec in enumerate(surrogate.equation.parameters):
-        variables[spec.name] = (("trajectory",), parameters[:, column].numpy(), {"units": spec.unit})
-    xarray.Dataset(
-        variables,
-        coords={
-            "time": ("time", times, {"units": "s"}),
-            "x": ("x", dataset.grid.coordinates().numpy(), {"units": "m"}),
-        },
-        attrs={
-            "model_hash": hash_of(surrogate),
-            "equation": surrogate.equation.name,
-            "guards": " ".join(predictor.guards.names),
-        },
-    ).to_netcdf(out, engine="h5netcdf")

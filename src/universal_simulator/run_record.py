@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from universal_simulator.errors import IntegrityError, UserError
 
-SCHEMA_VERSION = 1
 T = TypeVar("T", bound=BaseModel)
 Better = Literal["lower", "higher", "one", "none"]
 

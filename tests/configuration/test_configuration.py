@@ -102,7 +102,7 @@ def test_every_committed_config_loads_in_every_profile(profile: str) -> None:
 def test_every_committed_plan_loads_and_names_configs(name: str) -> None:
     plan = load_plan(name)
     for config in (plan.baseline.config, *(m.config for r in plan.rounds for m in r.members)):
-        load_config(config, profile=plan.profile)
+        assert load_config(config, profile=plan.profile).config.data.dataset == plan.dataset
 
 
 def test_rule_keeps_ema_memories_apart_and_inside_the_run() -> None:
@@ -278,3 +278,9 @@ def test_steps_in_a_file_that_inherits_epochs_are_not_silently_ignored(tmp_path:
     file.write_text("extends: base\ndata: 5\n")
     with pytest.raises(ConfigurationError, match="data: must be a mapping"):
         load_config(file, profile="smoke")
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "a\0b"])
+def test_names_that_are_none_are_refused(name: str) -> None:
+    with pytest.raises(UserError):
+        load_config("rerun_txxoc8a8", profile=name or None) if name else load_config(name)

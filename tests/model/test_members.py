@@ -27,6 +27,7 @@ from universal_simulator.model.surrogate import (
 from universal_simulator.physics.domain import Grid
 from universal_simulator.physics.equations import ADVECTION, BURGERS
 from universal_simulator.physics.initial_conditions import draw_sine_family
+from universal_simulator.physics.spectral import fourier_shift
 
 LATENT = "universal_simulator.model.latent_surrogate:LatentSurrogate"
 
@@ -141,6 +142,16 @@ def test_rollout_is_a_chain_of_steps_and_mass_projection_is_exact() -> None:
     guarded = project_mass(fields, start)
     assert float((guarded.mean(-1) - start.mean(-1)[:, None]).abs().max()) < 1e-6
     assert torch.allclose(reconstruct(model, start, nu), start, atol=1e-6)
+
+
+def test_rollout_in_the_co_moving_frame_moves_with_the_mean_at_the_right_times() -> None:
+    model = Surrogate(architecture(f"{__name__}:Halver", frame=("galilean",), factor=1.0)).eval()
+    start, grid = initial(), Grid((1.0,), (64,))
+    fields = rollout_fields(model, start, torch.full((4, 1), 0.1), steps=13)
+    speed = start.mean(-1)[:, :1]
+    for step in (1, 2, 10, 11, 13):
+        expected = fourier_shift(start, speed * 0.02 * step, grid)
+        assert torch.allclose(fields[:, step - 1], expected, atol=1e-5), step
 
 
 def test_saved_model_needs_no_config_and_refuses_a_changed_byte(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from universal_simulator.sweep.journal import Journal
 from universal_simulator.sweep.leaderboard import PLAN_COLUMNS, leaderboard_path, result_digest
 from universal_simulator.sweep.plan import load_plan
 from universal_simulator.sweep.report import report_path
-from universal_simulator.sweep.state import SweepState
+from universal_simulator.sweep.state import SweepState, refuse_unjournalled_opening
 
 
 class FakeExecutor(Executor):
@@ -167,6 +167,25 @@ def test_folder_of_another_plan_and_a_second_driver_are_refused(tmp_path: Path) 
         run_sweep("sota_embedded", tmp_path, executor=FakeExecutor())
     with locked(tmp_path), pytest.raises(SweepLockedError):
         run_sweep("smoke", tmp_path, executor=FakeExecutor())
+
+
+def test_only_a_journalled_opening_opens_the_test_split(tmp_path: Path) -> None:
+    state = run_sweep("smoke", tmp_path, executor=FakeExecutor())
+    opened = state.journal.of("test_opened")[0].data
+    other = next(run.run_id for run in state.runs if run.run_id not in opened["runs"])
+    refuse_unjournalled_opening(RunFolder(tmp_path, opened["runs"][0]).path, opened["opening"])
+    for run_id, opening in ((opened["runs"][0], "by hand"), (other, opened["opening"])):
+        with pytest.raises(UserError, match="no journalled opening"):
+            refuse_unjournalled_opening(RunFolder(tmp_path, run_id).path, opening)
+
+
+def test_torn_tail_is_told(tmp_path: Path) -> None:
+    run_sweep("smoke", tmp_path, executor=FakeExecutor())
+    with open(tmp_path / "journal.jsonl", "ab") as file:
+        file.write(b'{"torn')
+    told: list[str] = []
+    run_sweep("smoke", tmp_path, executor=FakeExecutor(), progress=lambda share, text: told.append(text))
+    assert any("torn" in text for text in told)
 
 
 def test_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from universal_simulator import experiment
+from universal_simulator import assessment, experiment
 from universal_simulator.configuration import LoadedConfig, load_config
 from universal_simulator.configuration.schema import (
     PENDING_SECTIONS,
@@ -90,7 +90,7 @@ def test_finished_run_is_immutable_and_identity_is_checked(tmp_path: Path, smoke
     with pytest.raises(UserError, match="something changed"):
         experiment.run(config, tmp_path, run_id="another-s0-0000000000")
     with pytest.raises(UserError, match="sealed"):
-        experiment.evaluate(RunFolder(tmp_path, first.run_id).path, suite="test")
+        assessment.evaluate(RunFolder(tmp_path, first.run_id).path, suite="test")
 
 
 def test_another_file_is_answered_but_never_mixed_into_the_record(
@@ -101,11 +101,11 @@ def test_another_file_is_answered_but_never_mixed_into_the_record(
     before = files.summary.read_bytes()
     copy = tmp_path / "copy.hdf5"
     copy.write_bytes(smoke_data.path.read_bytes())
-    answer = experiment.evaluate(files.path, suite="full", data_file=copy)
+    answer = assessment.evaluate(files.path, suite="full", data_file=copy)
     assert answer.result.protocol.split == "selection"
     assert files.summary.read_bytes() == before
     cached = list((tmp_path / "references").glob("*.json"))
-    again = experiment.evaluate(files.path, suite="small")
+    again = assessment.evaluate(files.path, suite="small")
     assert again.result == record.evaluations["small_eval"].result
     assert sorted((tmp_path / "references").glob("*.json")) == sorted(cached)
 
@@ -215,7 +215,7 @@ def unread(data: Dataset, folder: Path) -> set[tuple[str, str]]:
     config = load_config("rerun_txxoc8a8", words, profile="smoke")
     with recorded_reads() as reads:
         record = experiment.run(config, folder)
-        experiment.evaluate(RunFolder(folder, record.run_id).path, suite="full")
+        assessment.evaluate(RunFolder(folder, record.run_id).path, suite="full")
     return (all_keys(RunConfig) | all_keys(LatentSurrogateOptions)) - reads
 
 

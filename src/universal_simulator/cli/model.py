@@ -22,9 +22,12 @@ def evaluate(
 
     Example: usim evaluate runs/smoke/artifacts/runs/RUN_ID --suite full
     """
+    from universal_simulator.assessment import evaluate as evaluate_run
     from universal_simulator.cli.progress import ProgressLine
-    from universal_simulator.experiment import evaluate as evaluate_run
+    from universal_simulator.sweep.state import refuse_unjournalled_opening
 
+    if suite == "test" and opening is not None:
+        refuse_unjournalled_opening(path, opening)
     record = evaluate_run(
         path, suite=suite, data_file=data, parameter=nu, opening=opening, progress=ProgressLine().update
     )
@@ -53,7 +56,7 @@ def rollout(
 
     Example: usim rollout RUN_FOLDER --data FILE --steps 100 --out rollout.nc
     """
-    from universal_simulator.experiment import rollout_to_file
+    from universal_simulator.assessment import rollout_to_file
 
     rollout_to_file(path, data, out, steps=steps, index=index, count=count, parameter=nu)
     typer.echo(str(out))

@@ -12,6 +12,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 def find(kind: str, name: str | Path) -> Path:
     """`name` as a path, or as a file of the folder `kind` (`configs`, `configs/data`, `plans`)."""
     given = Path(name)
+    if not given.name or "\0" in str(name):
+        raise UserError(f"{str(name)!r} is not the name of a {kind} file")
     candidates = [given]
     if given.suffix not in (".yaml", ".yml"):
         candidates.append(given.with_name(given.name + ".yaml"))

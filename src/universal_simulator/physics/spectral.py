@@ -15,16 +15,6 @@ def wavenumbers(points: int, length: float) -> Tensor:
     return 2 * math.pi / length * torch.arange(points // 2 + 1, dtype=torch.float64)
 
 
-def derivative(fields: Tensor, grid: Grid) -> Tensor:
-    """u_x of (..., X); the Nyquist mode, whose derivative is not representable, is dropped."""
-    points = fields.shape[-1]
-    k = wavenumbers(points, grid.lengths[-1]).to(fields)
-    factor = 1j * k
-    if points % 2 == 0:
-        factor[-1] = 0
-    return torch.fft.irfft(factor * torch.fft.rfft(fields), n=points)
-
-
 def fourier_shift(fields: Tensor, distance: Tensor, grid: Grid) -> Tensor:
     """u(x) -> u(x - distance); distance broadcasts against fields[..., 0], in units of length."""
     points = fields.shape[-1]

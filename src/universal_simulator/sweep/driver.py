@@ -33,8 +33,6 @@ from universal_simulator.sweep.state import JOURNAL, SweepState
 Progress = Callable[[float, str], None]
 #: a job ended by a signal (killed, out of memory) is tried this often; a refused one never again
 MAX_ATTEMPTS = 2
-#: share of the work that full-evals take, for the progress bar alone
-FULL_EVAL_COST = 0.3
 
 
 @contextmanager
@@ -89,6 +87,8 @@ class _Driver:
         self.progress = progress
 
     def run(self) -> SweepState:
+        if self.journal.cut is not None:
+            self._tell(0.0, f"the journal's last line was torn and cut off: {self.journal.cut[:60]!r}")
         try:
             self._data()
             self._plan_runs()

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from universal_simulator.evaluation import bootstrap
 from universal_simulator.run_record import EvaluationRecord, RegimeResult
 from universal_simulator.sweep.plan import Improvement, Ratio
 
 Answer = Literal["pass", "fail", "not_evaluable", "not_applicable"]
 BOOTSTRAP_SAMPLES = 4000
-SEED = 20251018
 
 
 @dataclass(frozen=True)
@@ -190,13 +190,8 @@ def paired_interval(candidate: RegimeResult, reference: RegimeResult) -> tuple[f
     ours, theirs = candidate.per_group.get("nrmse"), reference.per_group.get("nrmse")
     if ours is None or theirs is None or not len(ours) == len(theirs) == len(candidate.groups):
         return None
-    difference = np.asarray(theirs, dtype=np.float64) - np.asarray(ours, dtype=np.float64)
-    if not np.isfinite(difference).all():
-        return None
-    generator = np.random.default_rng(SEED)
-    picks = generator.integers(0, len(difference), size=(BOOTSTRAP_SAMPLES, len(difference)))
-    low, high = np.quantile(difference[picks].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
+    low, high = bootstrap.paired_interval(np.asarray(ours), np.asarray(theirs), samples=BOOTSTRAP_SAMPLES)
+    return None if math.isnan(low) else (low, high)
 
 
 def _metric(record: EvaluationRecord, regime: str, name: str) -> float | str:

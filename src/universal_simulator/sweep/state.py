@@ -6,12 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from universal_simulator.errors import IntegrityError
+from universal_simulator.errors import IntegrityError, UserError
 from universal_simulator.run_record import EvaluationRecord, RunFolder, RunRecord, read_document
 from universal_simulator.sweep.journal import Journal
 from universal_simulator.sweep.plan import Plan
 
 JOURNAL = "journal.jsonl"
+
+
+def refuse_unjournalled_opening(run_path: Path, opening: str) -> None:
+    """The test split opens only for a run that the sweep's journal opened it for."""
+    files = RunFolder.of_path(run_path)
+    events = Journal(files.experiment / JOURNAL).of("test_opened")
+    if not any(e.data["opening"] == opening and files.run_id in e.data["runs"] for e in events):
+        raise UserError(
+            f"no journalled opening {opening!r} of the test split for {files.run_id}; a sweep opens "
+            "it once, for its final champion"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,264 @@
+"""Answers about a trained model: every evaluation suite, and rollouts as files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from universal_simulator.configuration.documents import read_mapping, validate
+from universal_simulator.configuration.schema import EvaluationConfig, GuardsConfig, RunConfig
+from universal_simulator.data.batch import Trajectories
+from universal_simulator.data.dataset import Dataset, open_dataset
+from universal_simulator.errors import DataError, UserError
+from universal_simulator.evaluation.evaluator import Evaluator
+from universal_simulator.evaluation.protocols import PDEBENCH, FrameChoice, protocol_of, rollout_frames
+from universal_simulator.evaluation.references import Rows, cached_reference_rows, reference_rows
+from universal_simulator.evaluation.report import write_report
+from universal_simulator.inference.predictor import SurrogatePredictor
+from universal_simulator.model.surrogate import Surrogate, hash_of, load_surrogate
+from universal_simulator.run_record import (
+    EvaluationRecord,
+    EvaluationResult,
+    Predictor,
+    Protocol,
+    RunFolder,
+    RunRecord,
+    read_document,
+    write_json,
+)
+
+Progress = Callable[[str, int, int], None]
+#: suite -> (label in records, split)
+SUITES = {
+    "small": ("small_eval", "validation"),
+    "full": ("full_eval", "selection"),
+    "test": ("test", "test"),
+    "pdebench": ("pdebench", "all"),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained model, with its run where it has one."""
+
+    surrogate: Surrogate
+    folder: RunFolder | None
+    name: str
+    evaluation: EvaluationConfig
+    guards: GuardsConfig
+    data_file: Path | None
+
+
+def evaluate(
+    path: Path,
+    *,
+    suite: str,
+    data_file: Path | None = None,
+    parameter: float | None = None,
+    opening: str | None = None,
+    progress: Progress | None = None,
+) -> EvaluationRecord:
+    """Evaluate a run folder, or a released model file on `data_file`.
+
+    A run's own record takes the answer, unless it is about another file (but for pdebench,
+    which is always about one). The test split answers only to a sweep's journalled `opening`.
+    """
+    _refuse_unasked(suite, data_file, opening)
+    subject = _subject(path)
+    file = data_file or subject.data_file
+    if file is None:
+        raise UserError(f"{path} is a model without its run; give --data FILE")
+    started = time.monotonic()
+    truth, protocol = _question(subject, file, suite, data_file is not None, parameter)
+    rows, seconds = _references(truth, protocol, subject.evaluation, subject.folder)
+    references_s = time.monotonic() - started
+    label = SUITES[suite][0]
+    predictor = SurrogatePredictor(subject.surrogate, subject.guards, frame_spacing_s=truth.frame_spacing_s)
+    evaluator = Evaluator(
+        truth,
+        rows,
+        batch_size=subject.evaluation.batch_size,
+        bootstrap_samples=subject.evaluation.bootstrap_samples,
+        on_batch=None if progress is None else lambda done, total: progress(label, done, total),
+    )
+    regimes, examples = evaluator.run(predictor)
+    record = EvaluationRecord(
+        suite=label,
+        run_id=subject.name,
+        result=EvaluationResult(
+            protocol=protocol,
+            predictor=Predictor(
+                model_hash=hash_of(subject.surrogate),
+                weights="raw" if subject.surrogate.architecture.weights == "raw" else "ema",
+                guards=predictor.guards.names,
+            ),
+            regimes=regimes,
+            references=rows,
+        ),
+        observation={
+            "wall_clock_s": time.monotonic() - started - references_s,
+            "references_s": references_s,
+            "classical_s_per_trajectory": seconds,
+            "rollout_s_per_trajectory": evaluator.rollout_s,
+            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "opening": opening,
+        },
+    )
+    folder = subject.folder
+    if folder is not None and (data_file is None or suite == "pdebench"):
+        write_json(folder.evaluation(label), record)
+        summary = read_document(folder.summary, RunRecord)
+        summary = summary.model_copy(update={"evaluations": {**summary.evaluations, label: record}})
+        write_json(folder.summary, summary)
+        write_report(folder, summary, label, truth=truth, predictions=examples)
+    return record
+
+
+def _refuse_unasked(suite: str, data_file: Path | None, opening: str | None) -> None:
+    if suite not in SUITES:
+        raise UserError(f"no suite {suite!r}; suites: {', '.join(SUITES)}")
+    if suite == "test" and not opening:
+        raise UserError(
+            "the test split is sealed: it is opened once, by a sweep, for its final champion; "
+            "use --suite full (the selection split)"
+        )
+    if suite == "pdebench" and data_file is None:
+        raise UserError("--suite pdebench needs --data FILE (a PDEBench file)")
+
+
+def _subject(path: Path) -> Subject:
+    if not path.is_dir():
+        return Subject(load_surrogate(path), None, path.stem, EvaluationConfig(), GuardsConfig(), None)
+    folder = RunFolder.of_path(path)
+    surrogate = load_surrogate(folder.model)
+    stored = read_mapping(folder.config)
+    config = validate(RunConfig, stored["config"], str(folder.config))
+    return Subject(
+        surrogate, folder, folder.run_id, config.evaluation, config.guards, Path(str(stored["data"]))
+    )
+
+
+def _question(
+    subject: Subject, file: Path, suite: str, other_file: bool, parameter: float | None
+) -> tuple[Trajectories, Protocol]:
+    """The trajectories of a suite, and the protocol that names them."""
+    frames = _frames(subject, suite)
+    dataset = open_dataset(file, parameter=parameter, points=frames.points)
+    architecture, evaluation = subject.surrogate.architecture, subject.evaluation
+    _refuse_foreign(subject.surrogate, dataset)
+    split = SUITES[suite][1]
+    foreign = dataset.identity != architecture.data_identity
+    if split == "all" or (other_file and foreign):
+        # what the model was trained on keeps its splits; another file without any is used whole
+        split = "all" if foreign and dataset.header.split is None else "selection"
+    truth = dataset.load(
+        split,
+        time_stride=frames.time_stride,
+        first_frame=frames.first_frame,
+        num_frames=frames.num_frames,
+        max_groups={"small": evaluation.small_groups, "full": evaluation.full_groups}.get(suite),
+    )
+    return truth, protocol_of(frames, truth, dataset_identity=dataset.identity, split=split)
+
+
+def _frames(subject: Subject, suite: str) -> FrameChoice:
+    if suite == "pdebench":
+        return PDEBENCH
+    return rollout_frames(
+        time_stride=subject.surrogate.architecture.time_stride,
+        first_frame=subject.evaluation.first_frame,
+        steps=subject.evaluation.steps,
+    )
+
+
+def _refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
+    """A data set of another equation, grid or parameter range is not what the model knows."""
+    architecture = surrogate.architecture
+    if dataset.equation.name != architecture.equation:
+        raise DataError(
+            f"{dataset.path} holds {dataset.equation.name!r}, the model was trained on "
+            f"{architecture.equation!r}"
+        )
+    if dataset.grid.points != architecture.points:
+        raise DataError(
+            f"{dataset.path} has {dataset.grid.points} points, the model was trained on {architecture.points}"
+        )
+    values = dataset.header.parameters
+    low, high = architecture.parameter_range[0]
+    if values.min() < low * (1 - 1e-6) or values.max() > high * (1 + 1e-6):
+        raise DataError(
+            f"{dataset.path}: parameters {values.min():g} to {values.max():g} leave the trained "
+            f"range {low:g} to {high:g}"
+        )
+
+
+def _references(
+    truth: Trajectories, protocol: Protocol, evaluation: EvaluationConfig, folder: RunFolder | None
+) -> tuple[Rows, dict[str, float]]:
+    """Once per experiment and protocol; a model without its run has no place to keep them."""
+    points, samples = evaluation.classical_points, evaluation.bootstrap_samples
+    method = "exact" if truth.equation.linear else "finite_volume"
+    if folder is None:
+        return reference_rows(truth, classical_points=points, bootstrap_samples=samples, method=method)
+    return cached_reference_rows(
+        folder.experiment,
+        protocol,
+        truth,
+        classical_points=points,
+        bootstrap_samples=samples,
+        method=method,
+    )
+
+
+def rollout_to_file(
+    path: Path,
+    data_file: Path,
+    out: Path,
+    *,
+    steps: int,
+    index: int = 0,
+    count: int = 1,
+    parameter: float | None = None,
+) -> None:
+    """Roll out from first frames and write NetCDF: dimensions trajectory, time, x; names and units."""
+    import xarray
+
+    if out.suffix != ".nc":
+        raise UserError(f"--out {out}: the file is NetCDF, end its name in .nc")
+    surrogate = _subject(path).surrogate
+    dataset = open_dataset(data_file, parameter=parameter)
+    _refuse_foreign(surrogate, dataset)
+    first = dataset.load("all", num_frames=2)
+    if index + count > len(first):
+        raise UserError(
+            f"{data_file} holds {len(first)} trajectories, asked for {index} to {index + count - 1}"
+        )
+    rows = torch.arange(index, index + count)
+    initial, parameters = first.fields[rows, 0], first.parameters[rows]
+    predictor = SurrogatePredictor(surrogate, GuardsConfig())
+    fields = predictor.guard(predictor.rollout(initial, parameters, steps), initial)
+    whole = torch.cat([initial[:, None], fields], dim=1).numpy()
+    times = torch.arange(steps + 1, dtype=torch.float64).numpy() * surrogate.architecture.dt_s
+    variables: dict[str, Any] = {
+        spec.name: (("trajectory", "time", "x"), whole[:, :, channel], {"units": spec.unit})
+        for channel, spec in enumerate(surrogate.equation.fields)
+    }
+    for column, spec in enumerate(surrogate.equation.parameters):
+        variables[spec.name] = (("trajectory",), parameters[:, column].numpy(), {"units": spec.unit})
+    xarray.Dataset(
+        variables,
+        coords={
+            "time": ("time", times, {"units": "s"}),
+            "x": ("x", dataset.grid.coordinates().numpy(), {"units": "m"}),
+        },
+        attrs={
+            "model_hash": hash_of(surrogate),
+            "equation": surrogate.equation.name,
+            "guards": " ".join(predictor.guards.names),
+        },
+    ).to_netcdf(out, engine="h5netcdf")
