@@ -38,6 +38,7 @@ def member(config: str) -> Surrogate:
             import_path=loaded.model.import_path,
             options=loaded.model.options,
             canonical_frame=loaded.model.canonical_frame,
+            reencode_every=loaded.model.reencode_every,
             equation="burgers",
             field_names=("u",),
             parameter_names=("nu",),

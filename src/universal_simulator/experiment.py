@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import resource
 import time
@@ -14,7 +15,7 @@ from universal_simulator.assessment import evaluate
 from universal_simulator.configuration import LoadedConfig
 from universal_simulator.configuration.documents import read_mapping, validate
 from universal_simulator.configuration.locations import find
-from universal_simulator.configuration.schema import GuardsConfig, RunConfig
+from universal_simulator.configuration.schema import GuardsConfig, RunConfig, Stage, TrainingConfig
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import Dataset, open_dataset
 from universal_simulator.data.generator import generate
@@ -38,9 +39,11 @@ from universal_simulator.run_record import (
     write_json,
 )
 from universal_simulator.training.batches import CanonicalBatches
-from universal_simulator.training.loop import OperatorTraining, StageOutcome
+from universal_simulator.training.loop import StageOutcome, StageTraining, rollout_length, step_seed
 
 Progress = Callable[[str, int, int], None]
+#: every k-th frame of the training sample enters the normalisation
+STATISTICS_STRIDE = 10
 
 
 def dataset_path(folder: Path, name: str) -> Path:
@@ -113,7 +116,7 @@ def _train(
 ) -> RunRecord:
     started = time.monotonic()
     inputs = input_hash(config_hash=config_hash, data_identity=dataset.identity, seed=config.seed)
-    source, initial, sample = _training_data(config, dataset)
+    windows, sample = _training_data(config, dataset)
     surrogate = _new_surrogate(config, dataset, sample)
     validation = dataset.load(
         "validation",
@@ -121,30 +124,24 @@ def _train(
         max_groups=config.training.validation_groups,
         device=config.device,
     )
-    training = OperatorTraining(
+    source = CanonicalBatches(
+        windows,
         surrogate,
-        config.training,
-        seed=config.seed,
-        batches=CanonicalBatches(
-            source, surrogate, initial=initial, start_fraction=config.training.windows_from_start
-        ),
-        validate=lambda model: rollout_score(model, config.guards, validation),
-        state_path=files.training_state,
-        log_path=files.metrics_log,
-        input_hash=inputs,
-        on_step=None if progress is None else lambda done, total: progress("train", done, total),
+        start_fraction=config.training.windows_from_start,
+        augmentation=config.training.augmentation,
     )
-    outcome = training.run()
-    surrogate.load_state_dict(outcome.weights)
+    outcomes = _train_stages(config, surrogate, source, validation, files, inputs, progress)
     surrogate.architecture = surrogate.architecture.model_copy(
-        update={"weights": outcome.progress.best_weights}
+        update={"weights": outcomes["operator"].progress.best_weights}
     )
     model_hash = save_surrogate(surrogate, files.model, plain_checkpoint=files.operator_ema)
-    result = _training_result(config, config_hash, dataset, surrogate, outcome, model_hash)
+    result = _training_result(config, config_hash, dataset, surrogate, outcomes, model_hash)
+    seconds = {name: outcome.progress.seconds for name, outcome in outcomes.items()}
     observation = {
-        "wall_clock_s": outcome.progress.seconds,
+        "wall_clock_s": sum(seconds.values()),
+        "wall_clock_s_by_stage": seconds,
         "process_s": time.monotonic() - started,
-        "stopped_early": outcome.stopped_early,
+        "stopped_early": outcomes["operator"].stopped_early,
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "profile": config.profile,
@@ -160,18 +157,75 @@ def _train(
     )
 
 
-def _training_data(config: RunConfig, dataset: Dataset) -> tuple[WindowSource, torch.Tensor, Trajectories]:
-    """Window source, first frames of its rows, and a sample for the statistics."""
+def _train_stages(
+    config: RunConfig,
+    surrogate: Surrogate,
+    batches: CanonicalBatches,
+    validation: Trajectories,
+    files: RunFolder,
+    inputs: str,
+    progress: Progress | None,
+) -> dict[str, StageOutcome]:
+    """Each stage trains its own part of the model, from the best weights of the one before.
+
+    A member without a codec of its own has no codec stage. After a codec stage the codec is
+    held still: rolled out together, it would learn to blur what the operator cannot place.
+    """
+    training = config.training
+    codec = {id(parameter) for parameter in surrogate.member.codec_parameters()}
+    stages: list[tuple[str, Stage, int]] = [("operator", training.operator, training.batch_size)]
+    if codec and "codec" in training.stages:
+        stages.insert(0, ("codec", training.codec, training.codec.batch_size))
+    total = sum(stage.steps for _, stage, _ in stages)
+    outcomes: dict[str, StageOutcome] = {}
+    before = 0
+    for index, (name, stage, batch_size) in enumerate(stages):
+        for parameter in surrogate.member.parameters():
+            parameter.requires_grad_(len(stages) == 1 or (id(parameter) in codec) == (name == "codec"))
+
+        def report(done: int, _: int, before: int = before) -> None:
+            if progress is not None:
+                progress("train", before + done, total)
+
+        outcomes[name] = StageTraining(
+            surrogate,
+            training,
+            stage,
+            batch_size=batch_size,
+            rollout_length=functools.partial(_rollout_length, training, name),
+            seed=step_seed(config.seed, index),
+            batches=batches,
+            validate=functools.partial(
+                reconstruction_score if name == "codec" else rollout_score,
+                guards=config.guards,
+                truth=validation,
+            ),
+            state_path=files.training_state(name),
+            log_path=files.metrics_log(name),
+            input_hash=inputs,
+            on_step=report,
+        ).run()
+        surrogate.load_state_dict(outcomes[name].weights)
+        before += stage.steps
+    return outcomes
+
+
+def _rollout_length(training: TrainingConfig, stage: str, step: int) -> int:
+    return 0 if stage == "codec" else rollout_length(training, step)
+
+
+def _training_data(config: RunConfig, dataset: Dataset) -> tuple[WindowSource, Trajectories]:
+    """Window source, and a sample for the statistics."""
     stride, groups = config.data.time_stride, config.data.train_groups
     rows = len(dataset.rows("train", max_groups=groups))
     frames = -(-dataset.header.shape[1] // stride)
     needed_gib = rows * frames * dataset.grid.points[0] * 4 / 2**30
     if needed_gib <= config.data.resident_gib:
         train = dataset.load("train", time_stride=stride, max_groups=groups, device=config.device)
-        return WindowSource(train), train.fields[:, 0], train
+        return WindowSource(train), train
     source = StreamingWindowSource(dataset, split="train", time_stride=stride, max_groups=groups)
     sample = dataset.load("train", time_stride=stride, max_groups=64, device=config.device)
-    return source, source.initial(), sample
+    return source, sample
 
 
 def _new_surrogate(config: RunConfig, dataset: Dataset, sample: Trajectories) -> Surrogate:
@@ -181,6 +235,7 @@ def _new_surrogate(config: RunConfig, dataset: Dataset, sample: Trajectories) ->
         import_path=config.model.import_path,
         options=config.model.options,
         canonical_frame=config.model.canonical_frame,
+        reencode_every=config.model.reencode_every,
         equation=equation.name,
         field_names=tuple(spec.name for spec in equation.fields),
         parameter_names=tuple(spec.name for spec in equation.parameters),
@@ -197,11 +252,22 @@ def _new_surrogate(config: RunConfig, dataset: Dataset, sample: Trajectories) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         surrogate = Surrogate(architecture)
-    frame = surrogate.frame_of(sample.fields[:, 0])
-    times = sample.times_s.to(sample.fields).expand(len(sample), -1)
-    canonical = surrogate.frame.to_canonical(frame, sample.fields, times)
-    surrogate.fit_normalisation(canonical, surrogate.conditions(frame, sample.parameters))
+    fields = sample.fields[:, ::STATISTICS_STRIDE]
+    flat = fields.flatten(0, 1)
+    frame = surrogate.frame_of(flat)
+    canonical = surrogate.frame.to_canonical(frame, flat[:, None], flat.new_zeros(len(flat), 1))
+    parameters = sample.parameters.repeat_interleave(fields.shape[1], 0)
+    surrogate.fit_normalisation(canonical, surrogate.conditions(frame, parameters))
     return surrogate.to(config.device)
+
+
+def reconstruction_score(surrogate: Surrogate, guards: GuardsConfig, truth: Trajectories) -> float:
+    """Mean nrmse of decode(encode(u)) over frames: what the codec stage is judged by."""
+    frames = truth.fields[:, ::STATISTICS_STRIDE]
+    parameters = truth.parameters.repeat_interleave(frames.shape[1], 0)
+    again = SurrogatePredictor(surrogate, guards).reconstruct(frames.flatten(0, 1), parameters)
+    error, valid, _ = nrmse_frames(again.unflatten(0, frames.shape[:2]), frames, frames[:, 0])
+    return float(mean_valid(error, valid, dims=(1, 2)).nanmean())
 
 
 def rollout_score(surrogate: Surrogate, guards: GuardsConfig, truth: Trajectories) -> float:
@@ -218,10 +284,17 @@ def _training_result(
     config_hash: str,
     dataset: Dataset,
     surrogate: Surrogate,
-    outcome: StageOutcome,
+    outcomes: dict[str, StageOutcome],
     model_hash: str,
 ) -> TrainingResult:
-    done = outcome.progress
+    done = outcomes["operator"].progress
+    validation: dict[str, float | None] = {
+        "best_nrmse": done.best_score,
+        "best_step": done.best_step,
+        "last_nrmse": min(done.validations[-1][1:]),
+    }
+    if "codec" in outcomes:
+        validation["reconstruction"] = outcomes["codec"].progress.best_score
     return TrainingResult(
         config_name=config.name,
         config_hash=config_hash,
@@ -231,13 +304,9 @@ def _training_result(
         seed=config.seed,
         params=surrogate.num_parameters(),
         optimiser_steps=done.step,
-        training_flops=done.training_flops,
+        training_flops=sum(outcome.progress.training_flops for outcome in outcomes.values()),
         model_hash=model_hash,
         weights_kept="raw" if done.best_weights == "raw" else "ema",
-        validation={
-            "best_nrmse": done.best_score,
-            "best_step": done.best_step,
-            "last_nrmse": min(done.validations[-1][1:]),
-        },
+        validation=validation,
         stages=config.training.stages,
     )

@@ -62,15 +62,13 @@ class RunFolder:
     def operator_ema(self) -> Path:
         return self.path / "checkpoints" / "operator_ema.pt"
 
-    @property
-    def training_state(self) -> Path:
+    def training_state(self, stage: str) -> Path:
         """Everything a killed training needs to go on bit for bit."""
-        return self.path / "checkpoints" / "training_state.pt"
+        return self.path / "checkpoints" / f"{stage}_state.pt"
 
-    @property
-    def metrics_log(self) -> Path:
+    def metrics_log(self, stage: str) -> Path:
         """One JSON line per logged training step; grows, so it is also the heartbeat."""
-        return self.path / "metrics.jsonl"
+        return self.path / f"metrics_{stage}.jsonl"
 
     @property
     def log(self) -> Path:

@@ -27,7 +27,7 @@ from universal_simulator.model.surrogate import (
 from universal_simulator.physics.domain import Grid
 from universal_simulator.physics.equations import ADVECTION, BURGERS
 from universal_simulator.physics.initial_conditions import draw_sine_family
-from universal_simulator.physics.spectral import fourier_shift
+from universal_simulator.physics.spectral import fourier_shift, resample
 
 LATENT = "universal_simulator.model.latent_surrogate:LatentSurrogate"
 
@@ -43,11 +43,14 @@ class Halver(nn.Module):
         return self.factor * fields
 
 
-def architecture(import_path: str = LATENT, frame: tuple[str, ...] = (), **options: object) -> Architecture:
+def architecture(
+    import_path: str = LATENT, frame: tuple[str, ...] = (), every: int | None = None, **options: object
+) -> Architecture:
     return Architecture(
         import_path=import_path,
         options=options,
         canonical_frame=frame,
+        reencode_every=every,
         equation="burgers",
         field_names=("u",),
         parameter_names=("nu",),
@@ -144,13 +147,58 @@ def test_rollout_is_a_chain_of_steps_and_mass_projection_is_exact() -> None:
     assert torch.allclose(reconstruct(model, start, nu), start, atol=1e-6)
 
 
-def test_rollout_in_the_co_moving_frame_moves_with_the_mean_at_the_right_times() -> None:
-    model = Surrogate(architecture(f"{__name__}:Halver", frame=("galilean",), factor=1.0)).eval()
-    start, grid = initial(), Grid((1.0,), (64,))
+@pytest.mark.parametrize("every", [None, 1, 4])
+def test_rollout_in_the_co_moving_frame_moves_with_the_mean_at_the_right_times(every: int | None) -> None:
+    model = Surrogate(architecture(f"{__name__}:Halver", frame=("galilean",), every=every, factor=1.0)).eval()
+    start, grid = resample(initial(points=32), 64), Grid((1.0,), (64,))  # a Nyquist mode cannot be shifted
     fields = rollout_fields(model, start, torch.full((4, 1), 0.1), steps=13)
     speed = start.mean(-1)[:, :1]
     for step in (1, 2, 10, 11, 13):
         expected = fourier_shift(start, speed * 0.02 * step, grid)
+        assert torch.allclose(fields[:, step - 1], expected, atol=1e-5), step
+
+
+def test_re_encoding_sees_the_field_in_a_frame_of_its_own() -> None:
+    """Halved at every step, a field measured anew is always seen at unit amplitude."""
+    seen: list[torch.Tensor] = []
+
+    class Watch(Halver):
+        def forward(self, fields: torch.Tensor, parameters: torch.Tensor, dt: torch.Tensor) -> torch.Tensor:
+            seen.append(fields.square().mean((-2, -1)).sqrt())
+            return super().forward(fields, parameters, dt)
+
+    model = Surrogate(
+        architecture(f"{__name__}:Halver", frame=("galilean", "amplitude_time"), every=3)
+    ).eval()
+    model.member.stepper = Watch(Problem(1, 1, 64, 1.0))  # type: ignore[assignment]
+    start = resample(initial(points=32), 64)
+    fields = rollout_fields(model, start, torch.full((4, 1), 0.1), steps=6)
+    ones = torch.ones(4)
+    for amplitude, expected in zip(seen, (1, 0.5, 0.25) * 2, strict=True):
+        assert torch.allclose(amplitude, expected * ones, atol=1e-5)
+    fluctuation = start - start.mean(-1, keepdim=True)
+    moved = fourier_shift(fluctuation, start.mean(-1)[:, :1] * 0.12, Grid((1.0,), (64,)))
+    expected_last = start.mean(-1, keepdim=True) + moved * 0.5**6
+    assert torch.allclose(fields[:, -1], expected_last, atol=1e-5)
+
+
+class Leaky(nn.Module):
+    """Loses mass: every step adds a constant."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+
+    def forward(self, fields: torch.Tensor, parameters: torch.Tensor, dt: torch.Tensor) -> torch.Tensor:
+        return fields + 0.01
+
+
+def test_drift_of_the_mean_is_shown_whole_but_does_not_change_the_speed() -> None:
+    model = Surrogate(architecture(f"{__name__}:Leaky", frame=("galilean",), every=4)).eval()
+    start, grid = resample(initial(points=32), 64), Grid((1.0,), (64,))
+    fields = rollout_fields(model, start, torch.full((4, 1), 0.1), steps=13)
+    speed = start.mean(-1)[:, :1]
+    for step in (1, 4, 5, 13):
+        expected = fourier_shift(start, speed * 0.02 * step, grid) + 0.01 * step
         assert torch.allclose(fields[:, step - 1], expected, atol=1e-5), step
 
 

@@ -16,19 +16,28 @@ from universal_simulator.configuration import LoadedConfig, load_config
 from universal_simulator.configuration.schema import (
     PENDING_SECTIONS,
     LatentSurrogateOptions,
-    OperatorStage,
     RunConfig,
     Section,
+    Stage,
 )
 from universal_simulator.data.dataset import Dataset
-from universal_simulator.errors import DivergenceError, IntegrityError, UserError
+from universal_simulator.errors import ConfigurationError, DivergenceError, IntegrityError, UserError
 from universal_simulator.model.surrogate import load_surrogate
+from universal_simulator.physics.domain import Grid
+from universal_simulator.physics.equations import ADVECTION, BURGERS
+from universal_simulator.physics.initial_conditions import draw_sine_family
+from universal_simulator.physics.spectral import resample
+from universal_simulator.physics.spectral_solver import solve_burgers
 from universal_simulator.run_record import RunFolder
 from universal_simulator.training import loop
+from universal_simulator.training.augmentation import Augmentation
 from universal_simulator.training.loop import rollout_length, validation_steps
 from universal_simulator.training.optimisation import WeightAverage, learning_rate
 
 TINY = [
+    "training.codec.steps=4",
+    "training.codec.patience_steps=4",
+    "training.codec.batch_size=6",
     "training.operator.steps=6",
     "training.operator.patience_steps=6",
     "training.validations=1",
@@ -49,11 +58,12 @@ def tiny(data: Dataset, *overrides: str) -> LoadedConfig:
 def outcome(folder: Path, config: LoadedConfig) -> tuple[dict[str, torch.Tensor], str]:
     """Weights kept, and the log of training with both validation scores."""
     files = RunFolder(folder, experiment.run(config, folder).run_id)
-    return load_surrogate(files.model).state_dict(), files.metrics_log.read_text()
+    return load_surrogate(files.model).state_dict(), files.metrics_log("operator").read_text()
 
 
+@pytest.mark.parametrize("killed_at", [2, 4, 7])
 def test_interrupted_training_resumes_bit_for_bit(
-    tmp_path: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
     config = tiny(smoke_data, "model.options.operator.stochastic_depth=0.2")
     whole = experiment.run(config, tmp_path / "whole")
@@ -63,7 +73,7 @@ def test_interrupted_training_resumes_bit_for_bit(
         pass
 
     def kill(phase: str, done: int, total: int) -> None:
-        if phase == "train" and done == 3:
+        if phase == "train" and done == killed_at:
             raise Killed
 
     with pytest.raises(Killed):
@@ -75,7 +85,10 @@ def test_interrupted_training_resumes_bit_for_bit(
     assert resumed.evaluations["small_eval"].result == whole.evaluations["small_eval"].result
     steps = [
         line.split(",")[0]
-        for line in RunFolder(tmp_path / "parts", whole.run_id).metrics_log.read_text().splitlines()
+        for line in RunFolder(tmp_path / "parts", whole.run_id)
+        .metrics_log("operator")
+        .read_text()
+        .splitlines()
         if "total" in line
     ]
     assert len(steps) == len(set(steps)) == 6
@@ -114,9 +127,9 @@ def test_damaged_training_state_is_refused(tmp_path: Path, smoke_data: Dataset) 
     config = tiny(smoke_data)
     record = experiment.run(config, tmp_path)
     files = RunFolder(tmp_path, record.run_id)
-    data = bytearray(files.training_state.read_bytes())
+    data = bytearray(files.training_state("operator").read_bytes())
     data[len(data) // 2] ^= 1
-    files.training_state.write_bytes(bytes(data))
+    files.training_state("operator").write_bytes(bytes(data))
     files.summary.unlink()
     with pytest.raises(IntegrityError, match="damaged"):
         experiment.run(config, tmp_path)
@@ -132,6 +145,12 @@ KNOBS = [
     "training.operator.grad_clip=0.01",
     "training.operator.ema_decay=0.5",
     "training.batch_size=5",
+    "training.stages=[operator]",
+    "training.codec.steps=5",
+    "training.codec.batch_size=5",
+    "training.codec.learning_rate=5e-4",
+    "training.augmentation=[]",
+    "training.augmentation=[shift,reflection]",
     "training.accumulation=2",
     "training.windows_from_start=1.0",
     "training.loss.lambda_spectral=1.0",
@@ -151,6 +170,7 @@ KNOBS = [
     "model.options.decoder.heads=2",
     "model.options.decoder.frequencies=[1,2]",
     "model.canonical_frame=[]",
+    "model.reencode_every=2",
     "data.time_stride=4",
     "data.train_groups=20",
     "training.precision=bfloat16",
@@ -170,8 +190,8 @@ def test_every_knob_changes_the_result(
 ) -> None:
     before, log_before = plain
     after, log_after = outcome(tmp_path, tiny(smoke_data, knob))
-    if knob.startswith("training.operator.ema_decay"):
-        # raw weights may be the better ones and be kept: the averaged ones must differ all the same
+    if knob.startswith(("training.operator.ema_decay", "model.reencode_every")):
+        # the weights kept may be the same, the validation scores may not
         assert log_after.splitlines()[-1] != log_before.splitlines()[-1]
         return
     same_shape = {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in before.items()}
@@ -228,7 +248,7 @@ def test_a_planted_dead_key_is_found(
 ) -> None:
     monkeypatch.setattr("universal_simulator.training.optimisation.learning_rate", lambda stage, step: 1e-3)
     monkeypatch.setattr(loop, "learning_rate", lambda stage, step: 1e-3)
-    assert ("OperatorStage", "warmup_ratio") in unread(smoke_data, tmp_path)
+    assert ("Stage", "warmup_ratio") in unread(smoke_data, tmp_path)
 
 
 def test_divergence_stops_the_run_and_is_recorded(tmp_path: Path, smoke_data: Dataset) -> None:
@@ -244,8 +264,8 @@ def test_divergence_stops_the_run_and_is_recorded(tmp_path: Path, smoke_data: Da
     assert '"status": "failed"' in summaries[0].read_text()
 
 
-def stage(**values: Any) -> OperatorStage:
-    return OperatorStage(**{"steps": 100, "learning_rate": 1.0, "patience_steps": 10} | values)
+def stage(**values: Any) -> Stage:
+    return Stage(**{"steps": 100, "learning_rate": 1.0, "patience_steps": 10} | values)
 
 
 def test_schedule_warms_up_and_ends_at_eta_min() -> None:
@@ -274,6 +294,31 @@ def test_curriculum_and_validation_steps() -> None:
     assert lengths == sorted(lengths)
     assert set(lengths) == set(config.rollout_curriculum)
     assert validation_steps(100, 4) == {25, 50, 75, 100}
+
+
+def test_the_operator_stage_holds_the_codec_still(tmp_path: Path, smoke_data: Dataset) -> None:
+    short, _ = outcome(tmp_path / "short", tiny(smoke_data, "training.operator.steps=3"))
+    longer, _ = outcome(tmp_path / "longer", tiny(smoke_data))
+    for name, value in short.items():
+        same = torch.equal(value, longer[name])
+        if name.startswith(("member.encoder", "member.decoder")):
+            assert same, name
+    assert not torch.equal(short["member.operator.gain"], longer["member.operator.gain"])
+
+
+def test_augmentation_is_a_symmetry_of_the_equation() -> None:
+    """Augmented trajectories solve the equation from their own first frame."""
+    grid = Grid((1.0,), (64,))
+    u0 = resample(draw_sine_family(6, torch.Generator().manual_seed(3))(grid.coordinates()), 24)
+    u0, times = resample(u0, 64), torch.linspace(0, 0.3, 4, dtype=torch.float64)
+    nu = torch.full((6,), 0.2, dtype=torch.float64)
+    u = solve_burgers(u0, nu, times, grid)[:, :, None]
+    varied = Augmentation(("shift", "reflection"), BURGERS, grid)(u, torch.Generator().manual_seed(0))
+    assert not torch.allclose(varied, u)
+    again = solve_burgers(varied[:, 0, 0], nu, times, grid)
+    assert torch.allclose(again, varied[:, :, 0], atol=1e-6)
+    with pytest.raises(ConfigurationError, match="reflection"):
+        Augmentation(("reflection",), ADVECTION, grid)
 
 
 def test_a_users_own_module_trains_through_its_import_path(tmp_path: Path, smoke_data: Dataset) -> None:

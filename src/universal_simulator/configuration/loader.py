@@ -18,7 +18,7 @@ from universal_simulator.configuration.documents import (
     read_extended,
 )
 from universal_simulator.configuration.locations import find
-from universal_simulator.configuration.profiles import apply_profile, load_profile
+from universal_simulator.configuration.profiles import PLAN_TERMS, STAGES, apply_profile, load_profile
 from universal_simulator.configuration.schema import (
     BUILT_STAGES,
     PENDING_SECTIONS,
@@ -55,8 +55,9 @@ class LoadedConfig:
         """(key, plan's value, effective value, rule) of every key, for `usim config show`."""
         plan, effective = flatten(self.plan_values), flatten(self.config.model_dump(mode="json"))
         aliases = {
-            "training.operator.steps": "training.operator.epochs",
-            "training.operator.patience_steps": "training.operator.patience_epochs",
+            f"training.{stage}.{key}": f"training.{stage}.{plan_key}"
+            for stage in STAGES
+            for plan_key, key in PLAN_TERMS
         }
         rows = []
         for key, value in effective.items():
@@ -73,6 +74,9 @@ def config_hash(config: RunConfig) -> str:
     for key in (*_WITHOUT_EFFECT, *PENDING_SECTIONS):
         values.pop(key)
     values["data"].pop("resident_gib")
+    for stage in STAGES:
+        if stage not in config.training.stages:
+            values["training"].pop(stage)
     return content_hash(values)
 
 
@@ -91,9 +95,10 @@ def load_config(
     loaded_profile = load_profile(chosen)
     values = merge(plan_values, loaded_profile.overlay)
     values["profile"] = loaded_profile.name
-    stage = values.get("training", {})
-    if not isinstance(stage, dict) or not isinstance(stage.get("operator", {}), dict):
-        raise ConfigurationError(str(path), ["training.operator: must be a mapping"])
+    training = values.get("training", {})
+    for stage in STAGES:
+        if not isinstance(training, dict) or not isinstance(training.get(stage, {}), dict):
+            raise ConfigurationError(str(path), [f"training.{stage}: must be a mapping"])
     faults = [
         f"{name}: must be a mapping, got {plan_values[name]!r}"
         for name in loaded_profile.overlay
@@ -114,14 +119,18 @@ def load_config(
 def _plan_terms(given: dict[str, Any], faults: list[str]) -> dict[str, Any]:
     """Take epochs and patience_epochs out of the overrides: the profile's rule turns them into steps."""
     training = given.get("training")
-    stage = training.get("operator") if isinstance(training, dict) else None
-    if not isinstance(stage, dict):
-        return {}
-    terms = {key: stage.pop(key) for key in ("epochs", "patience_epochs") if key in stage}
-    for plan_key, key in (("epochs", "steps"), ("patience_epochs", "patience_steps")):
-        if plan_key in terms and key in stage:
-            faults.append(f"training.operator: give one of {plan_key} and {key}, not both")
-    return {"training": {"operator": terms}} if terms else {}
+    found = {}
+    for name in STAGES:
+        stage = training.get(name) if isinstance(training, dict) else None
+        if not isinstance(stage, dict):
+            continue
+        terms = {plan_key: stage.pop(plan_key) for plan_key, _ in PLAN_TERMS if plan_key in stage}
+        for plan_key, key in PLAN_TERMS:
+            if plan_key in terms and key in stage:
+                faults.append(f"training.{name}: give one of {plan_key} and {key}, not both")
+        if terms:
+            found[name] = terms
+    return {"training": found} if found else {}
 
 
 def _validate(values: dict[str, Any], source: str, faults: list[str]) -> RunConfig:

@@ -22,6 +22,10 @@ from universal_simulator.configuration.documents import read_mapping, validate
 from universal_simulator.configuration.locations import find
 
 REFERENCE_STEPS_PER_EPOCH = 2000
+#: the stages whose optimiser the rule rescales
+STAGES = ("codec", "operator")
+#: a plan counts in epochs, a run in optimiser steps
+PLAN_TERMS = (("epochs", "steps"), ("patience_epochs", "patience_steps"))
 #: beyond this an epoch count is a slip, not a plan
 MAX_STEPS = 1e12
 
@@ -51,34 +55,8 @@ def apply_profile(
     rules: dict[str, str] = {}
     faults: list[str] = []
     training = dict(values.get("training", {}))
-    stage = dict(training.get("operator", {}))
-    rate = profile.steps_per_epoch
-    for plan_key, key in (("epochs", "steps"), ("patience_epochs", "patience_steps")):
-        if plan_key not in stage:
-            continue
-        epochs = stage.pop(plan_key)
-        if key in stage:
-            faults.append(
-                f"training.operator.{key}: {plan_key} is given as well; state {plan_key} in files, "
-                f"or {key} on the command line, not both"
-            )
-        elif not _is_number(epochs) or not 0 < epochs * rate < MAX_STEPS:
-            faults.append(f"training.operator.{plan_key}: expected a number above 0, got {epochs!r}")
-            stage[key] = 1
-        else:
-            stage[key] = max(1, round(epochs * rate))
-            rules[f"training.operator.{key}"] = f"{plan_key} x {rate:g} steps per epoch"
-    for key in ("learning_rate", "eta_min"):
-        if _is_number(stage.get(key)) and profile.learning_rate_factor != 1:
-            stage[key] = stage[key] * profile.learning_rate_factor
-            rules[f"training.operator.{key}"] = f"x {profile.learning_rate_factor:g}"
-    decay = stage.get("ema_decay")
-    if _is_number(decay) and 0 <= decay < 1 and rate != REFERENCE_STEPS_PER_EPOCH:
-        memory = max(1.0, rate / REFERENCE_STEPS_PER_EPOCH / (1 - decay))
-        stage["ema_decay"] = round(1 - 1 / memory, 12)
-        rules["training.operator.ema_decay"] = (
-            f"memory {1 / (1 - decay):.6g} -> {memory:.4g} steps (x {rate:g}/{REFERENCE_STEPS_PER_EPOCH})"
-        )
+    for name in STAGES:
+        training[name] = _rescaled(dict(training.get(name, {})), f"training.{name}", profile, rules, faults)
     batch, accumulation = training.get("batch_size"), training.get("accumulation", 1)
     if profile.accumulation != "keep" and _is_number(batch) and _is_number(accumulation):
         if profile.accumulation == "collapse":
@@ -86,8 +64,41 @@ def apply_profile(
             rules["training.batch_size"] = "accumulation collapsed into one micro-batch"
         training["accumulation"] = 1
         rules["training.accumulation"] = f"accumulation: {profile.accumulation}"
-    training["operator"] = stage
     return {**values, "training": training}, rules, faults
+
+
+def _rescaled(
+    stage: dict[str, Any], where: str, profile: Profile, rules: dict[str, str], faults: list[str]
+) -> dict[str, Any]:
+    """One stage's plan values -> effective ones; what changed is added to `rules`."""
+    rate = profile.steps_per_epoch
+    for plan_key, key in PLAN_TERMS:
+        if plan_key not in stage:
+            continue
+        epochs = stage.pop(plan_key)
+        if key in stage:
+            faults.append(
+                f"{where}.{key}: {plan_key} is given as well; state {plan_key} in files, "
+                f"or {key} on the command line, not both"
+            )
+        elif not _is_number(epochs) or not 0 < epochs * rate < MAX_STEPS:
+            faults.append(f"{where}.{plan_key}: expected a number above 0, got {epochs!r}")
+            stage[key] = 1
+        else:
+            stage[key] = max(1, round(epochs * rate))
+            rules[f"{where}.{key}"] = f"{plan_key} x {rate:g} steps per epoch"
+    for key in ("learning_rate", "eta_min"):
+        if _is_number(stage.get(key)) and profile.learning_rate_factor != 1:
+            stage[key] = stage[key] * profile.learning_rate_factor
+            rules[f"{where}.{key}"] = f"x {profile.learning_rate_factor:g}"
+    decay = stage.get("ema_decay")
+    if _is_number(decay) and 0 <= decay < 1 and rate != REFERENCE_STEPS_PER_EPOCH:
+        memory = max(1.0, rate / REFERENCE_STEPS_PER_EPOCH / (1 - decay))
+        stage["ema_decay"] = round(1 - 1 / memory, 12)
+        rules[f"{where}.ema_decay"] = (
+            f"memory {1 / (1 - decay):.6g} -> {memory:.4g} steps (x {rate:g}/{REFERENCE_STEPS_PER_EPOCH})"
+        )
+    return stage
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:

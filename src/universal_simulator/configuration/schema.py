@@ -18,7 +18,7 @@ Count = Annotated[int, Field(ge=1)]
 #: Sections of stages and mirrors that the plan names and this version cannot run yet. They are
 #: validated and shown, never read, and do not enter the effective hash while inactive.
 PENDING_SECTIONS = ("diff_residual", "consistency_distill", "steady_prior", "ttc", "tracking")
-BUILT_STAGES = ("operator",)
+BUILT_STAGES = ("codec", "operator")
 
 
 class Section(BaseModel):
@@ -64,7 +64,7 @@ class DecoderOptions(Section):
     mlp_hidden: Count = 128
     layers: Count = 3
     heads: Count = 4
-    #: of the decoder's local coordinate, in cycles per token neighbourhood
+    #: of the decoder's local coordinate, in cycles per half-width of a token's support
     frequencies: tuple[Positive, ...] = (1.0, 2.0, 4.0, 8.0)
 
 
@@ -87,13 +87,16 @@ class ModelConfig(Section):
     import_path: str = "universal_simulator.model.latent_surrogate:LatentSurrogate"
     #: exact symmetries of the equation taken out before the model sees the field
     canonical_frame: tuple[Literal["galilean", "amplitude_time"], ...] = ("galilean",)
+    #: decode and encode anew, in the field's own canonical frame, after this many steps of a
+    #: rollout (None: the first frame alone is encoded)
+    reencode_every: Count | None = None
     #: constructor options: checked against the schema of the built-in members, or
     #: against the constructor's signature of a user's own class
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class OperatorStage(Section):
-    """The optimiser and schedule of the operator stage (effective values)."""
+class Stage(Section):
+    """The optimiser and schedule of one training stage (effective values)."""
 
     #: optimiser steps; the profile's rule makes them from the plan's epochs
     steps: Count
@@ -110,6 +113,13 @@ class OperatorStage(Section):
     patience_steps: Count
 
 
+class CodecStage(Stage):
+    """Encoder and decoder alone, on single frames; the operator stage then holds them still."""
+
+    #: frames per optimiser step: without a rollout they are cheap
+    batch_size: Count = 48
+
+
 class LossConfig(Section):
     """Weights of the terms of the operator loss; rollout steps weigh 1 together."""
 
@@ -119,9 +129,10 @@ class LossConfig(Section):
 
 
 class TrainingConfig(Section):
-    stages: tuple[Literal["operator", "diff_residual", "consistency_distill", "steady_prior"], ...] = (
-        "operator",
-    )
+    #: in this order; without `codec` the operator stage trains encoder and decoder as well
+    stages: tuple[
+        Literal["codec", "operator", "diff_residual", "consistency_distill", "steady_prior"], ...
+    ] = ("codec", "operator")
     #: samples per micro-batch; the optimiser sees batch_size * accumulation
     batch_size: Count
     accumulation: Count = 1
@@ -129,6 +140,8 @@ class TrainingConfig(Section):
     rollout_curriculum: tuple[Count, ...] = (1, 4, 8, 16)
     #: share of the stage spent at each length; same number of entries, sums to 1
     curriculum_shares: tuple[Positive, ...] = (0.25, 0.25, 0.25, 0.25)
+    #: exact symmetries of the equation by which training windows are varied
+    augmentation: tuple[Literal["shift", "reflection"], ...] = ()
     #: share of training windows that start at the initial condition
     windows_from_start: Fraction = 0.4
     validations: Count = 8
@@ -138,7 +151,8 @@ class TrainingConfig(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     loss: LossConfig = LossConfig()
-    operator: OperatorStage
+    codec: CodecStage
+    operator: Stage
 
 
 class GuardsConfig(Section):

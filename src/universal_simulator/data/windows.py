@@ -65,11 +65,6 @@ class StreamingWindowSource(WindowSource):
         parameters = dataset.header.parameters[self.file_rows, None]
         self.parameters = torch.from_numpy(parameters).float()
 
-    def initial(self) -> Tensor:
-        """First frames (B, C, X) of all rows."""
-        first = pdebench.read_rows(self.dataset.path, self.file_rows, slice(0, 1), self.dataset.stride_x)
-        return torch.from_numpy(first)
-
     def _gather(self, rows: Tensor, starts: Tensor, num_steps: int) -> Windows:
         windows = []
         for row, start in zip(rows.tolist(), starts.tolist(), strict=True):

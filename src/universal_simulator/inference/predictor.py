@@ -50,4 +50,6 @@ class SurrogatePredictor:
         length = self.surrogate.grid.lengths[0]
         positions = [-distance, 0.0, distance, length - distance, length, length + distance]
         with torch.inference_mode():
-            return decode_at(self.surrogate, fields, parameters, fields.new_tensor(positions))
+            return decode_at(
+                self.surrogate, fields, parameters, fields.new_tensor(positions, dtype=torch.float64)
+            )

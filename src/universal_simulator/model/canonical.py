@@ -1,12 +1,12 @@
 """Canonical frames: exact symmetries of the equation, taken out before a model sees the field.
 
 A symmetry maps solutions to solutions, so a model need only know one representative of
-each orbit. The representative is chosen from the initial condition alone:
+each orbit. The representative is chosen from one field, the first of a window or segment:
 
-* `galilean` (Burgers): ride with the conserved mean c = <u(0)>.
+* `galilean` (Burgers): ride with the conserved mean c = <u>.
       v(x, t) = u(x + c t, t) - c
 * `amplitude_time` (Burgers): measure the field in units of a, the root mean square of
-  the initial fluctuation, and time in units of 1/a.
+  the fluctuation, and time in units of 1/a.
       v(x, t) = u(x, t / a) / a,   nu' = nu / a,   dt' = a dt
 
 Any member of the model contract can be given a frame; an equation that does not declare
@@ -22,7 +22,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from universal_simulator.errors import ConfigurationError
 from universal_simulator.model.contract import Conditions
 from universal_simulator.physics.domain import Grid
 from universal_simulator.physics.equations import Equation
@@ -39,27 +38,12 @@ class FrameState:
     velocity: Tensor
     amplitude: Tensor
 
-    def subset(self, rows: Tensor) -> FrameState:
-        return FrameState(self.velocity[rows], self.amplitude[rows])
-
-    def to(self, device: torch.device | str) -> FrameState:
-        return FrameState(self.velocity.to(device), self.amplitude.to(device))
-
 
 class CanonicalFrame:
     """The chosen symmetries of one equation on one grid."""
 
     def __init__(self, symmetries: Sequence[str], equation: Equation, grid: Grid) -> None:
-        undeclared = [name for name in symmetries if name not in equation.symmetries]
-        if undeclared:
-            raise ConfigurationError(
-                "model.canonical_frame",
-                [
-                    f"{name!r} is not a declared symmetry of {equation.name!r} "
-                    f"(declared: {', '.join(sorted(equation.symmetries)) or 'none'})"
-                    for name in undeclared
-                ],
-            )
+        equation.require_symmetries(symmetries, "model.canonical_frame")
         self.symmetries = tuple(symmetries)
         self.grid = grid
 

@@ -14,6 +14,7 @@ fields one step later, and `GridStepper` carries it. Either is built as
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,10 @@ class Simulator(nn.Module, abc.ABC):
     @abc.abstractmethod
     def advance(self, state: Tensor, conditions: Conditions) -> Tensor:
         """One step of `conditions.dt`; same shape as `state`."""
+
+    def codec_parameters(self) -> Iterator[nn.Parameter]:
+        """What encodes and decodes; none where fields are carried as they are."""
+        return iter(())
 
     @abc.abstractmethod
     def decode(self, state: Tensor, conditions: Conditions, positions: Tensor | None = None) -> Tensor:

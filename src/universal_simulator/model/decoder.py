@@ -22,7 +22,10 @@ REACH = 1.5
 
 
 class PointDecoder(nn.Module):
-    """(B, N, D) -> (B, C, Q) at query positions given as fractions of the domain (Q,)."""
+    """(B, N, D) -> (B, C, Q) at query positions given as fractions of the domain (Q,).
+
+    frequencies: of the basis, in cycles per half-width of a token's support.
+    """
 
     frequencies: Tensor
 
@@ -49,6 +52,7 @@ class PointDecoder(nn.Module):
         self.skip = nn.Linear(latent_dim, hidden * problem.num_fields)
         self.register_buffer("frequencies", torch.tensor(frequencies), persistent=False)
         width = 1 + 2 * len(frequencies)
+        self.straight = nn.Linear(width, hidden + heads)
         trunk: list[nn.Module] = []
         for _ in range(layers - 1):
             trunk += [nn.Linear(width, mlp_hidden), nn.GELU(approximate="tanh")]
@@ -57,15 +61,17 @@ class PointDecoder(nn.Module):
 
     def basis(self, fractions: Tensor) -> Tensor:
         """a_h phi_h of every token at every query: (N, hidden, Q)."""
-        centres = (torch.arange(self.tokens, device=fractions.device) + 0.5) / self.tokens
-        relative = fractions.to(self.frequencies)[None, :] - centres.to(self.frequencies)[:, None]
-        relative = (relative - relative.round()) * self.tokens  # token spacings, periodic
+        # in double: both ends of the seam must see the same relative position
+        centres = (
+            torch.arange(self.tokens, device=fractions.device, dtype=torch.float64) + 0.5
+        ) / self.tokens
+        relative = fractions.double()[None, :] - centres[:, None]
+        relative = ((relative - relative.round()) * self.tokens).to(self.frequencies)  # spacings, periodic
         near = relative.abs() < REACH
         local = relative[near][:, None]  # only pairs in reach are evaluated
-        # the highest token-local frequencies are relative to the support of one token
-        angles = torch.pi / REACH * self.frequencies * local
+        angles = 2 * torch.pi / REACH * self.frequencies * local
         features = torch.cat([local / REACH, angles.sin(), angles.cos()], dim=-1)
-        out = self.trunk(features)
+        out = self.trunk(features) + self.straight(features)
         window = torch.cos(torch.pi / (2 * REACH) * local).square()
         weight = window * out[:, -self.heads :].clamp(-8, 8).exp()
         weights = weight.new_zeros(self.tokens, fractions.shape[0], self.heads)

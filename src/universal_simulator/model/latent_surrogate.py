@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -99,6 +102,9 @@ class LatentSurrogate(Simulator):
             frequencies=decoder.frequencies,
         )
 
+    def codec_parameters(self) -> Iterator[nn.Parameter]:
+        return itertools.chain(self.encoder.parameters(), self.decoder.parameters())
+
     def encode(self, fields: Tensor, conditions: Conditions) -> Tensor:
         return self.encoder(fields)
 
@@ -107,7 +113,8 @@ class LatentSurrogate(Simulator):
 
     def decode(self, state: Tensor, conditions: Conditions, positions: Tensor | None = None) -> Tensor:
         if positions is None:
-            fractions = (torch.arange(self.points, device=state.device) + 0.5) / self.points
+            grid = torch.arange(self.points, device=state.device, dtype=torch.float64)
+            fractions = (grid + 0.5) / self.points
         else:
             fractions = positions / self.domain_length
         return self.decoder(state, self.decoder.basis(fractions))

@@ -39,6 +39,8 @@ class Architecture(BaseModel):
     import_path: str
     options: dict[str, Any]
     canonical_frame: tuple[str, ...]
+    #: steps between two encodings of a rollout; None: the first frame alone is encoded
+    reencode_every: int | None
     equation: str
     field_names: tuple[str, ...]
     parameter_names: tuple[str, ...]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from universal_simulator.errors import UserError
+from universal_simulator.errors import ConfigurationError, UserError
 from universal_simulator.physics.domain import BoundaryCondition, FieldSpec, ParameterSpec
 
 
@@ -33,6 +33,19 @@ class Equation:
     non_negative: bool = False
     linear: bool = False
     source: str = ""
+
+    def require_symmetries(self, names: Sequence[str], source: str) -> None:
+        """Refuse what is not declared; `source` is the configuration key that asked for it."""
+        undeclared = [name for name in names if name not in self.symmetries]
+        if undeclared:
+            declared = ", ".join(sorted(self.symmetries)) or "none"
+            raise ConfigurationError(
+                source,
+                [
+                    f"{name!r} is not a declared symmetry of {self.name!r} (declared: {declared})"
+                    for name in undeclared
+                ],
+            )
 
 
 #: u_t + (u^2/2)_x = (nu/pi) u_xx, periodic. The nu/pi is PDEBench's convention.

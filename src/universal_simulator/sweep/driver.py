@@ -126,7 +126,9 @@ class _Driver:
         plan, items = self.plan, []
         for seed in plan.baseline.seeds:
             items.append((plan.baseline.config, seed, "baseline", "baseline", 1.0))
-        items += [(m.config, 0, "reference", "reference", m.cost) for m in plan.references]
+        for peer in plan.references:
+            role = "ablation" if peer.ablates else "reference"
+            items.append((peer.config, 0, role, role, peer.cost))
         items += [(m.config, 0, "member", r.name, m.cost) for r in plan.rounds for m in r.members]
         runs: list[dict[str, Any]] = []
         seen: dict[tuple[str, int], str] = {}
@@ -228,7 +230,7 @@ class _Driver:
         return [item["run_id"] for item in self._decided("promotions")["promoted"]]
 
     def _full_evals(self) -> None:
-        references = [run.run_id for run in self.state.runs if run.role == "reference"]
+        references = [run.run_id for run in self.state.runs if run.role in ("reference", "ablation")]
         runs = [*self._promoted(), *self.state.baselines(), *references]
         jobs = [self._evaluation(run, "full") for run in runs if self.state.done(f"train:{run}")]
 

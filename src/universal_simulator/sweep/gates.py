@@ -15,7 +15,7 @@ import numpy as np
 
 from universal_simulator.evaluation import bootstrap
 from universal_simulator.run_record import EvaluationRecord, RegimeResult
-from universal_simulator.sweep.plan import Improvement, Ratio
+from universal_simulator.sweep.plan import Improvement, Limit, Ratio
 
 Answer = Literal["pass", "fail", "not_evaluable", "not_applicable"]
 BOOTSTRAP_SAMPLES = 4000
@@ -90,6 +90,26 @@ def ratio_gate(
     )
     return GateResult(
         metric, regime, "pass" if passed else "fail", sentence, ours, theirs, threshold, threshold - ours
+    )
+
+
+def limit_gate(metric: str, rule: Limit, candidate: EvaluationRecord, regime: str) -> GateResult:
+    """candidate <= at_most: a ceiling that no reference can move."""
+    value = _metric(candidate, regime, metric)
+    if isinstance(value, str):
+        answer: Answer = "not_applicable" if value.startswith("not applicable") else "not_evaluable"
+        return GateResult(metric, regime, answer, value)
+    passed = value <= rule.at_most
+    sentence = f"{value:.4g}, at most {rule.at_most:g} allowed{f' ({rule.why})' if rule.why else ''}"
+    return GateResult(
+        metric,
+        regime,
+        "pass" if passed else "fail",
+        sentence,
+        value,
+        None,
+        rule.at_most,
+        rule.at_most - value,
     )
 
 

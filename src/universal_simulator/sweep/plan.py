@@ -35,6 +35,8 @@ class Member(Part):
     forced: bool = False
     #: expected cost relative to the baseline; the longest start first
     cost: Annotated[float, Field(gt=0)] = 1.0
+    #: for a reference: the config of this sweep that it is, with one thing taken away
+    ablates: str | None = None
 
 
 class Round(Part):
@@ -68,10 +70,20 @@ class Ratio(Part):
     not_applicable: str | None = None
 
 
+class Limit(Part):
+    """value <= at_most, whatever the reference does."""
+
+    at_most: NonNegative
+    #: what the number is derived from
+    why: str = ""
+
+
 class Gates(Part):
     improvement: Improvement = Improvement()
     small_eval: dict[str, Ratio]
     hard_abort: dict[str, Ratio]
+    #: absolute ceilings, on every regime
+    limits: dict[str, Limit] = Field(default_factory=dict)
 
 
 class Rung(Part):
@@ -130,6 +142,11 @@ def load_plan(name: str | Path) -> Plan:
     if repeated:
         raise ConfigurationError(
             str(path), [f"{name} is a member twice; a repeat needs another seed" for name in repeated]
+        )
+    unknown = [r.ablates for r in plan.references if r.ablates is not None and r.ablates not in configs]
+    if unknown:
+        raise ConfigurationError(
+            str(path), [f"references: ablates {name!r} is no config of this plan" for name in unknown]
         )
     if len(set(plan.baseline.seeds)) < len(plan.baseline.seeds):
         raise ConfigurationError(str(path), ["baseline.seeds: a seed is given twice"])

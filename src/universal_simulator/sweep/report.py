@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from universal_simulator.run_record import Metric, RunRecord, write_atomically
+from universal_simulator.sweep.gates import paired_interval
 from universal_simulator.sweep.rounds import (
     headline_value,
     rung,
@@ -62,6 +63,7 @@ def _context(state: SweepState) -> dict[str, Any]:
         else [],
         "forecasts": _forecasts(state),
         "verdicts": {run.run_id: verdict(state, run.run_id) for run in state.runs},
+        "ablations": _ablations(state),
         "charts": {
             regime: _bars(state, regime, champion["champion"] if champion else None) for regime in regimes
         },
@@ -122,6 +124,35 @@ def _forecasts(state: SweepState) -> list[dict[str, str]]:
             round_, best, headline_value(small[str(baseline)], state.plan.headline_regime)
         )
         out.append({"round": round_.name, "hypothesis": round_.hypothesis, "answer": answer, "text": text})
+    return out
+
+
+def _ablations(state: SweepState) -> list[dict[str, Any]]:
+    """Each ablated run beside the whole one, same protocol, with the paired interval of the loss."""
+    suites = {suite: state.evaluations(suite) for suite in ("full_eval", "small_eval")}
+    run_of: dict[str, str] = {}
+    for run in state.runs:
+        run_of.setdefault(run.config, run.run_id)
+    out = []
+    for reference in state.plan.references:
+        ablated, whole = run_of.get(reference.config), run_of.get(reference.ablates or "")
+        shared = [s for s, e in suites.items() if ablated in e and whole in e]
+        if not shared or ablated is None or whole is None:
+            continue
+        ours, theirs = suites[shared[0]][whole].result, suites[shared[0]][ablated].result
+        for regime in ours.regimes:
+            loss = paired_interval(ours.regimes[regime], theirs.regimes[regime])
+            out.append(
+                {
+                    "run": ablated,
+                    "whole": whole,
+                    "suite": shared[0],
+                    "regime": regime,
+                    "with": ours.regimes[regime].metrics["nrmse"],
+                    "without": theirs.regimes[regime].metrics["nrmse"],
+                    "loss": loss,
+                }
+            )
     return out
 
 

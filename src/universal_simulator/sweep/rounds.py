@@ -11,6 +11,7 @@ from universal_simulator.sweep.gates import (
     Answer,
     GateResult,
     improvement_gate,
+    limit_gate,
     no_regression_gate,
     ratio_gate,
 )
@@ -41,6 +42,8 @@ def gate_results(
             results.append(no_regression_gate(candidate, reference, regime))
         for metric, rule in sorted(gates.small_eval.items()):
             results.append(ratio_gate(metric, rule, candidate, reference, regime))
+        for metric, limit in sorted(gates.limits.items()):
+            results.append(limit_gate(metric, limit, candidate, regime))
         for metric, rule in sorted(gates.hard_abort.items()) if hard else ():
             result = ratio_gate(metric, rule, candidate, reference, regime)
             results.append(GateResult(**{**result.as_dict(), "name": f"hard_abort_{metric}"}))

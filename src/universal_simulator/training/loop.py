@@ -1,4 +1,4 @@
-"""The operator stage: optimiser steps over a rollout curriculum, validated, resumable.
+"""One training stage: optimiser steps over a rollout curriculum, validated, resumable.
 
 Everything random in step n is drawn from generators seeded by (seed, n): a resumed run
 repeats the interrupted one bit for bit without storing any generator.
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from universal_simulator.configuration.schema import TrainingConfig
+from universal_simulator.configuration.schema import Stage, TrainingConfig
 from universal_simulator.errors import DivergenceError
 from universal_simulator.model.surrogate import Surrogate
 from universal_simulator.training.checkpoint import load_state, save_state
-from universal_simulator.training.losses import LossTerms, TrainingBatch, operator_loss
+from universal_simulator.training.losses import LossTerms, TrainingBatch, window_loss
 from universal_simulator.training.optimisation import WeightAverage, learning_rate, make_optimiser
 
 #: steps over which the running median of the loss is taken
@@ -58,9 +58,10 @@ class StageOutcome:
     stopped_early: bool
 
 
-class OperatorTraining:
-    """Trains `surrogate` in place and returns the better of raw and EMA weights.
+class StageTraining:
+    """Trains what of `surrogate` requires gradients; returns the better of raw and EMA weights.
 
+    rollout_length(step) -> steps of the windows that optimiser step `step` is trained on.
     validate(surrogate) -> score (lower is better). `on_step(done, total)` is called after
     every optimiser step. Raises DivergenceError; the last state stays on disk.
     """
@@ -69,7 +70,10 @@ class OperatorTraining:
         self,
         surrogate: Surrogate,
         config: TrainingConfig,
+        stage: Stage,
         *,
+        batch_size: int,
+        rollout_length: Callable[[int], int],
         seed: int,
         batches: BatchSource,
         validate: Callable[[Surrogate], float],
@@ -80,7 +84,9 @@ class OperatorTraining:
     ) -> None:
         self.surrogate = surrogate
         self.config = config
-        self.stage = config.operator
+        self.stage = stage
+        self.batch_size = batch_size
+        self.rollout_length = rollout_length
         self.seed = seed
         self.batches = batches
         self.validate = validate
@@ -93,7 +99,7 @@ class OperatorTraining:
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.flops_of_length: dict[int, float] = {}
-        self.forward = torch.compile(operator_loss) if config.compile else operator_loss
+        self.forward = torch.compile(window_loss) if config.compile else window_loss
 
     def run(self) -> StageOutcome:
         self._restore()
@@ -122,16 +128,18 @@ class OperatorTraining:
         rate = learning_rate(self.stage, step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        length = rollout_length(self.config, step)
+        length = self.rollout_length(step)
         generator = torch.Generator().manual_seed(step_seed(self.seed, step))
         self.optimiser.zero_grad(set_to_none=True)
         parts: list[LossTerms] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(step_seed(self.seed, step) ^ 0x5DEECE66D)
             for _ in range(self.config.accumulation):
-                batch = self.batches(generator, self.config.batch_size, length)
+                batch = self.batches(generator, self.batch_size, length)
                 parts.append(self._micro_batch(batch, length))
-        norm = torch.nn.utils.clip_grad_norm_(self.surrogate.parameters(), self.stage.grad_clip)
+        # only what this stage trains: others may still hold gradients of the stage before
+        trained = [p for group in self.optimiser.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.stage.grad_clip)
         values = _mean_terms(parts)
         self._refuse_divergence(values["total"], float(norm), step)
         self.optimiser.step()
@@ -162,8 +170,8 @@ class OperatorTraining:
         median = statistics.median(recent) if len(recent) >= 10 else math.inf
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise DivergenceError(
-                f"step {step + 1}: loss {loss}, gradient norm {norm}; lower "
-                "training.operator.learning_rate or training.operator.grad_clip"
+                f"step {step + 1}: loss {loss}, gradient norm {norm}; lower the stage's "
+                "learning_rate or grad_clip"
             )
         if loss > self.config.divergence_factor * median:
             raise DivergenceError(

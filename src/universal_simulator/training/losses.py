@@ -1,4 +1,4 @@
-"""The loss of the operator stage, in physical space and aligned with the metric.
+"""The loss of a stage, in physical space and aligned with the metric.
 
 For a window of K steps with truth y_0..y_K (canonical frame) and denominators
 d_k = rms(physical y_k) / amplitude, so that rms(p - y) / d is the physical nrmse:
@@ -9,6 +9,8 @@ e_k: rms(p_k - y_k) / d_k, per sample; p_0 is the reconstruction of the first fr
 l:   |z_k - encode(y_k)| / |encode(y_k)|, relative, per sample: the rollout stays where the
      encoder would put it, which is what makes long latent rollouts stable.
 s:   error of the amplitude spectrum, weighted by wavenumber, relative to d_k.
+
+The codec stage sees windows without a step (K = 0): reconstruction and spectrum alone.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class LossTerms:
         return {name: float(value.detach()) for name, value in vars(self).items()}
 
 
-def operator_loss(surrogate: Surrogate, batch: TrainingBatch, config: LossConfig) -> LossTerms:
+def window_loss(surrogate: Surrogate, batch: TrainingBatch, config: LossConfig) -> LossTerms:
     """Loss of one window batch; every term is a mean over samples."""
     member, conditions = surrogate.member, batch.conditions
     size, frames = batch.truth.shape[:2]
@@ -61,8 +63,11 @@ def operator_loss(surrogate: Surrogate, batch: TrainingBatch, config: LossConfig
     decoded = member.decode(trajectory.flatten(0, 1), repeated).unflatten(0, (size, frames))
     predicted = surrogate.denormalise(decoded)
     relative = _rms(predicted - batch.truth, dims=(-2, -1)) / batch.denominators
-    reconstruction, rollout = relative[:, 0].mean(), relative[:, 1:].mean()
-    latent = _latent_error(trajectory[:, 1:], targets[:, 1:])
+    reconstruction = relative[:, 0].mean()
+    rollout = latent = relative.new_zeros(())
+    if frames > 1:
+        rollout = relative[:, 1:].mean()
+        latent = _latent_error(trajectory[:, 1:], targets[:, 1:])
     spectral = _spectral_error(predicted, batch.truth, batch.denominators)
     total = (
         config.lambda_reconstruction * reconstruction

@@ -9,10 +9,10 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-from universal_simulator.configuration.schema import OperatorStage
+from universal_simulator.configuration.schema import Stage
 
 
-def make_optimiser(model: nn.Module, stage: OperatorStage) -> torch.optim.AdamW:
+def make_optimiser(model: nn.Module, stage: Stage) -> torch.optim.AdamW:
     """AdamW; vectors (biases, gains, norms) are not decayed."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
@@ -23,7 +23,7 @@ def make_optimiser(model: nn.Module, stage: OperatorStage) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=stage.betas)
 
 
-def learning_rate(stage: OperatorStage, step: int) -> float:
+def learning_rate(stage: Stage, step: int) -> float:
     """Rate of optimiser step `step` (from 0): linear warm-up, then constant or a cosine to eta_min.
 
     The warm-up takes warmup_ratio of the stage and reaches the full rate at its last step.
