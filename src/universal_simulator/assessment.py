@@ -13,7 +13,7 @@ import torch
 from universal_simulator.configuration.documents import read_mapping, validate
 from universal_simulator.configuration.schema import EvaluationConfig, GuardsConfig, RunConfig
 from universal_simulator.data.batch import Trajectories
-from universal_simulator.data.dataset import Dataset, open_dataset
+from universal_simulator.data.dataset import OFFICIAL_TEST, Dataset, open_dataset
 from universal_simulator.errors import DataError, UserError
 from universal_simulator.evaluation.evaluator import Evaluator
 from universal_simulator.evaluation.protocols import PDEBENCH, FrameChoice, protocol_of, rollout_frames
@@ -33,12 +33,15 @@ from universal_simulator.run_record import (
 )
 
 Progress = Callable[[str, int, int], None]
+#: suites of PDEBench's own protocol, always about a file of its own
+PDEBENCH_SUITES = ("pdebench", "pdebench-official")
 #: suite -> (label in records, split)
 SUITES = {
     "small": ("small_eval", "validation"),
     "full": ("full_eval", "selection"),
     "test": ("test", "test"),
     "pdebench": ("pdebench", "all"),
+    "pdebench-official": ("pdebench_official", OFFICIAL_TEST),
 }
 
 
@@ -110,7 +113,7 @@ def evaluate(
         },
     )
     folder = subject.folder
-    if folder is not None and (data_file is None or suite == "pdebench"):
+    if folder is not None and (data_file is None or suite in PDEBENCH_SUITES):
         write_json(folder.evaluation(label), record)
         summary = read_document(folder.summary, RunRecord)
         summary = summary.model_copy(update={"evaluations": {**summary.evaluations, label: record}})
@@ -127,8 +130,8 @@ def _refuse_unasked(suite: str, data_file: Path | None, opening: str | None) -> 
             "the test split is sealed: it is opened once, by a sweep, for its final champion; "
             "use --suite full (the selection split)"
         )
-    if suite == "pdebench" and data_file is None:
-        raise UserError("--suite pdebench needs --data FILE (a PDEBench file)")
+    if suite in PDEBENCH_SUITES and data_file is None:
+        raise UserError(f"--suite {suite} needs --data FILE (a PDEBench file)")
 
 
 def _subject(path: Path) -> Subject:
@@ -153,7 +156,12 @@ def _question(
     _refuse_foreign(subject.surrogate, dataset)
     split = SUITES[suite][1]
     foreign = dataset.identity != architecture.data_identity
-    if split == "all" or (other_file and foreign):
+    if split == OFFICIAL_TEST and not foreign:
+        raise UserError(
+            f"{file} is what the model was trained on, and PDEBench's test set (its first tenth) holds "
+            "training trajectories; use --suite pdebench, which keeps the splits apart"
+        )
+    if split != OFFICIAL_TEST and (split == "all" or (other_file and foreign)):
         # what the model was trained on keeps its splits; another file without any is used whole
         split = "all" if foreign and dataset.header.split is None else "selection"
     truth = dataset.load(
@@ -167,7 +175,7 @@ def _question(
 
 
 def _frames(subject: Subject, suite: str) -> FrameChoice:
-    if suite == "pdebench":
+    if suite in PDEBENCH_SUITES:
         return PDEBENCH
     return rollout_frames(
         time_stride=subject.surrogate.architecture.time_stride,
@@ -188,13 +196,21 @@ def _refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
         raise DataError(
             f"{dataset.path} has {dataset.grid.points} points, the model was trained on {architecture.points}"
         )
-    values = dataset.header.parameters
-    low, high = architecture.parameter_range[0]
-    if values.min() < low * (1 - 1e-6) or values.max() > high * (1 + 1e-6):
+    names = tuple(spec.name for spec in dataset.equation.parameters)
+    fields = tuple(spec.name for spec in dataset.equation.fields)
+    if (fields, names) != (architecture.field_names, architecture.parameter_names):
         raise DataError(
-            f"{dataset.path}: parameters {values.min():g} to {values.max():g} leave the trained "
-            f"range {low:g} to {high:g}"
+            f"{dataset.path} holds fields {fields} under parameters {names}, the model knows "
+            f"{architecture.field_names} under {architecture.parameter_names}"
         )
+    for name, column, (low, high) in zip(
+        names, dataset.header.parameters.T, architecture.parameter_range, strict=True
+    ):
+        if column.min() < low - 1e-6 * abs(low) or column.max() > high + 1e-6 * abs(high):
+            raise DataError(
+                f"{dataset.path}: {name} {column.min():g} to {column.max():g} leaves the trained "
+                f"range {low:g} to {high:g}"
+            )
 
 
 def _references(
@@ -203,6 +219,8 @@ def _references(
     """Once per experiment and protocol; a model without its run has no place to keep them."""
     points, samples = evaluation.classical_points, evaluation.bootstrap_samples
     method = "exact" if truth.equation.linear else "finite_volume"
+    if truth.equation.name == "undeclared":
+        points = ()  # nothing can solve what nobody declared
     if folder is None:
         return reference_rows(truth, classical_points=points, bootstrap_samples=samples, method=method)
     return cached_reference_rows(

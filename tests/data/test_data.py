@@ -134,7 +134,7 @@ def _write(path: Path, **changes: object) -> None:
     ("changes", "message"),
     [
         ({"tensor": None}, "no dataset 'tensor'"),
-        ({"tensor": np.zeros((3, 5), "f4")}, "3 axes"),
+        ({"tensor": np.zeros((3, 5), "f4")}, "3 or 4 axes"),
         ({"tensor": np.zeros((3, 5, 8), "S4")}, "numeric"),
         ({"x-coordinate": np.arange(7.0)}, "does not fit"),
         ({"x-coordinate": np.zeros(8)}, "evenly spaced"),

@@ -8,12 +8,13 @@ from tests.sweep.records import REGIMES, evaluation, run_record
 from universal_simulator.run_record import EvaluationRecord
 from universal_simulator.sweep.gates import (
     improvement_gate,
+    limit_gate,
     no_regression_gate,
     paired_interval,
     ratio_gate,
     seed_spread,
 )
-from universal_simulator.sweep.plan import Improvement, Ratio, load_plan
+from universal_simulator.sweep.plan import Improvement, Limit, Ratio, load_plan
 from universal_simulator.sweep.rounds import (
     choose_champion,
     gate_results,
@@ -104,6 +105,22 @@ def test_missing_metric_blocks_and_declared_absence_does_not() -> None:
     )
     assert declared.answer == "not_applicable"
     assert not declared.blocks
+
+
+def test_limits_hold_whatever_the_reference_does() -> None:
+    """An untrained codec is stopped even beside a baseline whose codec is no better."""
+    rule = Limit(at_most=0.0117)
+    assert limit_gate("reconstruction", rule, evaluation("x", 0.1), R).answer == "pass"
+    assert limit_gate("reconstruction", rule, evaluation("x", 0.4), R).answer == "fail"
+    assert limit_gate("reconstruction", rule, evaluation("x", 0.1, drop="reconstruction"), R).blocks
+    results = gate_results(
+        load_plan("sota").gates,
+        evaluation("x", 0.4),
+        evaluation("y", 0.9),
+        headline=R,
+        baseline_seeds=[evaluation(f"base-{i}", 0.9) for i in range(3)],
+    )
+    assert not passes(results, forced=True)
 
 
 def test_regression_elsewhere_blocks() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from pydantic import BaseModel
@@ -20,7 +23,8 @@ from universal_simulator.configuration.schema import (
     Section,
     Stage,
 )
-from universal_simulator.data.dataset import Dataset
+from universal_simulator.data.dataset import Dataset, open_dataset
+from universal_simulator.data.splits import SPLITS
 from universal_simulator.errors import ConfigurationError, DivergenceError, IntegrityError, UserError
 from universal_simulator.model.surrogate import load_surrogate
 from universal_simulator.physics.domain import Grid
@@ -321,6 +325,23 @@ def test_augmentation_is_a_symmetry_of_the_equation() -> None:
         Augmentation(("reflection",), ADVECTION, grid)
 
 
+def test_statistics_come_from_the_training_split_alone(tmp_path: Path, smoke_data: Dataset) -> None:
+    """A file that differs outside the training split gives the same normalisation and batches."""
+    other = tmp_path / "other.hdf5"
+    shutil.copy(smoke_data.path, other)
+    outside = np.flatnonzero(smoke_data.split_of_row != SPLITS.index("train"))
+    with h5py.File(other, "r+") as file:
+        file["tensor"][outside] = 3.0 * file["tensor"][outside] + 1.0
+        del file.attrs["identity"]
+    kept = {}
+    for name, data in (("as it is", smoke_data), ("other", open_dataset(other))):
+        run = experiment.run(tiny(data, "training.codec.steps=1"), tmp_path / name)
+        state = load_surrogate(RunFolder(tmp_path / name, run.run_id).model).state_dict()
+        kept[name] = {key: state[key] for key in ("offset", "scale", "member.condition.mean")}
+    for key, value in kept["as it is"].items():
+        assert torch.equal(value, kept["other"][key]), key
+
+
 def test_a_users_own_module_trains_through_its_import_path(tmp_path: Path, smoke_data: Dataset) -> None:
     words = ["model.import_path=tests.model.test_members:Halver", "model.options.factor=0.9"]
     record = experiment.run(tiny(smoke_data, *words), tmp_path)
@@ -328,3 +349,21 @@ def test_a_users_own_module_trains_through_its_import_path(tmp_path: Path, smoke
     assert record.training.result.params == 1
     kept = load_surrogate(RunFolder(tmp_path, record.run_id).model).state_dict()
     assert float(kept["member.stepper.factor"]) != pytest.approx(0.9, abs=1e-6)
+
+
+def test_one_freak_batch_is_no_divergence_but_five_in_a_row_are(
+    tmp_path: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop.StageTraining._refuse_divergence
+    freaks: set[int] = set()
+
+    def spiked(self: loop.StageTraining, loss: float, norm: float, step: int) -> None:
+        original(self, 1e6 if step in freaks else loss, norm, step)
+
+    monkeypatch.setattr(loop.StageTraining, "_refuse_divergence", spiked)
+    words = ["training.stages=[operator]", "training.operator.steps=20"]
+    freaks |= {12, 14, 15, 16, 17}
+    assert experiment.run(tiny(smoke_data, *words), tmp_path / "freaks").status == "finished"
+    freaks |= {13}
+    with pytest.raises(DivergenceError, match="step 17"):
+        experiment.run(tiny(smoke_data, *words), tmp_path / "diverged")

@@ -1,4 +1,4 @@
-"""usim data generate | info"""
+"""usim data generate | import | info"""
 
 from __future__ import annotations
 
@@ -54,3 +54,38 @@ def info(
         return
     for key, value in values.items():
         typer.echo(f"{key:18} {value}")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="your array: .npy, .npz or HDF5")],
+    out: Annotated[Path, typer.Option(help="the data file to write (.hdf5)")],
+    axes: Annotated[str, typer.Option(help="its axes in their order, e.g. trajectory,time,x")],
+    dt: Annotated[float, typer.Option(help="seconds between two frames")],
+    dx: Annotated[float, typer.Option(help="metres between two points")],
+    key: Annotated[str | None, typer.Option(help="the array's name in .npz and HDF5 files")] = None,
+    fields: Annotated[str, typer.Option(help="names of the fields, in their order")] = "u",
+    parameter: Annotated[str | None, typer.Option(help="name of what differs between trajectories")] = None,
+    values: Annotated[str | None, typer.Option(help="its value: a number, or a .npy file")] = None,
+) -> None:
+    """Make a data file of your own array; its physics stays undeclared.
+
+    Example: usim data import mine.npy --out mine.hdf5 --axes trajectory,time,x --dt 0.01 --dx 0.004
+
+    Then: usim run rerun_txxoc8a8 data.file=mine.hdf5 model.canonical_frame=[] training.augmentation=[]
+    """
+    from universal_simulator.data.arrays import import_array, read_values
+
+    dataset = import_array(
+        source,
+        out,
+        axes=[name.strip() for name in axes.split(",")],
+        dt_s=dt,
+        dx=dx,
+        key=key,
+        fields=[name.strip() for name in fields.split(",")],
+        parameter=parameter,
+        values=None if values is None else read_values(values),
+    )
+    dataset.audit()
+    typer.echo(f"{out}\n{dataset.identity}")

@@ -10,7 +10,7 @@ import typer
 
 def evaluate(
     path: Annotated[Path, typer.Argument(help="a run folder, or a model.safetensors with --data")],
-    suite: Annotated[str, typer.Option(help="small, full or pdebench")] = "small",
+    suite: Annotated[str, typer.Option(help="small, full, pdebench or pdebench-official")] = "small",
     data: Annotated[Path | None, typer.Option(help="another data file of the same equation")] = None,
     nu: Annotated[
         float | None, typer.Option(help="the parameter, where neither file nor name says it")

@@ -7,7 +7,7 @@ import time
 
 
 class ProgressLine:
-    """`update(phase, done, total)`; writes to stderr."""
+    """`update(phase, done, total, detail)`; writes to stderr. A new phase starts a new estimate."""
 
     def __init__(self, interval_s: float | None = None) -> None:
         self.terminal = sys.stderr.isatty()
@@ -16,7 +16,7 @@ class ProgressLine:
         self.first_done = 0.0
         self.started = self.told = time.monotonic()
 
-    def update(self, phase: str, done: float, total: float) -> None:
+    def update(self, phase: str, done: float, total: float, detail: str = "") -> None:
         now = time.monotonic()
         if phase != self.phase:
             self.phase, self.started, self.first_done = phase, now, done
@@ -28,6 +28,8 @@ class ProgressLine:
         text = f"{phase}: {100 * done / total:3.0f} %"
         if eta is not None and done < total:
             text += f", {_duration(eta)} left"
+        if detail:
+            text += f"; {detail}"
         if self.terminal:
             sys.stderr.write(f"\r\033[K{text}" + ("\n" if done >= total else ""))
         else:

@@ -33,7 +33,7 @@ def run_command(
         plan,
         folder,
         executor=LocalProcessExecutor(workers),
-        progress=lambda f, text: line.update(text, f, 1.0),
+        progress=lambda share, what: line.update("sweep", share, 1.0, what),
     )
     _outcome(folder)
 
@@ -47,7 +47,9 @@ def resume(folder: Folder, workers: Workers = 2) -> None:
 
     line = ProgressLine()
     resume_sweep(
-        folder, executor=LocalProcessExecutor(workers), progress=lambda f, text: line.update(text, f, 1.0)
+        folder,
+        executor=LocalProcessExecutor(workers),
+        progress=lambda share, what: line.update("sweep", share, 1.0, what),
     )
     _outcome(folder)
 

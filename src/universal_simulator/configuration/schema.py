@@ -146,7 +146,7 @@ class TrainingConfig(Section):
     windows_from_start: Fraction = 0.4
     validations: Count = 8
     validation_groups: Count = 32
-    #: a loss this many times the running median stops the run
+    #: a loss that stays above this many times the running median stops the run
     divergence_factor: Annotated[float, Field(gt=1)] = 100.0
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False

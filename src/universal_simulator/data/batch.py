@@ -58,6 +58,8 @@ class Trajectories:
 
     def regimes(self) -> dict[str, Tensor]:
         """Rows of each distinct parameter tuple, by label such as `nu=0.01`, ascending."""
+        if not self.parameters.shape[1]:
+            return {regime_label(self.equation, []): torch.arange(len(self))}
         values, inverse = torch.unique(self.parameters, dim=0, return_inverse=True)
         return {
             regime_label(self.equation, row.tolist()): torch.nonzero(inverse == index).flatten()

@@ -1,13 +1,15 @@
 """PDEBench's HDF5 layout: the only place that opens HDF5.
 
 As published: `tensor` (N, T, X), `x-coordinate` (X,), `t-coordinate` (T or T + 1,), the
-parameter in the file name. Ours adds `parameter` (N,), `split` (N,) and attributes.
+parameter in the file name. Ours adds `parameter` (N,), `split` (N,) and attributes; a user's
+own array (`data/arrays.py`) may hold several fields, `tensor` (N, T, C, X), or no parameter.
 Every file is hostile until read: each fault is one DataError saying what, where and how to mend.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ import h5py
 import numpy as np
 
 from universal_simulator.errors import DataError
-from universal_simulator.physics.equations import ADVECTION, BURGERS, Equation
+from universal_simulator.physics.equations import ADVECTION, BURGERS, Equation, undeclared
 
 FORMAT_VERSION = 1
 #: rows read at a time where a whole file is scanned
@@ -34,9 +36,11 @@ class FileHeader:
     """What a data file says of itself, without its fields."""
 
     path: Path
+    #: (N, T, X): trajectories, frames, points
     shape: tuple[int, int, int]
     x: np.ndarray
     times: np.ndarray
+    #: (N, P), P = 0 where nothing varies
     parameters: np.ndarray
     split: np.ndarray | None
     equation: Equation
@@ -62,15 +66,18 @@ def opened(path: Path, mode: str = "r") -> Iterator[h5py.File]:
 def read_header(path: Path, *, parameter: float | None = None) -> FileHeader:
     """Validate the layout; `parameter` overrides what the file or its name says."""
     with opened(path) as file:
-        tensor = _numeric(path, file, "tensor", 3)
-        shape = (int(tensor.shape[0]), int(tensor.shape[1]), int(tensor.shape[2]))
-        if min(shape) < 1 or shape[1] < 2 or shape[2] < 4:
-            raise DataError(f"{path}: 'tensor' is {shape}; need (N >= 1, T >= 2, X >= 4)")
+        tensor = _numeric(path, file, "tensor", 3, 4)
+        rows, frames, *fields, points = (int(n) for n in tensor.shape)
+        shape = (rows, frames, points)
+        if min(tensor.shape) < 1 or frames < 2 or points < 4:
+            raise DataError(f"{path}: 'tensor' is {tensor.shape}; need (N >= 1, T >= 2, [C >= 1,] X >= 4)")
         x = np.asarray(_numeric(path, file, "x-coordinate", 1)[()], dtype=np.float64)
         times = np.asarray(_numeric(path, file, "t-coordinate", 1)[()], dtype=np.float64)
         stored = _optional(path, file, "parameter", shape[0])
         split = _optional(path, file, "split", shape[0])
-        equation_name = file.attrs.get("equation")
+        equation_name = _text(file.attrs.get("equation"))
+        field_names = _names(path, file, "field_names")
+        parameter_names = _names(path, file, "parameter_names")
         identity = file.attrs.get("identity")
         specification = file.attrs.get("specification")
         complete = bool(file.attrs.get("complete", True))
@@ -81,26 +88,46 @@ def read_header(path: Path, *, parameter: float | None = None) -> FileHeader:
     times = times[: shape[1]]
     _uniform(path, "x-coordinate", x)
     _uniform(path, "t-coordinate", times)
-    equation, parameters = _parameters(path, shape[0], stored, parameter, equation_name)
-    return FileHeader(
-        path, shape, x, times, parameters, split, equation, _text(identity), _text(specification)
-    )
+    if equation_name == "undeclared":
+        equation = undeclared(field_names, parameter_names)
+        if len(field_names) != (fields or [1])[0] or len(parameter_names) != (stored is not None):
+            raise DataError(
+                f"{path}: {len(field_names)} field and {len(parameter_names)} parameter names do not fit"
+            )
+        values = np.empty((rows, 0)) if stored is None else stored.astype(np.float64)[:, None]
+    elif fields:
+        raise DataError(f"{path}: 'tensor' with a field axis needs the attribute equation = 'undeclared'")
+    else:
+        equation, column = _parameters(path, rows, stored, parameter, equation_name)
+        values = column[:, None]
+    return FileHeader(path, shape, x, times, values, split, equation, _text(identity), _text(specification))
 
 
 def read_rows(path: Path, rows: np.ndarray, frames: slice, stride_x: int = 1) -> np.ndarray:
-    """(len(rows), frames, X / stride_x) float32, rows in any order; non-finite values refused."""
+    """(len(rows), frames, C, X / stride_x) float32, rows in any order; non-finite values refused."""
     order = np.argsort(rows)
     with opened(path) as file:
         tensor = file["tensor"]
-        shape = tensor[rows[order[:1]], frames, ::stride_x].shape if len(rows) else (0, 0, 0)
-        out = np.empty((len(rows), *shape[1:]), dtype=np.float32)
+        fields = (slice(None),) if tensor.ndim == 4 else ()
+        space = slice(None, None, stride_x)
+        count = len(range(*frames.indices(tensor.shape[1])))
+        channels = tensor.shape[2] if fields else 1
+        out = np.empty(
+            (len(rows), count, channels, len(range(*space.indices(tensor.shape[-1])))), dtype=np.float32
+        )
         for start in range(0, len(rows), CHUNK_ROWS):
             chosen = order[start : start + CHUNK_ROWS]
-            out[chosen] = tensor[rows[chosen], frames, ::stride_x]
+            out[chosen] = tensor[(rows[chosen], frames, *fields, space)].reshape(-1, *out.shape[1:])
             if not np.isfinite(out[chosen]).all():
-                bad = chosen[~np.isfinite(out[chosen]).all(axis=(1, 2))]
+                bad = chosen[~np.isfinite(out[chosen]).all(axis=(1, 2, 3))]
                 raise DataError(f"{path}: trajectories {rows[bad][:5].tolist()} hold NaN or infinite values")
     return out
+
+
+def read_array(path: Path, name: str) -> np.ndarray:
+    """One numeric dataset of any HDF5 file, whole."""
+    with opened(path) as file:
+        return np.asarray(_numeric(path, file, name, 1, 2, 3, 4)[()])
 
 
 def content_identity(path: Path) -> str:
@@ -117,13 +144,14 @@ def content_identity(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _numeric(path: Path, file: h5py.File, name: str, rank: int) -> h5py.Dataset:
+def _numeric(path: Path, file: h5py.File, name: str, *ranks: int) -> h5py.Dataset:
     item = file.get(name)
     if not isinstance(item, h5py.Dataset):
         raise DataError(f"{path} has no dataset {name!r} (has: {', '.join(sorted(file)) or 'nothing'})")
-    if item.dtype.kind not in "fiu" or item.ndim != rank:
+    if item.dtype.kind not in "fiu" or item.ndim not in ranks:
+        axes = " or ".join(map(str, ranks))
         raise DataError(
-            f"{path}: {name!r} must be numeric with {rank} axes, is {item.dtype} of shape {item.shape}"
+            f"{path}: {name!r} must be numeric with {axes} axes, is {item.dtype} of shape {item.shape}"
         )
     return item
 
@@ -144,10 +172,10 @@ def _uniform(path: Path, name: str, values: np.ndarray) -> None:
 
 
 def _parameters(
-    path: Path, rows: int, stored: np.ndarray | None, given: float | None, equation_name: object
+    path: Path, rows: int, stored: np.ndarray | None, given: float | None, equation_name: str | None
 ) -> tuple[Equation, np.ndarray]:
     known = {equation.name: equation for equation in (BURGERS, ADVECTION)}
-    named = known.get(_text(equation_name) or "")
+    named = known.get(equation_name or "")
     if stored is not None and named is not None and given is None:
         return named, stored.astype(np.float64)
     for equation, pattern in _NAME_PATTERNS:
@@ -160,6 +188,16 @@ def _parameters(
         f"{path}: no 'parameter' dataset and neither 'Nu...' nor 'beta...' in its name; "
         "give it, e.g. --nu 0.01"
     )
+
+
+def _names(path: Path, file: h5py.File, key: str) -> tuple[str, ...]:
+    try:
+        names = json.loads(_text(file.attrs.get(key)) or "[]")
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: attribute {key!r} is no list of names: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path}: attribute {key!r} must be a list of names, is {names!r}")
+    return tuple(names)
 
 
 def _text(value: object) -> str | None:

@@ -62,7 +62,7 @@ class StreamingWindowSource(WindowSource):
         self.time_stride = time_stride
         self.num_rows = len(self.file_rows)
         self.num_frames = len(range(0, dataset.header.shape[1], time_stride))
-        parameters = dataset.header.parameters[self.file_rows, None]
+        parameters = dataset.header.parameters[self.file_rows]
         self.parameters = torch.from_numpy(parameters).float()
 
     def _gather(self, rows: Tensor, starts: Tensor, num_steps: int) -> Windows:
@@ -72,5 +72,5 @@ class StreamingWindowSource(WindowSource):
             frames = slice(first, first + num_steps * self.time_stride + 1, self.time_stride)
             chosen = np.array([self.file_rows[row]])
             windows.append(pdebench.read_rows(self.dataset.path, chosen, frames, self.dataset.stride_x)[0])
-        fields = torch.from_numpy(np.stack(windows))[:, :, None]
+        fields = torch.from_numpy(np.stack(windows))
         return Windows(fields, self.parameters[rows], rows, starts)

@@ -7,8 +7,9 @@ a pure function of records. Typed again after any interruption, the sweep goes o
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,9 +114,10 @@ class _Driver:
             ("data", "generate", self.plan.dataset, "--folder", str(self.folder), "--json"),
             self._log("data"),
         )
-        if not self.state.done("data"):
-            self._tell(0.0, f"generating {self.plan.dataset}")
-        self._run_jobs([job], lambda done, total: None)
+        self._run_jobs(
+            [job],
+            lambda shares, _: self._tell(0.05 * shares.get("data", 0), f"generating {self.plan.dataset}"),
+        )
         if not self.state.done("data"):
             raise ExecutorError(f"the data could not be made; see {job.log}:\n{_tail(job.log)}")
 
@@ -176,10 +178,10 @@ class _Driver:
         ]
         total = sum(costs.values())
 
-        def report(done: Sequence[str], running: Sequence[str]) -> None:
-            share = sum(costs[name] for name in done) / total
-            names = ", ".join(name.removeprefix("train:") for name in running)
-            self._tell(0.05 + 0.7 * share, f"training {len(done)}/{len(jobs)}: {names}")
+        def report(shares: Mapping[str, float], running: Sequence[str]) -> None:
+            share = sum(costs[name] * done for name, done in shares.items()) / total
+            names = ", ".join(f"{name.removeprefix('train:')} {shares[name]:.0%}" for name in running)
+            self._tell(0.05 + 0.7 * share, f"training {_whole(shares)}/{len(jobs)}: {names}")
 
         self._run_jobs(jobs, report)
         failed = [run for run in self.state.baselines() if self.state.failed(f"train:{run}")]
@@ -234,8 +236,9 @@ class _Driver:
         runs = [*self._promoted(), *self.state.baselines(), *references]
         jobs = [self._evaluation(run, "full") for run in runs if self.state.done(f"train:{run}")]
 
-        def report(done: Sequence[str], running: Sequence[str]) -> None:
-            self._tell(0.75 + 0.2 * len(done) / max(1, len(jobs)), f"full-eval {len(done)}/{len(jobs)}")
+        def report(shares: Mapping[str, float], running: Sequence[str]) -> None:
+            share = sum(shares.values()) / max(1, len(jobs))
+            self._tell(0.75 + 0.2 * share, f"full-eval {_whole(shares)}/{len(jobs)}")
 
         self._run_jobs(jobs, report)
 
@@ -263,7 +266,7 @@ class _Driver:
             self.journal.append("test_opened", runs=runs, opening=f"{self.plan.name}-1")
         self._run_jobs(
             [self._evaluation(run, "test") for run in runs if self.state.done(f"train:{run}")],
-            lambda done, running: self._tell(0.97, "opening the test split for the champion"),
+            lambda shares, running: self._tell(0.97, "opening the test split for the champion"),
         )
 
     def _evaluation(self, run_id: str, suite: str) -> Job:
@@ -273,19 +276,25 @@ class _Driver:
             arguments += ["--opening", self._decided("test_opened")["opening"]]
         return Job(f"{suite}:{run_id}", tuple(arguments), files.path / f"evaluate_{suite}.log")
 
-    def _run_jobs(self, jobs: Sequence[Job], report: Callable[[Sequence[str], Sequence[str]], None]) -> None:
-        """Run what is not done yet, `slots` at a time, in the order given."""
+    def _run_jobs(
+        self, jobs: Sequence[Job], report: Callable[[Mapping[str, float], Sequence[str]], None]
+    ) -> None:
+        """Run what is not done yet, `slots` at a time, in the order given.
+
+        report(share done of each job begun, jobs running) is called every two seconds.
+        """
         waiting = [j for j in jobs if not self.state.done(j.job_id) and not self.state.failed(j.job_id)]
         running: dict[str, Job] = {}
-        deadline = time.monotonic() + self.plan.max_hours * 3600
+        started: dict[str, float] = {}
         while waiting or running:
             while waiting and len(running) < self.executor.slots:
                 job = waiting.pop(0)
                 self.journal.append("job_intent", job=job.job_id, arguments=list(job.arguments))
                 self.executor.submit(job)
                 running[job.job_id] = job
-            done = [j.job_id for j in jobs if self.state.done(j.job_id)]
-            report(done, list(running))
+                started[job.job_id] = time.monotonic()
+            shares = {j.job_id: 1.0 for j in jobs if self.state.done(j.job_id)}
+            report(shares | {name: _live_share(job.log) for name, job in running.items()}, list(running))
             for end in self.executor.wait(2.0):
                 job = running.pop(end.job_id)
                 self.journal.append(
@@ -295,10 +304,12 @@ class _Driver:
                     waiting.insert(0, job)
                 elif end.exit_code != 0:
                     self.journal.append("job_given_up", job=end.job_id, log=_tail(job.log))
-            if time.monotonic() > deadline:
+            spent = sum(event.data["seconds"] for event in self.journal.of("job_ended"))
+            spent += sum(time.monotonic() - started[name] for name in running)
+            if spent > self.plan.max_hours * 3600:
                 raise ExecutorError(
-                    f"the budget of {self.plan.max_hours:g} hours is used up; finished runs are kept, "
-                    "raise max_hours in a new folder or resume to spend as much again"
+                    f"the budget of {self.plan.max_hours:g} worker hours is used up (max_hours of the "
+                    "plan, summed over jobs and resumes); finished runs are kept"
                 )
 
     def _decided(self, kind: str) -> dict[str, Any]:
@@ -318,6 +329,16 @@ def _difference(stored: Plan, given: Plan) -> str:
     before, after = flatten(stored.model_dump(mode="json")), flatten(given.model_dump(mode="json"))
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     return "\n".join(f"  {key}: {before.get(key)!r} there, {after.get(key)!r} given" for key in keys[:10])
+
+
+def _whole(shares: Mapping[str, float]) -> int:
+    return sum(share == 1.0 for share in shares.values())
+
+
+def _live_share(log: Path) -> float:
+    """What a running job last said of its progress (`phase: 43 %`), below 1."""
+    found = re.findall(r"^\w+: +(\d+) %", _tail(log), re.MULTILINE)
+    return min(max(map(int, found)) / 100, 0.99) if found else 0.0
 
 
 def _tail(path: Path, lines: int = 12) -> str:

@@ -123,6 +123,7 @@ class Plan(Part):
     gates: Gates
     ladder: tuple[Rung, ...]
     tiers: tuple[Tier, ...]
+    #: worker hours, summed over jobs and resumes
     max_hours: Annotated[float, Field(gt=0)]
     open_test_for_champion: bool = True
     #: rounds the written plan describes and this version cannot run

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from universal_simulator.run_record import Metric, RunRecord, write_atomically
-from universal_simulator.sweep.gates import paired_interval
+from universal_simulator.sweep.gates import paired_interval, seed_spread
 from universal_simulator.sweep.rounds import (
     headline_value,
     rung,
@@ -64,6 +64,7 @@ def _context(state: SweepState) -> dict[str, Any]:
         "forecasts": _forecasts(state),
         "verdicts": {run.run_id: verdict(state, run.run_id) for run in state.runs},
         "ablations": _ablations(state),
+        "seeds": _seeds(state),
         "charts": {
             regime: _bars(state, regime, champion["champion"] if champion else None) for regime in regimes
         },
@@ -124,6 +125,27 @@ def _forecasts(state: SweepState) -> list[dict[str, str]]:
             round_, best, headline_value(small[str(baseline)], state.plan.headline_regime)
         )
         out.append({"round": round_.name, "hypothesis": round_.hypothesis, "answer": answer, "text": text})
+    return out
+
+
+def _seeds(state: SweepState) -> list[dict[str, Any]]:
+    """Mean and coefficient of variation of the baseline's nrmse over its seeds."""
+    out = []
+    for suite in ("small_eval", "full_eval"):
+        evaluations = [e for run, e in state.evaluations(suite).items() if run in state.baselines()]
+        for regime in evaluations[0].result.regimes if evaluations else ():
+            values = [headline_value(e, regime) for e in evaluations]
+            spread = seed_spread(evaluations, regime)
+            mean = sum(values) / len(values)
+            out.append(
+                {
+                    "suite": suite,
+                    "regime": regime,
+                    "values": values,
+                    "mean": mean,
+                    "cv": None if spread is None else spread / mean,
+                }
+            )
     return out
 
 

@@ -11,6 +11,10 @@ from universal_simulator.model.surrogate import Surrogate
 from universal_simulator.training.augmentation import Augmentation
 from universal_simulator.training.losses import TrainingBatch
 
+#: a field that dies within its window would weigh without bound and drown the rest of its batch:
+#: errors are relative to the frame's rms, but not to less than this share of the window's first
+DENOMINATOR_FLOOR = 0.05
+
 
 class CanonicalBatches:
     """Draws windows and moves each into the frame of its own first field."""
@@ -37,8 +41,9 @@ class CanonicalBatches:
         times = torch.arange(num_steps + 1, device=fields.device) * self.surrogate.architecture.dt_s
         truth = self.surrogate.frame.to_canonical(frame, fields, times.to(fields).expand(batch_size, -1))
         rms = fields.square().mean(dim=(-2, -1)).sqrt()
+        rms = torch.maximum(rms, DENOMINATOR_FLOOR * rms[:, :1])
         return TrainingBatch(
             truth=truth,
-            denominators=(rms / frame.amplitude[:, None]).clamp_min(1e-6),
+            denominators=(rms / frame.amplitude[:, None]).clamp_min(1e-12),
             conditions=self.surrogate.conditions(frame, windows.parameters),
         )

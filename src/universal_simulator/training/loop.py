@@ -28,6 +28,8 @@ from universal_simulator.training.optimisation import WeightAverage, learning_ra
 
 #: steps over which the running median of the loss is taken
 MEDIAN_WINDOW = 50
+#: one batch may hold a freak; only this many in a row are a divergence
+EXPLODED_STEPS = 5
 #: seconds between stored training states
 CHECKPOINT_INTERVAL_S = 15.0
 
@@ -47,6 +49,7 @@ class Progress:
     best_step: int = 0
     best_weights: str = "ema"
     seconds: float = 0.0
+    exploded: int = 0
     losses: list[float] = field(default_factory=list)
     validations: list[list[float]] = field(default_factory=list)
 
@@ -174,10 +177,15 @@ class StageTraining:
                 "learning_rate or grad_clip"
             )
         if loss > self.config.divergence_factor * median:
-            raise DivergenceError(
-                f"step {step + 1}: loss {loss:.4g} is more than "
-                f"{self.config.divergence_factor:g} times its running median {median:.4g}"
-            )
+            self.progress.exploded += 1
+            if self.progress.exploded >= EXPLODED_STEPS:
+                raise DivergenceError(
+                    f"step {step + 1}: loss {loss:.4g}, for {EXPLODED_STEPS} steps more than "
+                    f"{self.config.divergence_factor:g} times its running median {median:.4g}; lower the "
+                    "stage's learning_rate or grad_clip"
+                )
+            return
+        self.progress.exploded = 0
         self.progress.losses = (recent + [loss])[-MEDIAN_WINDOW:]
 
     def _validate(self) -> None:

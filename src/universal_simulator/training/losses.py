@@ -1,7 +1,8 @@
 """The loss of a stage, in physical space and aligned with the metric.
 
 For a window of K steps with truth y_0..y_K (canonical frame) and denominators
-d_k = rms(physical y_k) / amplitude, so that rms(p - y) / d is the physical nrmse:
+d_k = rms(physical y_k) / amplitude (with a floor, `batches.DENOMINATOR_FLOOR`), so that
+rms(p - y) / d is the physical nrmse:
 
     L = w_rec e_0 + (1/K) sum_k e_k + w_lat l + w_spec s
 
