@@ -1,85 +1,192 @@
-"""Throughput and error side by side: surrogate, FNO and the classical solver at several resolutions.
+"""Throughput with the error beside it: trained members, the classical solver at several resolutions.
 
-Run by `make bench`. Ratios within one run are what counts; training is not part of it, so the
-errors of the untrained members are not printed.
+    python benchmarks/throughput.py --folder runs/embedded
+
+Reads a finished sweep's models and data (`make sweep` makes them); all figures come from one run on
+one machine, so their ratios are what counts. One JSON document on standard output.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from universal_simulator.configuration import load_config
-from universal_simulator.inference.rollout import rollout_fields
-from universal_simulator.model.surrogate import Architecture, Surrogate
+from universal_simulator.configuration.schema import GuardsConfig
+from universal_simulator.data.batch import Trajectories
+from universal_simulator.data.dataset import Dataset, open_dataset
+from universal_simulator.data.windows import WindowSource
+from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames
+from universal_simulator.inference.predictor import SurrogatePredictor
+from universal_simulator.model.surrogate import Surrogate, load_surrogate
 from universal_simulator.physics.domain import Grid
 from universal_simulator.physics.equations import BURGERS
 from universal_simulator.physics.initial_conditions import draw_sine_family
 from universal_simulator.physics.reference import solve
+from universal_simulator.run_record import RunFolder
+from universal_simulator.sweep.driver import rebuild_reports
+from universal_simulator.sweep.journal import Journal
+from universal_simulator.sweep.state import SweepState
+from universal_simulator.training.batches import CanonicalBatches
+from universal_simulator.training.losses import window_loss
 
-BATCH, POINTS, STEPS = 64, 256, 100
+GROUPS = 64
+TRAINING_STEPS = 8
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """The faster of two repeats after a warm-up."""
     work()
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    spans = []
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        spans.append(time.perf_counter() - started)
+    return min(spans)
 
 
-def member(config: str) -> Surrogate:
-    loaded = load_config(config, profile="embedded").config
-    return Surrogate(
-        Architecture(
-            import_path=loaded.model.import_path,
-            options=loaded.model.options,
-            canonical_frame=loaded.model.canonical_frame,
-            reencode_every=loaded.model.reencode_every,
-            equation="burgers",
-            field_names=("u",),
-            parameter_names=("nu",),
-            lengths=(1.0,),
-            points=(POINTS,),
-            origin=(0.0,),
-            dt_s=0.02,
-            time_stride=2,
-            data_identity="none",
-            parameter_range=((0.01, 0.1),),
-        )
-    ).eval()
+def nrmse(prediction: torch.Tensor, part: Trajectories) -> float:
+    error, valid, _ = nrmse_frames(prediction, part.fields[:, 1:], part.fields[:, 0])
+    return float(mean_valid(error, valid, dims=(1, 2)).nanmean())
+
+
+def rollout_rows(state: SweepState, part: Trajectories) -> dict[str, Any]:
+    initial, steps = part.fields[:, 0], part.fields.shape[1] - 1
+    rows: dict[str, Any] = {}
+    for points in (32, 64, 128, 256):
+        if points > part.grid.points[0]:
+            continue
+
+        def classical(points: int = points) -> torch.Tensor:
+            return solve(
+                part.equation,
+                initial,
+                part.parameters,
+                part.times_s,
+                part.grid,
+                method="finite_volume",
+                points=points,
+            )[:, 1:]
+
+        rows[f"finite_volume_{points}"] = {
+            "trajectories_per_s": len(part) / seconds(classical),
+            "nrmse": nrmse(classical(), part),
+        }
+    for run in state.runs:
+        path = RunFolder(state.folder, run.run_id).model
+        if run.seed or not path.exists():
+            continue
+        predictor = SurrogatePredictor(load_surrogate(path), GuardsConfig())
+
+        def neural(predictor: SurrogatePredictor = predictor) -> torch.Tensor:
+            return predictor.guard(predictor.rollout(initial, part.parameters, steps), initial)
+
+        rows[run.config] = {
+            "trajectories_per_s": len(part) / seconds(neural),
+            "nrmse": nrmse(neural(), part),
+            "params": predictor.surrogate.num_parameters(),
+        }
+    return rows
+
+
+def training_rows(state: SweepState, dataset: Dataset) -> dict[str, Any]:
+    """Optimiser steps per second (forward, backward; windows drawn) at the longest rollout."""
+    rows = {}
+    train = dataset.load("train", time_stride=2, max_groups=GROUPS)
+    for run in state.runs:
+        path = RunFolder(state.folder, run.run_id).model
+        if run.seed or not path.exists():
+            continue
+        config = load_config(run.config, profile=state.plan.profile).config.training
+        surrogate: Surrogate = load_surrogate(path).train()
+        batches = CanonicalBatches(WindowSource(train), surrogate, start_fraction=config.windows_from_start)
+        length = config.rollout_curriculum[-1]
+        for parameter in surrogate.member.codec_parameters():
+            parameter.requires_grad_(False)
+
+        def work(
+            surrogate: Surrogate = surrogate,
+            batches: CanonicalBatches = batches,
+            size: int = config.batch_size,
+            length: int = length,
+            config: Any = config,
+        ) -> None:
+            generator = torch.Generator().manual_seed(0)
+            for _ in range(TRAINING_STEPS):
+                window_loss(surrogate, batches(generator, size, length), config.loss).total.backward()
+
+        rate = TRAINING_STEPS / seconds(work)
+        rows[run.config] = {
+            "rollout_length": length,
+            "steps_per_s": rate,
+            "trajectory_steps_per_s": rate * config.batch_size * length,
+        }
+    return rows
+
+
+def generator_rows() -> dict[str, float]:
+    """Trajectories per second of 200 frames at 256 points, as the embedded data are made."""
+    rows = {}
+    times = torch.arange(201, dtype=torch.float64) * 0.01
+    for nu, points in ((0.01, 512), (0.1, 256)):
+        grid = Grid((1.0,), (points,))
+        family = draw_sine_family(32, torch.Generator().manual_seed(0))
+        initial, values = family(grid.coordinates())[:, None], torch.full((32, 1), nu, dtype=torch.float64)
+
+        def work(
+            initial: torch.Tensor = initial, values: torch.Tensor = values, grid: Grid = grid
+        ) -> torch.Tensor:
+            return solve(BURGERS, initial, values, times, grid, method="spectral")
+
+        rows[f"nu={nu:g}, {points} points"] = 32 / seconds(work)
+    return rows
+
+
+def driver_rows(state: SweepState) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "journal.jsonl")
+        append = seconds(lambda: [journal.append("job_ended", job="x", seconds=1.0) for _ in range(50)]) / 50
+    rebuild = seconds(lambda: rebuild_reports(state.folder))
+    return {
+        "journal_append_s": append,
+        "reports_rebuild_s_per_run": rebuild / len(state.runs),
+    }
 
 
 def main() -> None:
-    grid = Grid((1.0,), (POINTS,))
-    family = draw_sine_family(BATCH, torch.Generator().manual_seed(0))
-    initial = family(grid.coordinates())[:, None].float()
-    nu = torch.full((BATCH, 1), 0.01)
-    times = torch.arange(STEPS + 1, dtype=torch.float64) * 0.02
-    truth = solve(BURGERS, initial, nu, times, grid, method="spectral", points=512)
-    rows: dict[str, dict[str, float]] = {}
-    for points in (32, 64, 128, 256):
-
-        def run(points: int = points) -> torch.Tensor:
-            return solve(BURGERS, initial, nu, times, grid, method="finite_volume", points=points)
-
-        error = (run() - truth).square().mean(-1).sqrt() / truth.square().mean(-1).sqrt()
-        rows[f"finite_volume_{points}"] = {
-            "trajectories_per_s": BATCH / seconds(run),
-            "nrmse": float(error[:, 1:].mean()),
-        }
-    for name in ("rerun_txxoc8a8", "fno_reference", "sweep_round_b_capacity_up", "sweep_aggressive_sota"):
-        model = member(name)
-
-        def roll(model: Surrogate = model) -> torch.Tensor:
-            return rollout_fields(model, initial, nu, steps=STEPS)
-
-        rows[name] = {"trajectories_per_s": BATCH / seconds(roll), "params": float(model.num_parameters())}
-    host = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
-    print(json.dumps({"host": host, "rows": rows}, indent=1))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs/embedded"))
+    folder = parser.parse_args().folder
+    if not (folder / "journal.jsonl").exists():
+        raise SystemExit(f"{folder} holds no sweep; run `make sweep` first, or give --folder")
+    state = SweepState(folder)
+    dataset = open_dataset(folder / "data" / f"{state.plan.dataset}.hdf5")
+    truth = dataset.load("validation", time_stride=2, max_groups=GROUPS)
+    report = {
+        "host": {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "machine": platform.machine(),
+            "plan": state.plan.name,
+        },
+        "rollout": {
+            label: rollout_rows(state, truth.subset(rows)) for label, rows in truth.regimes().items()
+        },
+        "training": training_rows(state, dataset),
+        "generator_trajectories_per_s": generator_rows(),
+        "driver": driver_rows(state),
+    }
+    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":
