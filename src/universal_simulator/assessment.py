@@ -118,8 +118,27 @@ def evaluate(
         summary = read_document(folder.summary, RunRecord)
         summary = summary.model_copy(update={"evaluations": {**summary.evaluations, label: record}})
         write_json(folder.summary, summary)
-        write_report(folder, summary, label, truth=truth, predictions=examples)
+        peers = _peers(folder, label, protocol)
+        write_report(folder, summary, label, truth=truth, predictions=examples, peers=peers)
     return record
+
+
+def _peers(folder: RunFolder, label: str, protocol: Protocol) -> dict[str, EvaluationRecord]:
+    """The experiment's reference models that answered the same question, by config name."""
+    found = {}
+    for path in sorted(folder.path.parent.glob("*/summary.json")):
+        record = read_document(path, RunRecord)
+        evaluation = record.evaluations.get(label)
+        if (
+            record.run_id != folder.run_id
+            and "reference" in record.tags
+            and "ablation" not in record.tags
+            and record.training is not None
+            and evaluation is not None
+            and evaluation.result.protocol.hash == protocol.hash
+        ):
+            found[record.training.result.config_name] = evaluation
+    return found
 
 
 def _refuse_unasked(suite: str, data_file: Path | None, opening: str | None) -> None:

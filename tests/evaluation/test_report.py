@@ -131,3 +131,15 @@ def test_every_metric_stands_under_exactly_one_heading(evaluated: Evaluated) -> 
 )
 def test_numbers_read_well(value: float | None, text: str) -> None:
     assert number(value) == text
+
+
+def test_other_models_of_the_same_protocol_stand_on_the_ladder(
+    truth: Trajectories, evaluated: Evaluated
+) -> None:
+    result, examples = evaluated
+    record = record_of(result)
+    alone = page(record, "full_eval", truth=truth, predictions=examples)
+    peers = {"fno_reference": record_of(result, "fno-s0").evaluations["full_eval"]}
+    beside = page(record, "full_eval", truth=truth, predictions=examples, peers=peers)
+    assert "fno reference" not in alone
+    assert "fno reference" in beside

@@ -1,4 +1,4 @@
-"""usim data generate | import | info"""
+"""usim data generate | fetch | import | info"""
 
 from __future__ import annotations
 
@@ -89,3 +89,27 @@ def import_(
     )
     dataset.audit()
     typer.echo(f"{out}\n{dataset.identity}")
+
+
+@app.command()
+def fetch(
+    name: Annotated[
+        str | None, typer.Argument(help="a published file, e.g. burgers_nu0.01; none: list them")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="where it goes")] = Path("data"),
+    mirror: Annotated[list[str] | None, typer.Option(help="tried first; may be given again")] = None,
+) -> None:
+    """Download a published PDEBench file: resumed, checked against its MD5.
+
+    Example: usim data fetch burgers_nu0.01 --folder data
+    """
+    from universal_simulator.cli.progress import ProgressLine
+    from universal_simulator.data.fetch import catalogue, published
+    from universal_simulator.data.fetch import fetch as fetch_file
+
+    if name is None:
+        for known, entry in catalogue().files.items():
+            typer.echo(f"{known:20} {entry.file}")
+        return
+    entry, address = published(name)
+    typer.echo(str(fetch_file(entry, [*(mirror or []), address], folder, progress=ProgressLine().update)))

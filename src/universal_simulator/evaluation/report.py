@@ -43,14 +43,27 @@ def write_report(
     *,
     truth: Trajectories,
     predictions: Mapping[str, Examples],
+    peers: Mapping[str, EvaluationRecord] | None = None,
 ) -> None:
-    """All three files; json and csv hold every suite of the run, the page's pictures those of `suite`."""
+    """All three files; json and csv hold every suite of the run, the page's pictures those of `suite`.
+
+    peers: other models' evaluations of the same protocol, shown on the page beside this one.
+    """
     write_json(folder.report("json"), record)
     write_atomically(folder.report("csv"), metrics_csv(record))
-    write_atomically(folder.report("html"), page(record, suite, truth=truth, predictions=predictions))
+    write_atomically(
+        folder.report("html"), page(record, suite, truth=truth, predictions=predictions, peers=peers)
+    )
 
 
-def page(record: RunRecord, suite: str, *, truth: Trajectories, predictions: Mapping[str, Examples]) -> str:
+def page(
+    record: RunRecord,
+    suite: str,
+    *,
+    truth: Trajectories,
+    predictions: Mapping[str, Examples],
+    peers: Mapping[str, EvaluationRecord] | None = None,
+) -> str:
     """The html document; everything that came from outside is escaped."""
     evaluation = record.evaluations[suite]
     environment = Environment(
@@ -68,7 +81,7 @@ def page(record: RunRecord, suite: str, *, truth: Trajectories, predictions: Map
         others={name: e for name, e in sorted(record.evaluations.items()) if name != suite},
         pictures=_pictures(evaluation, truth, predictions),
         grouped={label: grouped(regime.metrics) for label, regime in evaluation.result.regimes.items()},
-        ladders=_ladders(evaluation),
+        ladders=_ladders(evaluation, peers or {}),
     )
 
 
@@ -134,15 +147,21 @@ def _regime_pictures(
     }
 
 
-def _ladders(evaluation: EvaluationRecord) -> dict[str, tuple[Rung, ...]]:
+def _ladders(
+    evaluation: EvaluationRecord, peers: Mapping[str, EvaluationRecord]
+) -> dict[str, tuple[Rung, ...]]:
     """regime -> everyone's nrmse, best first, with seconds per trajectory where they were observed."""
     seconds: dict[str, Any] = dict(evaluation.observation.get("classical_s_per_trajectory") or {})
     for label, value in (evaluation.observation.get("rollout_s_per_trajectory") or {}).items():
         seconds[f"{label}/"] = value
+    for name, peer in peers.items():
+        for label, value in (peer.observation.get("rollout_s_per_trajectory") or {}).items():
+            seconds[f"{label}/{name}"] = value
     return {
         label: ladder(
             regime.metrics,
-            evaluation.result.references.get(label, {}),
+            evaluation.result.references.get(label, {})
+            | {name: peer.result.regimes[label].metrics for name, peer in peers.items()},
             {
                 key.rpartition("/")[2]: value
                 for key, value in seconds.items()

@@ -233,7 +233,8 @@ class _Driver:
 
     def _full_evals(self) -> None:
         references = [run.run_id for run in self.state.runs if run.role in ("reference", "ablation")]
-        runs = [*self._promoted(), *self.state.baselines(), *references]
+        # references first: the pages of the others show them beside their own figures
+        runs = [*references, *self._promoted(), *self.state.baselines()]
         jobs = [self._evaluation(run, "full") for run in runs if self.state.done(f"train:{run}")]
 
         def report(shares: Mapping[str, float], running: Sequence[str]) -> None:
