@@ -1,0 +1,458 @@
+"""Uncertainty of ensembles: calibration, sharpness and proper scores, in physical units.
+
+ensemble (B, M, T, C, X), truth (B, T, C, X) over the predicted frames; members must be
+exchangeable and independent of each other. Per-sample results keep the leading axis B; what is
+pooled over samples (`ece`, `crps_skill`, `spread_skill`) takes them with optional `weights`, so
+that a bootstrap over groups needs the ensemble only once: (B,) gives one value, (S, B) one per
+resample, a sample's weight being how often its group was drawn. Everything is accumulated in
+float64, some frames at a time. A point with a NaN or inf member is NaN in every metric and so
+is whatever contains it, also under weight 0: nothing is dropped. One member is no ensemble:
+ValueError. On a deterministic equation the spread is the model's error, not nature's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: central intervals that are scored, at most: an ensemble of M members has M // 2
+LEVELS = 20
+#: level of the interval whose width is `sharpness`
+SHARPNESS_LEVEL = 0.9
+#: members' values in float64 at a time (32 MiB): bounds the memory
+VALUES_AT_ONCE = 4 * 1024**2
+#: an ensemble whose spread is below this share of the field's rms has collapsed to round-off
+COLLAPSED = 1e-6
+
+
+def _depths(members: int) -> Tensor:
+    """k of the scored intervals [x_(k), x_(M + 1 - k)], widest last."""
+    if members < 2:
+        raise ValueError(f"uncertainty needs at least 2 members, got {members}")
+    deepest = members // 2
+    return torch.linspace(deepest, 1, min(LEVELS, deepest), dtype=torch.float64).round().long()
+
+
+def central_levels(members: int) -> Tensor:
+    """p_k = (M + 1 - 2k) / (M + 1), nominal levels of the intervals [x_(k), x_(M + 1 - k)], (P,).
+
+    Rising, in (0, 1). A truth exchangeable with the members falls between those order statistics
+    with exactly this probability, whatever M and the distribution: no quantile is interpolated.
+    P = min(20, M // 2): 16 levels at M = 32, 2 at M = 4, one at M = 2 or 3; from M = 42 twenty
+    spread evenly. Levels in between would be averages of neighbours and tell nothing new.
+    """
+    return (members + 1 - 2 * _depths(members).double()) / (members + 1)
+
+
+def _check(ensemble: Tensor, truth: Tensor) -> None:
+    if ensemble.ndim < 4 or ensemble.shape[:1] + ensemble.shape[2:] != truth.shape:
+        raise ValueError(
+            f"an ensemble (B, M, T, C, X) needs a truth (B, T, C, X): {tuple(ensemble.shape)} "
+            f"against {tuple(truth.shape)}"
+        )
+    if ensemble.shape[1] < 2:
+        raise ValueError(f"uncertainty needs at least 2 members, got {ensemble.shape[1]}")
+
+
+def _chunks(ensemble: Tensor, truth: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both in float64, some frames at a time."""
+    _check(ensemble, truth)
+    frames = max(1, VALUES_AT_ONCE // max(1, ensemble[:, :, :1].numel()))
+    for members, true in zip(ensemble.split(frames, dim=2), truth.split(frames, dim=1), strict=True):
+        yield members.double(), true.double()
+
+
+def _broken(members: Tensor, truth: Tensor) -> Tensor:
+    """Points with a value that is not finite, (B, T, C, X)."""
+    return ~torch.isfinite(members.sum(dim=1) + truth)
+
+
+def _pooled(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Weighted mean over samples of (B, ...): (...), or (S, ...) under weights (S, B)."""
+    values = values.double()
+    if weights is None:
+        return values.mean(dim=0)
+    if weights.shape[-1] != len(values):
+        raise ValueError(f"weights {tuple(weights.shape)} do not fit {len(values)} samples")
+    weights = weights.to(values)
+    total = weights @ values.flatten(1) if values.ndim > 1 else weights @ values
+    share = weights.sum(dim=-1)
+    total = total.reshape(*share.shape, *values.shape[1:])
+    return total / share.reshape(*share.shape, *[1] * (values.ndim - 1))
+
+
+def ensemble_mean(ensemble: Tensor) -> Tensor:
+    """Mean over members (B, T, C, X), accumulated in float64 and rounded to the ensemble's dtype."""
+    frames = max(1, VALUES_AT_ONCE // max(1, ensemble[:, :, :1].numel()))
+    parts = [part.double().mean(dim=1).to(ensemble.dtype) for part in ensemble.split(frames, dim=2)]
+    return torch.cat(parts, dim=1)
+
+
+# ---------------------------------------------------------------- calibration
+
+
+def _covered(below: Tensor, up_to: Tensor, broken: Tensor, members: int) -> Tensor:
+    """Share of the points (C, X) inside each central interval, (B, T, P).
+
+    From #{members < y} and #{members <= y}, (B, T, C, X): the truth's rank is any in between.
+    """
+    below, up_to = below.flatten(2), up_to.flatten(2)
+    each = 1 / (up_to - below + 1).double()
+    edges = torch.zeros(*below.shape[:2], members + 2, dtype=torch.float64, device=below.device)
+    edges.scatter_add_(2, below, each).scatter_add_(2, up_to + 1, -each)
+    ranks_up_to = edges.cumsum(dim=2).cumsum(dim=2)
+    first = _depths(members).to(below.device)
+    share = (ranks_up_to[..., members - first] - ranks_up_to[..., first - 1]) / below.shape[2]
+    return share.masked_fill(broken.flatten(2).any(dim=2, keepdim=True), torch.nan)
+
+
+def coverage(ensemble: Tensor, truth: Tensor) -> Tensor:
+    """mean over (C, X) of 1[x_(k) <= y <= x_(M + 1 - k)], (B, T, P), P as in `central_levels`.
+
+    Range [0, 1]; right is the level itself. Ties count with the probability that breaking them
+    at random would put the truth inside: a point where all members equal the truth (a Dirichlet
+    boundary) is calibrated, a collapsed ensemble beside the truth covers nothing.
+    Source: Kuleshov et al. 2018, for central intervals between order statistics.
+    """
+    parts = []
+    for members, true in _chunks(ensemble, truth):
+        below = (members < true[:, None]).sum(dim=1)
+        up_to = (members <= true[:, None]).sum(dim=1)
+        parts.append(_covered(below, up_to, _broken(members, true), ensemble.shape[1]))
+    return torch.cat(parts, dim=1)
+
+
+def ece_frames(coverages: Tensor, levels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """mean_p |mean_b coverage(p) - p| per lead time: (B, T, P) gives (T,), or (S, T)."""
+    return (_pooled(coverages, weights) - levels.to(coverages.device)).abs().mean(dim=-1)
+
+
+def ece(coverages: Tensor, levels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """mean_t mean_p |mean_b coverage_t(p) - p|: a scalar, or (S,) under weights (S, B).
+
+    Arguments from `coverage` and `central_levels`. Range: 0 is calibrated, about .5 is an
+    ensemble that never covers; lower is better. Samples are pooled before the absolute value,
+    lead times after: errors of opposite sign cancel between samples, not between lead times.
+    Bias: upwards by noise, about .3 / sqrt(independent points per lead time), and in every
+    bootstrap resample once more. Blind to *where* the spread is: a constant width can score 0.
+    Source: Kuleshov et al. 2018, as a mean absolute error over central intervals.
+    """
+    return ece_frames(coverages, levels, weights).mean(dim=-1)
+
+
+def rank_histogram(ensemble: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
+    """How often #{members < truth} = 0 .. M, (B, M + 1), float64; sums to T C X per sample.
+
+    Flat is right; U is too narrow, a hump too wide, a slope a bias. Ties are broken at random
+    by the generator. Samples with a value that is not finite are NaN throughout.
+    Source: Hamill 2001.
+    """
+    bins = ensemble.shape[1] + 1
+    counts = torch.zeros(len(truth), bins, dtype=torch.float64, device=truth.device)
+    for members, true in _chunks(ensemble, truth):
+        below = (members < true[:, None]).sum(dim=1)
+        tied = (members == true[:, None]).sum(dim=1)
+        uniform = torch.rand(
+            below.shape, generator=generator, dtype=torch.float64, device=generator.device
+        ).to(below.device)
+        ranks = (below + (uniform * (tied + 1)).long()).flatten(1)
+        counts.scatter_add_(1, ranks, torch.ones_like(ranks, dtype=torch.float64))
+        counts[_broken(members, true).flatten(1).any(dim=1)] = torch.nan
+    return counts
+
+
+# ---------------------------------------------------------------- proper scores
+
+
+def _crps(members: Tensor, truth: Tensor) -> Tensor:
+    """Fair CRPS of every point, (B, T, C, X)."""
+    count = members.shape[1]
+    ordered = (members - truth[:, None]).sort(dim=1).values
+    ranks = torch.arange(1, count + 1, dtype=torch.float64, device=members.device)
+    pairs = torch.tensordot((2 * ranks - count - 1) / (count * (count - 1)), ordered, dims=([0], [1]))
+    return ordered.abs().mean(dim=1) - pairs
+
+
+def crps_frames(ensemble: Tensor, truth: Tensor) -> Tensor:
+    """`crps_fair` per lead time, (B, T)."""
+    parts = [_crps(*chunk).flatten(2).mean(dim=2) for chunk in _chunks(ensemble, truth)]
+    return torch.cat(parts, dim=1)
+
+
+def crps_fair(ensemble: Tensor, truth: Tensor) -> Tensor:
+    """mean_i |x_i - y| - sum_ij |x_i - x_j| / (2 M (M - 1)), mean over frames, channels, points: (B,).
+
+    The field's unit, lower is better; a mean over few points can be slightly negative. Unbiased
+    in M: its expectation is the CRPS of the distribution the members come from. The pair term
+    is sum_i (2i - M - 1) x_(i) / (M (M - 1)), by sorting. Bias: members that depend on each
+    other (rescaled about their mean) are no longer scored quite fairly; inflating a constant
+    width gains up to .1 % at M = 32, 9 % at M = 4. Source: Ferro 2014; Gneiting & Raftery 2007.
+    """
+    return crps_frames(ensemble, truth).mean(dim=1)
+
+
+def crps_gaussian(mean: Tensor, width: Tensor, truth: Tensor) -> Tensor:
+    """w [z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)], z = (y - mean) / w, of every point.
+
+    Tensors that broadcast, w >= 0 (0: |y - mean|). The field's unit, lower is better.
+    Source: Gneiting & Raftery 2007, eq. 21, with the sign of a loss.
+    """
+    error, width = (truth.double() - mean.double()), width.double()
+    z = error / torch.where(width > 0, width, torch.ones_like(width))
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    score = error * torch.erf(z / math.sqrt(2)) + width * (2 * density - 1 / math.sqrt(math.pi))
+    return torch.where(width == 0, error.abs(), score)
+
+
+def constant_width(mean: Tensor, truth: Tensor) -> Tensor:
+    """sqrt(mean_{b, x} (mean - y)^2) per lead time and channel, (T, C), float64.
+
+    mean (B, T, C, X): the ensemble's, on *calibration* samples. The width a reference without
+    any knowledge of where the error is would take; see `best_constant_width` for a harder one.
+    """
+    return (mean.double() - truth.double()).square().flatten(3).mean(dim=(0, 3)).sqrt()
+
+
+def best_constant_width(mean: Tensor, truth: Tensor) -> Tensor:
+    """Width (T, C) of the Gaussian about the mean with the lowest mean CRPS on these samples.
+
+    The root of mean_{b, x} sqrt(2) exp(-(mean - y)^2 / (2 w^2)) = 1, by bisection (the CRPS is
+    convex in w, so it is the only one). Equals the rms for Gaussian errors and is narrower for
+    heavy-tailed ones, where an ensemble of constant width but narrower than the rms would
+    otherwise pass for skill.
+    """
+    squares = (mean.double() - truth.double()).square().flatten(3)
+    high = squares.mean(dim=(0, 3)).sqrt() / math.sqrt(math.log(2))
+    low = torch.zeros_like(high)
+    for _ in range(40):
+        middle = (low + high) / 2
+        share = torch.exp(-squares / (2 * middle.square())[None, :, :, None]).mean(dim=(0, 3))
+        wide = share * math.sqrt(2) > 1
+        low, high = torch.where(wide, low, middle), torch.where(wide, middle, high)
+    return (low + high) / 2
+
+
+def crps_constant_frames(ensemble: Tensor, truth: Tensor, width: Tensor) -> Tensor:
+    """CRPS of the reference of `crps_skill`, per sample and lead time, (B, T); width (T, C).
+
+    sqrt(M / (M + 1)) CRPS(N(ensemble mean, w^2), y). The factor takes out what the mean of M
+    members errs more than the mean of infinitely many (the (M + 1) / M of `spread_skill`):
+    the ensemble is scored as if infinite, and without it a constant-width ensemble would show a
+    skill of 1 / (2 M). Exact for Gaussian errors and spread_skill 1; where members share an
+    exact mean it makes the reference that much harder.
+    """
+    if width.shape != truth.shape[1:3]:
+        raise ValueError(f"width {tuple(width.shape)} is not one per lead time and channel")
+    members, start, parts = ensemble.shape[1], 0, []
+    for values, true in _chunks(ensemble, truth):
+        rows = width[start : start + true.shape[1]].to(true)
+        rows = rows.reshape(*rows.shape, *[1] * (true.ndim - 3))
+        parts.append(crps_gaussian(values.mean(dim=1), rows, true).flatten(2).mean(dim=2))
+        start += true.shape[1]
+    return math.sqrt(members / (members + 1)) * torch.cat(parts, dim=1)
+
+
+def crps_skill(crps: Tensor, reference: Tensor, weights: Tensor | None = None) -> Tensor:
+    """1 - mean_b crps / mean_b reference: the gain over a Gaussian of constant width.
+
+    crps from `crps_fair` (or `crps_frames`), reference from `crps_constant_frames`, reduced
+    alike: (B,) gives a scalar, (B, T) one value per lead time; under weights (S, B) with S in
+    front. Range (-inf, 1], higher is better. Above 0 the spread knows where and when the mean
+    errs; against `best_constant_width` ensembles of constant width score at most 0 from M = 16
+    (measured: -.4 % at 32), against `constant_width` up to 2 % where errors are heavy-tailed.
+    Bias: with heavy tails and M = 4 they reach 3 %; frames with large errors weigh most.
+    Source: Gneiting & Raftery 2007, skill score.
+    """
+    return 1 - _pooled(crps, weights) / _pooled(reference, weights)
+
+
+# ---------------------------------------------------------------- spread
+
+
+def spread_and_error(ensemble: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """(M + 1) / M mean_x var(members) and mean_x (ensemble mean - y)^2, over (C, X): each (B, T).
+
+    Unbiased variance (M - 1). In the square of the field's unit; equal in expectation where
+    the truth is exchangeable with the members. Source: Fortin et al. 2014.
+    """
+    factor = (ensemble.shape[1] + 1) / ensemble.shape[1]
+    spread, error = [], []
+    for members, true in _chunks(ensemble, truth):
+        variance, mean = torch.var_mean(members, dim=1)
+        spread.append(factor * variance.flatten(2).mean(dim=2))
+        error.append((mean - true).square().flatten(2).mean(dim=2))
+    return torch.cat(spread, dim=1), torch.cat(error, dim=1)
+
+
+def spread_skill(spread: Tensor, error: Tensor, weights: Tensor | None = None) -> Tensor:
+    """sqrt((M + 1) / M mean variance) / rmse of the mean; squares pooled before the root.
+
+    Arguments from `spread_and_error`, pooled over samples: (B, T) gives one value per lead time,
+    (B,) (after .mean(1)) the pooled scalar; under weights (S, B) with S in front. Range
+    [0, inf], 1 is right, below is overconfident. Bias: frames with large errors weigh most; 1
+    on average hides errors that cancel: read it in bins too. Source: Fortin et al. 2014.
+    """
+    return (_pooled(spread, weights) / _pooled(error, weights)).sqrt()
+
+
+def spread_bins(ensemble: Tensor, truth: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """A sample's share of (M + 1) / M variance and of squared error in each bin, both (B, bins).
+
+    Bins of equal count over all points (B, T, C, X) by predicted spread, quiet to wide. The
+    spread that sorts a point is that of one half of the members, the variance counted there is
+    the other half's, and again with the halves exchanged: sorted by its own noise a perfect
+    ensemble of 32 would run from .8 to 1.2. Needs 4 independent members (no antithetic pairs).
+    Samples with a value that is not finite are NaN in every bin: where they belong is unknown.
+    """
+    half = ensemble.shape[1] // 2
+    if half < 2:
+        raise ValueError(f"bins of the spread need at least 4 members, got {ensemble.shape[1]}")
+    factor = (ensemble.shape[1] + 1) / ensemble.shape[1]
+    parts: list[list[Tensor]] = [[], [], []]
+    for members, true in _chunks(ensemble, truth):
+        first, second = members[:, :half].var(dim=1), members[:, half:].var(dim=1)
+        for part, values in zip(parts, (first, second, (members.mean(dim=1) - true).square()), strict=True):
+            part.append(values.flatten(2))
+    one, two, squares = (torch.cat(part, dim=1).flatten(1) for part in parts)
+    spread = torch.zeros(len(truth), bins, dtype=torch.float64, device=one.device)
+    error = torch.zeros_like(spread)
+    places = torch.arange(one.numel(), device=one.device) * bins // one.numel()
+    for sorter, counted in ((one, two), (two, one)):
+        index = torch.empty_like(places)
+        index[sorter.flatten().argsort(stable=True)] = places
+        index = index.reshape(one.shape)
+        spread.scatter_add_(1, index, factor * counted)
+        error.scatter_add_(1, index, squares)
+    broken = ~torch.isfinite(one + two + squares).all(dim=1, keepdim=True)
+    return spread.masked_fill(broken, torch.nan), error.masked_fill(broken, torch.nan)
+
+
+def spread_skill_binned(ensemble: Tensor, truth: Tensor, bins: int, weights: Tensor | None = None) -> Tensor:
+    """`spread_skill` in bins of equal count by predicted spread, quiet to wide: (bins,) or (S, bins).
+
+    1 in every bin is right; rising through 1 is a spread that varies more than the error does,
+    all of it for a constant error; falling, one that varies too little. See `spread_bins`.
+    """
+    return spread_skill(*spread_bins(ensemble, truth, bins), weights)
+
+
+def _sharpness_depth(members: int) -> int:
+    """k of the interval [x_(k), x_(M + 1 - k)] whose level is nearest to 90 %; a tie takes the wider."""
+    return min(
+        range(1, members // 2 + 1),
+        key=lambda k: abs((members + 1 - 2 * k) / (members + 1) - SHARPNESS_LEVEL),
+    )
+
+
+def sharpness(ensemble: Tensor, truth: Tensor) -> Tensor:
+    """mean (x_(M + 1 - k) - x_(k)) / rms(y) over frames, channels and points: (B,).
+
+    The interval whose level (M + 1 - 2k) / (M + 1) is nearest to 90 %: 29/33 = 88 % at M = 32,
+    3/5 at M = 4, so compare only equal M. Range [0, inf); lower is better *at equal ece*.
+    NaN or inf where the truth is zero throughout. Source: Gneiting et al. 2007.
+    """
+    members, total = ensemble.shape[1], []
+    for values, true in _chunks(ensemble, truth):
+        k = _sharpness_depth(members)
+        ordered = values.sort(dim=1).values
+        width = (ordered[:, members - k] - ordered[:, k - 1]).masked_fill(_broken(values, true), torch.nan)
+        total.append(width.flatten(2).mean(dim=2))
+    return torch.cat(total, dim=1).mean(dim=1) / truth.double().flatten(1).square().mean(dim=1).sqrt()
+
+
+# ---------------------------------------------------------------- recalibration
+
+
+@dataclass(frozen=True, eq=False)
+class Recalibration:
+    """One factor per lead time, (T,), on the members' distances from their mean.
+
+    Repairs a spread that is too small or too large at a lead time; it cannot move spread to where
+    the errors are. Fitted on calibration samples only; the raw metrics stand beside.
+    """
+
+    scale: Tensor
+
+    @classmethod
+    def fit(cls, ensemble: Tensor, truth: Tensor, *, smooth: int = 0) -> Recalibration:
+        """The scale per lead time with the lowest ece, searched around that of spread-skill 1.
+
+        ece, not spread-skill, because a few large errors lead the latter: under heavy tails its
+        scale is too wide for most points. Three sweeps of 9 factors, from a range of 4 down to
+        steps of 2 %. smooth averages log s over that many lead times to either side (fewer at
+        the ends) against the noise of few samples. A lead time whose ensemble has collapsed
+        (spread < 1e-6 rms) keeps its members, s = 1; one with a value that is not finite gets
+        NaN.
+        """
+        scale = torch.cat([_best_scale(*chunk) for chunk in _chunks(ensemble, truth)])
+        return cls(_smoothed(scale, smooth))
+
+    @classmethod
+    def fit_spread(cls, spread: Tensor, error: Tensor, *, smooth: int = 0) -> Recalibration:
+        """The scale per lead time that makes `spread_skill` 1; arguments from `spread_and_error`.
+
+        Cheap (no members), and what a Gaussian ensemble needs. Where spread or error is exactly
+        0, s = 1.
+        """
+        still = (_pooled(spread, None) == 0) | (_pooled(error, None) == 0)
+        scale = 1 / spread_skill(spread, error)
+        return cls(_smoothed(torch.where(still, torch.ones_like(scale), scale), smooth))
+
+    def apply(self, ensemble: Tensor) -> Tensor:
+        """mean + s_t (x - mean), (B, M, T, C, X), in float64.
+
+        The mean of the result, rounded to the ensemble's dtype, is bit for bit `ensemble_mean`
+        of the ensemble for float32 and below (where |mean| > 1e-7 max |x|), equal to round-off
+        for float64: that is why the result is wider than its source. NaN and inf stay in their point.
+        """
+        if ensemble.shape[2] != len(self.scale):
+            raise ValueError(f"{len(self.scale)} scales do not fit {ensemble.shape[2]} lead times")
+        if ensemble.shape[1] < 2:
+            raise ValueError(f"uncertainty needs at least 2 members, got {ensemble.shape[1]}")
+        scale = self.scale.to(ensemble.device, torch.float64)
+        out = ensemble.to(torch.float64, copy=True)
+        # aimed at the rounded mean, the sum's round-off stays far from its rounding boundaries
+        frames = max(1, VALUES_AT_ONCE // max(1, ensemble[:, :, :1].numel()))
+        for part, factor in zip(out.split(frames, dim=2), scale.split(frames), strict=True):
+            mean = part.mean(dim=1, keepdim=True)
+            centre = mean.to(ensemble.dtype).double()
+            part.sub_(mean).mul_(factor.reshape(-1, *[1] * (part.ndim - 3))).add_(centre)
+        return out
+
+
+def _smoothed(scale: Tensor, half_width: int) -> Tensor:
+    if half_width == 0:
+        return scale
+    logs = torch.nn.functional.avg_pool1d(
+        scale.log()[None, None], 2 * half_width + 1, stride=1, padding=half_width, count_include_pad=False
+    )
+    return logs[0, 0].exp()
+
+
+def _best_scale(members: Tensor, truth: Tensor) -> Tensor:
+    """The scale (T,) with the lowest ece of these frames."""
+    levels = central_levels(members.shape[1]).to(members.device)
+    spread, error = (v.mean(dim=0) for v in spread_and_error(members, truth))
+    mean = members.mean(dim=1)
+    energy = mean.square().transpose(0, 1).flatten(1).mean(dim=1)
+    held = spread > COLLAPSED**2 * energy
+    scale = torch.where(held & (error > 0), (error / spread).sqrt(), torch.ones_like(spread))
+    distances = (members - mean[:, None]).movedim(1, -1).contiguous().sort(dim=-1).values
+    misses, broken = (truth - mean)[..., None], _broken(members, truth)
+    # the middle first: where nothing changes (argmin takes the first) the scale stays
+    steps = torch.tensor([0, -1, 1, -2, 2, -3, 3, -4, 4], dtype=torch.float64, device=members.device) / 4
+    for reach in (math.log(4), math.log(4) / 4, math.log(4) / 16):
+        tried = scale * (reach * steps).exp()[:, None]
+        found = []
+        for factors in tried:
+            places = misses / factors.reshape(-1, *[1] * (misses.ndim - 2))
+            below = torch.searchsorted(distances, places)[..., 0]
+            up_to = torch.searchsorted(distances, places, right=True)[..., 0]
+            found.append(ece_frames(_covered(below, up_to, broken, members.shape[1]), levels))
+        scale = tried.gather(0, torch.stack(found).argmin(dim=0, keepdim=True))[0]
+    scale = torch.where(held, scale, torch.ones_like(scale))
+    return torch.where(torch.isfinite(spread + error), scale, torch.full_like(scale, torch.nan))
