@@ -21,6 +21,7 @@ from universal_simulator.evaluation.references import Rows, cached_reference_row
 from universal_simulator.evaluation.report import write_report
 from universal_simulator.inference.predictor import SurrogatePredictor
 from universal_simulator.model.surrogate import Surrogate, hash_of, load_surrogate
+from universal_simulator.physics.reference import classical_method
 from universal_simulator.run_record import (
     EvaluationRecord,
     EvaluationResult,
@@ -237,8 +238,8 @@ def _references(
 ) -> tuple[Rows, dict[str, float]]:
     """Once per experiment and protocol; a model without its run has no place to keep them."""
     points, samples = evaluation.classical_points, evaluation.bootstrap_samples
-    method = "exact" if truth.equation.linear else "finite_volume"
-    if truth.equation.name == "undeclared":
+    method = classical_method(truth.equation)
+    if method == "none":
         points = ()  # nothing can solve what nobody declared
     if folder is None:
         return reference_rows(truth, classical_points=points, bootstrap_samples=samples, method=method)

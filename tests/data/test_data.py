@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,8 @@ import torch
 
 from universal_simulator.data import pdebench
 from universal_simulator.data.dataset import Dataset, open_dataset
+from universal_simulator.data.generator import generate
+from universal_simulator.data.specification import DatasetSpec
 from universal_simulator.data.splits import SPLITS
 from universal_simulator.data.windows import StreamingWindowSource, WindowSource
 from universal_simulator.errors import DataError, IntegrityError, LeakageError
@@ -58,6 +61,101 @@ def test_frames_are_the_solution_of_their_first_frame(smoke_data: Dataset) -> No
     )
     error = (found - truth.fields).square().mean(-1).sqrt() / truth.fields.square().mean(-1).sqrt()
     assert float(error[:, 1:].median()) < 1e-3
+
+
+#: two chunks of a chaotic equation under two parameter values
+CHAOTIC = DatasetSpec.model_validate(
+    {
+        "name": "chaotic",
+        "equation": "kuramoto_sivashinsky",
+        "parameter_values": [1.0, 0.8],
+        "groups": {"train": 30, "calibration": 2, "validation": 2, "selection": 2, "test": 2},
+        "grid_points": 32,
+        "solver_refinement": [1, 2],
+        "frames": 9,
+        "frame_spacing_s": 0.5,
+        "domain_length": 22.0,
+        "spin_up_s": 30.0,
+    }
+)
+
+
+def test_interrupted_spin_up_goes_on_to_the_same_content(tmp_path: Path) -> None:
+    whole = generate(CHAOTIC, tmp_path / "whole.hdf5")
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(CHAOTIC, tmp_path / "parts.hdf5", progress=interrupt)
+    steps: list[tuple[int, int]] = []
+    parts = generate(CHAOTIC, tmp_path / "parts.hdf5", progress=lambda *step: steps.append(step))
+    assert steps == [(38, 38)], "the first chunk is not made again"
+    assert parts.identity == whole.identity
+    whole.audit()
+    whole.verify()
+    assert whole.equation.name == "kuramoto_sivashinsky"
+    assert whole.info.regimes == ("nu=0.8", "nu=1")
+    assert whole.info.groups == 2 * 38, "after the spin-up each value has states of its own"
+    assert whole.grid.lengths[0] == pytest.approx(22.0)
+
+
+def test_frame_0_is_spun_up_and_is_what_the_rest_follows_from(tmp_path: Path) -> None:
+    from universal_simulator.physics.reference import solve
+
+    truth = generate(CHAOTIC, tmp_path / "chaotic.hdf5").load("train")
+    cold_spec = CHAOTIC.model_copy(update={"spin_up_s": 0.0})
+    cold = generate(cold_spec, tmp_path / "cold.hdf5").load("train", num_frames=2)
+    smooth = torch.fft.rfft(cold.fields[:, 0, 0]).abs()[:, 5:].amax()
+    assert float(smooth) < 1e-4 < float(torch.fft.rfft(truth.fields[:, 0, 0]).abs()[:, 5:].amax())
+    rows = truth.regimes()["nu=1"]
+    part = truth.subset(rows)
+    found = solve(
+        part.equation,
+        part.fields[:, 0].double(),
+        part.parameters,
+        part.times_s,
+        part.grid,
+        method="spectral",
+    )
+    assert torch.equal(found.float(), part.fields), "to the last bit: frame 0 is rounded before it goes on"
+
+
+def test_a_file_from_before_a_field_of_the_specification_is_still_the_same(tmp_path: Path) -> None:
+    spec = CHAOTIC.model_copy(update={"spin_up_s": 0.0})
+    path = tmp_path / "cold.hdf5"
+    identity = generate(spec, path).identity
+    with h5py.File(path, "r+") as file:
+        stored = json.loads(file.attrs["specification"])
+        del stored["spin_up_s"]
+        file.attrs["specification"] = json.dumps(stored)
+    assert generate(spec, path).identity == identity
+    for other in ({"spin_up_s": 1.0}, {"seed": 1}):
+        with pytest.raises(DataError, match="another data set"):
+            generate(spec.model_copy(update=other), path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["specification"] = "no json"
+    with pytest.raises(DataError, match="another data set"):
+        generate(spec, path)
+
+
+def test_a_grid_too_coarse_for_the_chaos_is_refused(tmp_path: Path) -> None:
+    # every mode that eight points keep is unstable, so nothing takes the energy out again
+    coarse = {"grid_points": 8, "domain_length": 30.0, "solver_refinement": (1, 1), "spin_up_s": 200.0}
+    with pytest.raises(DataError, match="not finite"):
+        generate(CHAOTIC.model_copy(update=coarse), tmp_path / "coarse.hdf5")
+
+
+def test_the_stored_equation_is_believed_before_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "chaos_nu0.3.hdf5"
+    _write(path, equation="kuramoto_sivashinsky")
+    assert open_dataset(path).equation.name == "kuramoto_sivashinsky"
+    _write(path, equation="kuramoto_sivashinsky", parameter=None)
+    with pytest.raises(DataError, match="no 'parameter' dataset"):
+        open_dataset(path)
+    given = open_dataset(path, parameter=1.0)
+    assert given.equation.name == "kuramoto_sivashinsky"
+    assert given.header.parameters.tolist() == [[1.0]] * 3
 
 
 def test_splits_hold_every_regime_and_share_no_group(smoke_data: Dataset) -> None:
@@ -116,7 +214,7 @@ def test_published_files_are_read_as_they_are(sample_file: Path) -> None:
     assert dataset.load("all", num_frames=3).fields.shape == (16, 3, 1, 256)
 
 
-def _write(path: Path, **changes: object) -> None:
+def _write(path: Path, *, equation: str = "burgers", **changes: object) -> None:
     content: dict[str, object] = {
         "tensor": np.zeros((3, 5, 8), "f4"),
         "x-coordinate": (np.arange(8) + 0.5) / 8,
@@ -124,7 +222,7 @@ def _write(path: Path, **changes: object) -> None:
         "parameter": np.full(3, 0.1),
     } | changes
     with h5py.File(path, "w") as file:
-        file.attrs["equation"] = "burgers"
+        file.attrs["equation"] = equation
         for name, value in content.items():
             if value is not None:
                 file[name] = value

@@ -18,7 +18,7 @@ from universal_simulator.evaluation.protocols import protocol_of, rollout_frames
 from universal_simulator.evaluation.references import Rows, cached_reference_rows, reference_rows
 from universal_simulator.evaluation.trivial import best_trivial, trivial_predictions
 from universal_simulator.physics.domain import Grid
-from universal_simulator.physics.equations import ADVECTION, BURGERS
+from universal_simulator.physics.equations import ADVECTION, BURGERS, KURAMOTO_SIVASHINSKY
 from universal_simulator.run_record import Metric
 
 CHOICES = {"classical_points": (32,), "bootstrap_samples": 50, "method": "finite_volume"}
@@ -54,6 +54,12 @@ def test_linearised_equation_is_exact_for_one_small_wave() -> None:
 def test_a_linear_equation_has_no_linearised_predictor() -> None:
     grid, initial = Grid((1.0,), (16,)), torch.ones(1, 1, 16)
     found = trivial_predictions(ADVECTION, initial, torch.ones(1, 1), torch.ones(2), grid)
+    assert set(found) == {"persistence", "spatial_mean"}
+
+
+def test_a_linearisation_that_explodes_is_not_offered() -> None:
+    grid, initial = Grid((22.0,), (16,)), torch.ones(1, 1, 16)
+    found = trivial_predictions(KURAMOTO_SIVASHINSKY, initial, torch.ones(1, 1), torch.ones(2), grid)
     assert set(found) == {"persistence", "spatial_mean"}
 
 

@@ -7,7 +7,6 @@ chunk and ends in the same bytes as an uninterrupted one.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
+from torch import Tensor
 
 from universal_simulator.data import pdebench
 from universal_simulator.data.dataset import Dataset, open_dataset
@@ -23,11 +24,13 @@ from universal_simulator.data.splits import SPLITS
 from universal_simulator.errors import DataError
 from universal_simulator.physics.domain import Grid
 from universal_simulator.physics.equations import equation_named
-from universal_simulator.physics.initial_conditions import SineFamily, draw_sine_family
+from universal_simulator.physics.initial_conditions import draw_sine_family, draw_smooth_family
 from universal_simulator.physics.reference import solve, torch_times
 
 CHUNK_GROUPS = 32
 Progress = Callable[[int, int], None]
+#: drawn initial conditions: positions in fractions of the domain (X,) -> (B, X)
+Family = Callable[[Tensor], Tensor]
 
 
 def generate(spec: DatasetSpec, path: Path, *, progress: Progress | None = None) -> Dataset:
@@ -59,12 +62,19 @@ def generate(spec: DatasetSpec, path: Path, *, progress: Progress | None = None)
 
 def _finished(spec: DatasetSpec, path: Path) -> Dataset:
     dataset = open_dataset(path)
-    stored = dataset.header.specification
-    if stored is None or json.loads(stored) != spec.model_dump(mode="json"):
+    if not _states(dataset.header.specification, spec):
         raise DataError(
             f"{path} holds another data set than {spec.name!r} asks for; move it away, or give another path"
         )
     return dataset
+
+
+def _states(stored: str | None, spec: DatasetSpec) -> bool:
+    """Does a file's attribute say the same? A field it was written without has its default."""
+    try:
+        return stored is not None and DatasetSpec.model_validate_json(stored) == spec
+    except ValidationError:
+        return False
 
 
 def _check_space(spec: DatasetSpec, path: Path, groups: int) -> None:
@@ -80,7 +90,7 @@ def _resume(spec: DatasetSpec, partial: Path, total: int) -> int:
     if partial.exists():
         try:
             with pdebench.opened(partial, "r+") as file:
-                if file.attrs.get("specification") == spec.model_dump_json():
+                if _states(file.attrs.get("specification"), spec):
                     return int(file.attrs["groups_done"])
         except DataError:
             # a kill inside HDF5's own write leaves nothing worth keeping
@@ -109,7 +119,8 @@ def _resume(spec: DatasetSpec, partial: Path, total: int) -> int:
 
 def _write_chunk(spec: DatasetSpec, partial: Path, first: int, count: int) -> None:
     generator = torch.Generator().manual_seed(spec.seed * 1_000_003 + first // CHUNK_GROUPS)
-    family = draw_sine_family(count, generator)
+    draw = draw_smooth_family if spec.equation == "kuramoto_sivashinsky" else draw_sine_family
+    family = draw(count, generator)
     per_value = [_solve(spec, family, index, count) for index in range(len(spec.parameter_values))]
     rows = np.stack(per_value, axis=1).reshape(-1, spec.frames, spec.grid_points)
     start = first * len(per_value)
@@ -119,7 +130,7 @@ def _write_chunk(spec: DatasetSpec, partial: Path, first: int, count: int) -> No
         file.attrs["groups_done"] = first + count
 
 
-def _solve(spec: DatasetSpec, family: SineFamily, index: int, count: int) -> np.ndarray:
+def _solve(spec: DatasetSpec, family: Family, index: int, count: int) -> np.ndarray:
     """Solve on a refinement that holds the output's cell centres, keep those points: (B, T, X)."""
     refinement = spec.solver_refinement[index]
     points = spec.grid_points * refinement
@@ -128,16 +139,22 @@ def _solve(spec: DatasetSpec, family: SineFamily, index: int, count: int) -> np.
     shift = 0.5 * (1 - refinement % 2) / points
     fractions = (torch.arange(points, dtype=torch.float64) + 0.5) / points + shift
     keep = slice((refinement - 1) // 2, None, refinement)
-    initial = family(fractions % 1.0)
-    solution = solve(
-        equation_named(spec.equation),
-        initial[:, None],
-        torch.full((count, 1), spec.parameter_values[index], dtype=torch.float64),
-        torch_times(spec.frames, spec.frame_spacing_s),
-        grid,
-        method=spec.solver,
-    )
-    return solution[:, :, 0, keep].float().numpy()
+    parameters = torch.full((count, 1), spec.parameter_values[index], dtype=torch.float64)
+    equation = equation_named(spec.equation)
+    fields = family(fractions % 1.0)[:, None]
+    if spec.spin_up_s:
+        spin_up = torch.tensor([0.0, spec.spin_up_s], dtype=torch.float64)
+        fields = solve(equation, fields, parameters, spin_up, grid, method=spec.solver)[:, -1]
+        # chaos tells float32 from float64: what follows is the solution of the frame that is stored
+        fields = fields.float().double()
+    times = torch_times(spec.frames, spec.frame_spacing_s)
+    solution = solve(equation, fields, parameters, times, grid, method=spec.solver)[:, :, 0, keep]
+    if not bool(torch.isfinite(solution).all()):
+        raise DataError(
+            f"{spec.name}: a solution at {spec.parameter_values[index]:g} is not finite; "
+            "ask for more grid_points or a higher solver_refinement"
+        )
+    return solution.float().numpy()
 
 
 def _flush(path: Path) -> None:

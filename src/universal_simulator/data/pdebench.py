@@ -1,7 +1,8 @@
 """PDEBench's HDF5 layout: the only place that opens HDF5.
 
-As published: `tensor` (N, T, X), `x-coordinate` (X,), `t-coordinate` (T or T + 1,), the
-parameter in the file name. Ours adds `parameter` (N,), `split` (N,) and attributes; a user's
+As published: `tensor` (N, T, X), `x-coordinate` (X,), `t-coordinate` (T or T + 1,), equation
+and parameter in the file name. Ours adds `parameter` (N,), `split` (N,) and attributes, of which
+`equation` is believed before any name (Kuramoto-Sivashinsky has no name to go by); a user's
 own array (`data/arrays.py`) may hold several fields, `tensor` (N, T, C, X), or no parameter.
 Every file is hostile until read: each fault is one DataError saying what, where and how to mend.
 """
@@ -20,7 +21,7 @@ import h5py
 import numpy as np
 
 from universal_simulator.errors import DataError
-from universal_simulator.physics.equations import ADVECTION, BURGERS, Equation, undeclared
+from universal_simulator.physics.equations import ADVECTION, BURGERS, DECLARED, Equation, undeclared
 
 FORMAT_VERSION = 1
 #: rows read at a time where a whole file is scanned
@@ -174,13 +175,12 @@ def _uniform(path: Path, name: str, values: np.ndarray) -> None:
 def _parameters(
     path: Path, rows: int, stored: np.ndarray | None, given: float | None, equation_name: str | None
 ) -> tuple[Equation, np.ndarray]:
-    known = {equation.name: equation for equation in (BURGERS, ADVECTION)}
-    named = known.get(equation_name or "")
+    named = DECLARED.get(equation_name or "")
     if stored is not None and named is not None and given is None:
         return named, stored.astype(np.float64)
     for equation, pattern in _NAME_PATTERNS:
         match = pattern.search(path.name)
-        if given is None and match:
+        if given is None and match and named in (None, equation):
             return equation, np.full(rows, float(match.group(1).rstrip(".")))
     if given is not None:
         return named or (ADVECTION if "advection" in path.name.lower() else BURGERS), np.full(rows, given)

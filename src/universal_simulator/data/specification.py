@@ -22,12 +22,18 @@ class GroupCounts(BaseModel):
 
 
 class DatasetSpec(BaseModel):
-    """`solver_refinement`: solver cells per output cell, one entry per parameter value."""
+    """`solver_refinement`: solver cells per output cell, one entry per parameter value.
+
+    `spin_up_s`: what is solved and thrown away before frame 0, so that a chaotic equation
+    starts on its attractor (fields of the decaying equations would only be older). A group is
+    then what its frame 0 is, so several parameter values make as many groups of one draw; a
+    draw still lies in one split under every value.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
-    equation: Literal["burgers", "advection"]
+    equation: Literal["burgers", "advection", "kuramoto_sivashinsky"]
     parameter_values: Annotated[tuple[float, ...], Field(min_length=1)]
     groups: GroupCounts
     grid_points: Annotated[int, Field(ge=8)]
@@ -36,6 +42,7 @@ class DatasetSpec(BaseModel):
     frames: Annotated[int, Field(ge=2)] = 201
     frame_spacing_s: Annotated[float, Field(gt=0)] = 0.01
     domain_length: Annotated[float, Field(gt=0)] = 1.0
+    spin_up_s: Annotated[float, Field(ge=0)] = 0.0
     seed: Annotated[int, Field(ge=0)] = 0
 
     @property

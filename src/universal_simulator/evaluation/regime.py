@@ -17,6 +17,7 @@ from universal_simulator.evaluation.summary import Summary, undeclared
 from universal_simulator.evaluation.trivial import best_trivial
 from universal_simulator.physics.domain import BoundaryCondition
 from universal_simulator.physics.equations import Equation
+from universal_simulator.physics.invariants import RESIDUALS
 from universal_simulator.run_record import Metric, RegimeResult
 
 ECE_REASON = "declared not applicable: the stochastic stages are not part of this plan"
@@ -136,7 +137,7 @@ def _undeclared(equation: Equation) -> dict[str, Metric]:
         out["dissipation_violation_energy"] = undeclared("dissipation_violation_energy", reason)
     if equation.boundary is not BoundaryCondition.PERIODIC:
         out["bc_violation"] = undeclared("bc_violation", f"{equation.name} declares no boundary condition")
-    if equation.name != "burgers":
+    if equation.name not in RESIDUALS:
         out["pde_residual"] = undeclared("pde_residual", f"no residual is written for {equation.name}")
     return out
 

@@ -22,7 +22,9 @@ def trivial_predictions(
 
     persistence: u(0). spatial_mean: its mean. linearised (Burgers): the heat equation and
     advection by the mean, exact in Fourier space. A linear equation has no linearised
-    predictor (it would be the solution), nor has one whose terms are not declared.
+    predictor (it would be the solution), nor has one whose terms are not declared. Neither has
+    Kuramoto-Sivashinsky: linearised about its mean, every mode below 1 / sqrt(nu) grows without
+    bound (by e in 4 nu s), and only the flux, which was left out, would stop it.
     """
     held = initial[:, None].expand(-1, len(times_s), -1, -1)
     out = {"persistence": held, "spatial_mean": held.mean(dim=-1, keepdim=True).expand_as(held)}

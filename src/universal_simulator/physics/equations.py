@@ -73,7 +73,22 @@ ADVECTION = Equation(
     source="Takamoto et al. 2022 (PDEBench), appendix D.1",
 )
 
-_DECLARED = {equation.name: equation for equation in (BURGERS, ADVECTION)}
+#: u_t + (u^2/2)_x + u_xx + nu u_xxxx = 0, periodic; u_xx has coefficient 1 m^2/s. Energy enters at
+#: wavelengths above 2 pi sqrt(nu) and leaves below, so nothing but the mean is monotone or kept.
+#: u -> a u(x, a t) would need the coefficient of u_xx scaled as well: with nu as the only
+#: parameter `amplitude_time` maps no solution to another.
+KURAMOTO_SIVASHINSKY = Equation(
+    name="kuramoto_sivashinsky",
+    fields=(FieldSpec("u", "m/s"),),
+    parameters=(ParameterSpec("nu", "m^4/s", 0.1, 10.0),),
+    boundary=BoundaryCondition.PERIODIC,
+    conserved=("integral",),
+    symmetries=frozenset({"shift", "galilean", "reflection"}),
+    source="Kuramoto & Tsuzuki 1976; form and solver of Kassam & Trefethen 2005",
+)
+
+#: every equation whose physics is known, by the name that files and configs give it
+DECLARED = {equation.name: equation for equation in (BURGERS, ADVECTION, KURAMOTO_SIVASHINSKY)}
 
 
 def undeclared(field_names: Sequence[str], parameter_names: Sequence[str]) -> Equation:
@@ -91,6 +106,6 @@ def equation_named(
 ) -> Equation:
     if name == "undeclared":
         return undeclared(field_names, parameter_names)
-    if name not in _DECLARED:
-        raise UserError(f"no equation {name!r}; known: {', '.join([*_DECLARED, 'undeclared'])}")
-    return _DECLARED[name]
+    if name not in DECLARED:
+        raise UserError(f"no equation {name!r}; known: {', '.join([*DECLARED, 'undeclared'])}")
+    return DECLARED[name]

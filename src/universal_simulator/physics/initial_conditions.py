@@ -1,10 +1,13 @@
-"""The initial-condition family of PDEBench's 1-D Burgers and advection files.
+"""Families of random initial conditions: PDEBench's, and a smooth one for chaotic equations.
 
-Four sine slots k = 1..4 with amplitude U(0, 1) and random phase. Two draws with
+PDEBench's 1-D Burgers and advection files (`SineFamily`): four sine slots k = 1..4 with amplitude U(0, 1) and random phase. Two draws with
 replacement choose slots; a slot drawn twice doubles its wavenumber (so up to 8), and a
 slot never drawn keeps wavenumber zero: it adds the constant amplitude * sin(phase), which
 is why the mean is not zero. One in ten takes the absolute value with a random sign, one in
 ten is windowed by a tanh box of edge width 0.01.
+
+Kuramoto-Sivashinsky (`SmoothFamily`): four Fourier modes with normal coefficients and zero
+mean, which is conserved. The equation forgets all else during the spin-up.
 """
 
 from __future__ import annotations
@@ -67,3 +70,26 @@ def draw_sine_family(count: int, generator: torch.Generator) -> SineFamily:
         windowed=choice[:, 2] < SHARE_WINDOWED,
         window=torch.stack([0.1 + 0.35 * uniform(count), 0.55 + 0.35 * uniform(count)], dim=1),
     )
+
+
+@dataclass(frozen=True)
+class SmoothFamily:
+    """u = sum over modes m = 1..M of a_m cos(2 pi m x / L) + b_m sin(2 pi m x / L), in m/s.
+
+    cosine, sine (B, M); call it at positions to sample it.
+    """
+
+    cosine: Tensor
+    sine: Tensor
+
+    def __call__(self, fractions: Tensor) -> Tensor:
+        """(B, X) at positions given in fractions of the domain (X,), float64."""
+        modes = torch.arange(1, self.cosine.shape[-1] + 1, dtype=torch.float64)
+        angle = 2 * math.pi * modes[:, None] * fractions
+        return self.cosine @ torch.cos(angle) + self.sine @ torch.sin(angle)
+
+
+def draw_smooth_family(count: int, generator: torch.Generator, *, modes: int = 4) -> SmoothFamily:
+    """Draw `count` members of zero mean and expected rms 1 m/s, the energy even over `modes` modes."""
+    cosine, sine = torch.randn(2, count, modes, generator=generator, dtype=torch.float64) / math.sqrt(modes)
+    return SmoothFamily(cosine, sine)
