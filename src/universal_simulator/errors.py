@@ -51,6 +51,10 @@ class DivergenceError(TrainingError):
     """Loss or weights became non-finite, or the loss exploded."""
 
 
+class MemoryExhaustedError(TrainingError):
+    """The machine or its accelerator has no memory left for a training step."""
+
+
 class ExecutorError(UsimError):
     """A run could not be started, watched or ended."""
 

@@ -103,7 +103,13 @@ def run(
     try:
         record = _train(config, loaded.hash, dataset, files, progress)
     except UsimError as error:
-        failed = RunRecord(run_id=expected, status="failed", failure=str(error), tags=config.tags)
+        failed = RunRecord(
+            run_id=expected,
+            status="failed",
+            failure=str(error),
+            failure_kind=type(error).__name__,
+            tags=config.tags,
+        )
         write_json(files.summary, failed)
         raise
     write_json(files.summary, record)

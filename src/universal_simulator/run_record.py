@@ -198,6 +198,8 @@ class RunRecord(Document):
     run_id: str
     status: Literal["running", "finished", "failed"]
     failure: str | None = None
+    #: class of the exception it failed with, by which healing knows a cure
+    failure_kind: str | None = None
     tags: tuple[str, ...] = ()
     training: TrainingRecord | None = None
     evaluations: dict[str, EvaluationRecord] = Field(default_factory=dict)

@@ -29,6 +29,7 @@ class FakeExecutor(Executor):
     """Writes the records a real run would write. Quality of a config is fixed by its name."""
 
     slots = 2
+    failure_kind: str | None = None
 
     def __init__(self, *, exit_codes: dict[str, list[int]] | None = None, member: float = 0.05) -> None:
         self.ended: list[JobEnd] = []
@@ -42,6 +43,8 @@ class FakeExecutor(Executor):
         code = codes.pop(0) if codes else 0
         if code == 0:
             self.work(job)
+        elif job.arguments[0] == "run":
+            self.fail(job)
         self.ended.append(JobEnd(job.job_id, code, 0.1))
 
     def work(self, job: Job) -> None:
@@ -55,7 +58,7 @@ class FakeExecutor(Executor):
                 Path(arguments[arguments.index("--folder") + 1]),
                 arguments[arguments.index("--run-id") + 1],
             )
-            seed = int(arguments[-1].removeprefix("seed="))
+            seed = int(next(w for w in arguments if w.startswith("seed=")).removeprefix("seed="))
             value = 0.1 + 0.002 * seed if arguments[1].startswith("rerun") else self.member
             record = run_record(run_id, arguments[1], seed, {"small_eval": evaluation(run_id, value)})
             write_json(RunFolder(folder, run_id).summary, record)
@@ -69,6 +72,12 @@ class FakeExecutor(Executor):
         write_json(
             files.summary, record.model_copy(update={"evaluations": {**record.evaluations, suite: added}})
         )
+
+    def fail(self, job: Job) -> None:
+        words = list(job.arguments)
+        run_id = words[words.index("--run-id") + 1]
+        record = RunRecord(run_id=run_id, status="failed", failure="loss nan", failure_kind=self.failure_kind)
+        write_json(RunFolder(Path(words[words.index("--folder") + 1]), run_id).summary, record)
 
     def wait(self, timeout_s: float) -> list[JobEnd]:
         ended, self.ended = self.ended, []
@@ -148,6 +157,50 @@ def test_failed_member_is_told_and_the_sweep_goes_on(tmp_path: Path) -> None:
     assert champion is not None
     assert not champion["beat_baseline"]
     assert "Nothing beat the baseline" in report_path(tmp_path / "real").read_text()
+
+
+def test_diverged_member_is_healed_by_rule_and_the_lineage_is_kept(tmp_path: Path) -> None:
+    probe = run_sweep("smoke", tmp_path / "probe", executor=FakeExecutor())
+    member = next(run for run in probe.runs if run.role == "member")
+    executor = FakeExecutor(exit_codes={f"train:{member.run_id}": [1]})
+    executor.failure_kind = "DivergenceError"
+    state = run_sweep("smoke", tmp_path / "real", executor=executor)
+    healed = state.runs[-1]
+    assert healed.parent == member.run_id
+    assert healed.run_id != member.run_id
+    (event,) = state.journal.of("run_healed")
+    assert event.data["healing"]["after"]["training.operator.grad_clip"] == 0.5
+    before, after = (
+        event.data["healing"][key]["training.operator.learning_rate"] for key in ("before", "after")
+    )
+    assert after == pytest.approx(0.7 * before)
+    champion = state.decision("champion")
+    assert champion is not None
+    assert champion["champion"] == healed.run_id
+    page = report_path(tmp_path / "real").read_text()
+    assert "Healed runs" in page
+    assert member.run_id in page
+    again = FakeExecutor()
+    run_sweep("smoke", tmp_path / "real", executor=again)
+    assert again.submitted == []
+
+
+def test_healing_has_a_cap_and_never_touches_a_baseline(tmp_path: Path) -> None:
+    class Hopeless(FakeExecutor):
+        failure_kind = "DivergenceError"
+
+        def submit(self, job: Job) -> None:
+            member = job.arguments[:2] == ("run", "sweep_round_a_lr3e4_w5")
+            seed_two = "seed=2" in job.arguments
+            self.exit_codes[job.job_id] = [1] if member or seed_two else [0]
+            super().submit(job)
+
+    state = run_sweep("smoke", tmp_path, executor=Hopeless())
+    assert [state.generation(run) for run in state.runs if run.role == "member"] == [0, 1, 2]
+    assert sum(run.role == "baseline" for run in state.runs) == 3
+    champion = state.decision("champion")
+    assert champion is not None
+    assert not champion["beat_baseline"]
 
 
 def test_killed_run_is_tried_again_and_a_second_time_given_up(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,13 @@ from universal_simulator.configuration.schema import (
 )
 from universal_simulator.data.dataset import Dataset, open_dataset
 from universal_simulator.data.splits import SPLITS
-from universal_simulator.errors import ConfigurationError, DivergenceError, IntegrityError, UserError
+from universal_simulator.errors import (
+    ConfigurationError,
+    DivergenceError,
+    IntegrityError,
+    MemoryExhaustedError,
+    UserError,
+)
 from universal_simulator.model.surrogate import load_surrogate
 from universal_simulator.physics.domain import Grid
 from universal_simulator.physics.equations import ADVECTION, BURGERS
@@ -340,6 +347,30 @@ def test_statistics_come_from_the_training_split_alone(tmp_path: Path, smoke_dat
         kept[name] = {key: state[key] for key in ("offset", "scale", "member.condition.mean")}
     for key, value in kept["as it is"].items():
         assert torch.equal(value, kept["other"][key]), key
+
+
+def test_micro_batches_give_the_gradient_of_the_whole(tmp_path: Path, smoke_data: Dataset) -> None:
+    """Ragged parts are weighted by their samples: 4 = 3 + 1."""
+    words = ["training.stages=[operator]", "training.operator.steps=1", "training.accumulation=2"]
+    whole, log = outcome(tmp_path / "whole", tiny(smoke_data, *words))
+    parts, log_of_parts = outcome(tmp_path / "parts", tiny(smoke_data, *words, "training.micro_batch_size=3"))
+    first, first_of_parts = (json.loads(text.splitlines()[0]) for text in (log, log_of_parts))
+    for key in ("total", "rollout", "latent", "spectral", "grad_norm"):
+        assert first_of_parts[key] == pytest.approx(first[key], rel=2e-5), key
+    assert any(not torch.equal(whole[key], parts[key]) for key in whole), "the knob is live"
+
+
+def test_exhausted_memory_is_one_error_with_its_cure(
+    tmp_path: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr(loop, "window_loss", exhausted)
+    with pytest.raises(MemoryExhaustedError, match="micro_batch_size"):
+        experiment.run(tiny(smoke_data), tmp_path)
+    summary = next((tmp_path / "artifacts" / "runs").glob("*/summary.json")).read_text()
+    assert '"failure_kind": "MemoryExhaustedError"' in summary
 
 
 def test_a_users_own_module_trains_through_its_import_path(tmp_path: Path, smoke_data: Dataset) -> None:

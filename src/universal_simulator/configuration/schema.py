@@ -136,6 +136,9 @@ class TrainingConfig(Section):
     #: samples per micro-batch; the optimiser sees batch_size * accumulation
     batch_size: Count
     accumulation: Count = 1
+    #: samples carried through the model at a time (None: the whole micro-batch); parts are weighted
+    #: by their samples, so the gradient is the same but for round-off
+    micro_batch_size: Count | None = None
     #: rollout lengths trained on, one after another
     rollout_curriculum: tuple[Count, ...] = (1, 4, 8, 16)
     #: share of the stage spent at each length; same number of entries, sums to 1

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from universal_simulator.sweep.gates import GateResult
 from universal_simulator.sweep.journal import Journal
 from universal_simulator.sweep.leaderboard import write_leaderboard
 from universal_simulator.sweep.plan import Plan, load_plan
+from universal_simulator.sweep.recovery import MAX_GENERATIONS, heal
 from universal_simulator.sweep.report import write_sweep_report
 from universal_simulator.sweep.rounds import choose_champion, gate_results, promotions
 from universal_simulator.sweep.state import JOURNAL, SweepState
@@ -156,6 +158,46 @@ class _Driver:
         self.state = SweepState(self.folder, self.journal)
 
     def _train(self) -> None:
+        """Every planned run, then the healed ones of those that failed, until nothing can be healed."""
+        while True:
+            self._train_planned()
+            if not self._heal():
+                break
+        failed = [run for run in self.state.baselines() if self.state.failed(f"train:{run}")]
+        if len(failed) == len(self.state.baselines()):
+            log = RunFolder(self.folder, failed[0]).log
+            raise ExecutorError(
+                f"every baseline run failed, nothing can be compared; see {log}:\n{_tail(log)}"
+            )
+
+    def _heal(self) -> bool:
+        """Plan the healed run of each failed one that a rule can cure; a baseline stays as it is."""
+        healed = {run.parent for run in self.state.runs}
+        found = False
+        for run in self.state.runs:
+            if run.role == "baseline" or run.run_id in healed or not self.state.failed(f"train:{run.run_id}"):
+                continue
+            record = self.state.record(run.run_id)
+            if record is None or self.state.generation(run) >= MAX_GENERATIONS:
+                continue
+            words = [f"seed={run.seed}", *run.overrides]
+            loaded = load_config(run.config, words, profile=self.plan.profile)
+            effective = flatten(loaded.config.model_dump(mode="json"))
+            healing = heal(record.failure_kind, record.failure or "", effective)
+            if healing is None:
+                continue
+            overrides = [*run.overrides, *healing.overrides]
+            again = load_config(run.config, [f"seed={run.seed}", *overrides], profile=self.plan.profile)
+            identity = self.journal.of("runs_planned")[0].data["data_identity"]
+            run_id = run_identity(run.config, config_hash=again.hash, data_identity=identity, seed=run.seed)
+            planned = {**vars(run), "run_id": run_id, "overrides": overrides, "parent": run.run_id}
+            self.journal.append("run_healed", run=planned, healing=asdict(healing))
+            found = True
+        if found:
+            self.state = SweepState(self.folder, self.journal)
+        return found
+
+    def _train_planned(self) -> None:
         ordered = sorted(self.state.runs, key=lambda run: -run.cost)
         costs = {f"train:{run.run_id}": run.cost for run in ordered}
         jobs = [
@@ -171,6 +213,7 @@ class _Driver:
                     "--run-id",
                     run.run_id,
                     f"seed={run.seed}",
+                    *run.overrides,
                 ),
                 RunFolder(self.folder, run.run_id).log,
             )
@@ -184,12 +227,6 @@ class _Driver:
             self._tell(0.05 + 0.7 * share, f"training {_whole(shares)}/{len(jobs)}: {names}")
 
         self._run_jobs(jobs, report)
-        failed = [run for run in self.state.baselines() if self.state.failed(f"train:{run}")]
-        if len(failed) == len(self.state.baselines()):
-            log = RunFolder(self.folder, failed[0]).log
-            raise ExecutorError(
-                f"every baseline run failed, nothing can be compared; see {log}:\n{_tail(log)}"
-            )
 
     def _small_eval_gates(self) -> None:
         self._gates("small_eval", [run.run_id for run in self.state.runs if run.role == "member"])

@@ -63,6 +63,7 @@ def _context(state: SweepState) -> dict[str, Any]:
         else [],
         "forecasts": _forecasts(state),
         "verdicts": {run.run_id: verdict(state, run.run_id) for run in state.runs},
+        "healed": [e.data for e in state.journal.of("run_healed")],
         "ablations": _ablations(state),
         "seeds": _seeds(state),
         "charts": {

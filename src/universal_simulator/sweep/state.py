@@ -35,6 +35,10 @@ class Run:
     role: str
     round: str
     cost: float
+    #: what a healing changed, as words of the command line
+    overrides: tuple[str, ...] = ()
+    #: the failed run that this one heals
+    parent: str | None = None
 
 
 class SweepState:
@@ -49,7 +53,9 @@ class SweepState:
         self.plan = Plan.model_validate(started[0].data["plan"])
         if self.plan.hash != started[0].data["plan_hash"]:
             raise IntegrityError(f"{folder}: the journalled plan does not match its hash")
-        self.runs = [Run(**item) for e in self.journal.of("runs_planned") for item in e.data["runs"]]
+        planned = [item for e in self.journal.of("runs_planned") for item in e.data["runs"]]
+        planned += [e.data["run"] for e in self.journal.of("run_healed")]
+        self.runs = [Run(**{**item, "overrides": tuple(item.get("overrides", ()))}) for item in planned]
 
     def done(self, job_id: str) -> bool:
         return any(e.data["job"] == job_id and e.data["exit_code"] == 0 for e in self.journal.of("job_ended"))
@@ -75,6 +81,12 @@ class SweepState:
             for run_id, record in self.records().items()
             if suite in record.evaluations
         }
+
+    def generation(self, run: Run) -> int:
+        """How many healings lead to this run."""
+        if run.parent is None:
+            return 0
+        return 1 + self.generation(next(r for r in self.runs if r.run_id == run.parent))
 
     def baselines(self) -> list[str]:
         return [run.run_id for run in self.runs if run.role == "baseline"]

@@ -10,7 +10,8 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,10 +21,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from universal_simulator.configuration.schema import Stage, TrainingConfig
-from universal_simulator.errors import DivergenceError
+from universal_simulator.errors import DivergenceError, MemoryExhaustedError
 from universal_simulator.model.surrogate import Surrogate
 from universal_simulator.training.checkpoint import load_state, save_state
-from universal_simulator.training.losses import LossTerms, TrainingBatch, window_loss
+from universal_simulator.training.losses import LossTerms, TrainingBatch, weighted_mean, window_loss
 from universal_simulator.training.optimisation import WeightAverage, learning_rate, make_optimiser
 
 #: steps over which the running median of the loss is taken
@@ -161,12 +162,20 @@ class StageTraining:
         return terms
 
     def _forward_backward(self, batch: TrainingBatch) -> LossTerms:
-        with torch.autocast(
-            batch.truth.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
-        ):
-            terms = self.forward(self.surrogate, batch, self.config.loss)
-        (terms.total / self.config.accumulation).backward()
-        return terms
+        total = len(batch.truth)
+        parts = []
+        for part in batch.split(self.config.micro_batch_size or total):
+            share = len(part.truth) / total
+            with (
+                memory_errors_explained(),
+                torch.autocast(
+                    batch.truth.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
+                ),
+            ):
+                terms = self.forward(self.surrogate, part, self.config.loss)
+                (share * terms.total / self.config.accumulation).backward()
+            parts.append((share, terms))
+        return parts[0][1] if len(parts) == 1 else weighted_mean(parts)
 
     def _refuse_divergence(self, loss: float, norm: float, step: int) -> None:
         recent = self.progress.losses
@@ -231,6 +240,21 @@ class StageTraining:
             self.progress = Progress(**state["progress"])
             self.flops_of_length = state["flops_of_length"]
         truncate_log(self.log_path, self.progress.step)
+
+
+@contextmanager
+def memory_errors_explained() -> Iterator[None]:
+    """What torch and numpy raise when memory is gone, as one error with its cure."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if not known:
+            raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MemoryExhaustedError(
+            f"no memory left in a training step ({first}); lower training.micro_batch_size"
+        ) from error
 
 
 def truncate_log(path: Path, step: int) -> None:

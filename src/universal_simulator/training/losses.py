@@ -16,6 +16,7 @@ The codec stage sees windows without a step (K = 0): reconstruction and spectrum
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,13 @@ class TrainingBatch:
     denominators: Tensor
     conditions: Conditions
 
+    def split(self, size: int) -> Iterator[TrainingBatch]:
+        """Parts of at most `size` samples, in order; the last may be smaller."""
+        for start in range(0, len(self.truth), size):
+            rows = slice(start, start + size)
+            conditions = Conditions(self.conditions.parameters[rows], self.conditions.dt[rows])
+            yield TrainingBatch(self.truth[rows], self.denominators[rows], conditions)
+
 
 @dataclass(frozen=True)
 class LossTerms:
@@ -48,6 +56,16 @@ class LossTerms:
 
     def floats(self) -> dict[str, float]:
         return {name: float(value.detach()) for name, value in vars(self).items()}
+
+
+def weighted_mean(parts: Sequence[tuple[float, LossTerms]]) -> LossTerms:
+    """Terms of a batch from those of its parts, weighted by their share of the samples."""
+    return LossTerms(
+        **{
+            name: torch.stack([share * vars(terms)[name].detach() for share, terms in parts]).sum()
+            for name in vars(parts[0][1])
+        }
+    )
 
 
 def window_loss(surrogate: Surrogate, batch: TrainingBatch, config: LossConfig) -> LossTerms:
