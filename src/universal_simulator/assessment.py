@@ -12,9 +12,9 @@ import torch
 
 from universal_simulator.configuration.documents import read_mapping, validate
 from universal_simulator.configuration.schema import EvaluationConfig, GuardsConfig, RunConfig
-from universal_simulator.data.batch import Trajectories
+from universal_simulator.data.batch import GROUP_DIGITS, Trajectories
 from universal_simulator.data.dataset import OFFICIAL_TEST, Dataset, open_dataset
-from universal_simulator.errors import DataError, UserError
+from universal_simulator.errors import DataError, IntegrityError, LeakageError, UserError
 from universal_simulator.evaluation.evaluator import Evaluator
 from universal_simulator.evaluation.protocols import PDEBENCH, FrameChoice, protocol_of, rollout_frames
 from universal_simulator.evaluation.references import Rows, cached_reference_rows, reference_rows
@@ -120,7 +120,9 @@ def evaluate(
         summary = summary.model_copy(update={"evaluations": {**summary.evaluations, label: record}})
         write_json(folder.summary, summary)
         peers = _peers(folder, label, protocol)
-        write_report(folder, summary, label, truth=truth, predictions=examples, peers=peers)
+        # the page keeps showing what decided: the opened test split stands on the sweep's page
+        drawn = label if suite != "test" else None
+        write_report(folder, summary, drawn, truth=truth, predictions=examples, peers=peers)
     return record
 
 
@@ -159,10 +161,22 @@ def _subject(path: Path) -> Subject:
         return Subject(load_surrogate(path), None, path.stem, EvaluationConfig(), GuardsConfig(), None)
     folder = RunFolder.of_path(path)
     surrogate = load_surrogate(folder.model)
+    summary = read_document(folder.summary, RunRecord)
+    trained = None if summary.training is None else summary.training.result.model_hash
+    if hash_of(surrogate) != trained:
+        raise IntegrityError(
+            f"{folder.model} is not the model that {folder.run_id} trained (hash "
+            f"{hash_of(surrogate)[:12]}, recorded {str(trained)[:12]}); bring the original back"
+        )
     stored = read_mapping(folder.config)
     config = validate(RunConfig, stored["config"], str(folder.config))
     return Subject(
-        surrogate, folder, folder.run_id, config.evaluation, config.guards, Path(str(stored["data"]))
+        surrogate,
+        folder,
+        folder.run_id,
+        config.evaluation,
+        config.guards,
+        folder.experiment / str(stored["data"]),
     )
 
 
@@ -191,7 +205,21 @@ def _question(
         num_frames=frames.num_frames,
         max_groups={"small": evaluation.small_groups, "full": evaluation.full_groups}.get(suite),
     )
+    _refuse_seen(subject.surrogate, truth, file, suite)
     return truth, protocol_of(frames, truth, dataset_identity=dataset.identity, split=split)
+
+
+def _refuse_seen(surrogate: Surrogate, truth: Trajectories, file: Path, suite: str) -> None:
+    """Small-eval is about the validation split on purpose; nothing else may hold what training saw."""
+    if suite == "small":
+        return
+    seen = set(surrogate.architecture.seen_groups)
+    shared = {group for group in truth.groups if group[:GROUP_DIGITS] in seen}
+    if shared:
+        raise LeakageError(
+            f"{file}: {len(shared)} of {len(set(truth.groups))} initial conditions were trained or validated "
+            "on; evaluate on others"
+        )
 
 
 def _frames(subject: Subject, suite: str) -> FrameChoice:
@@ -216,6 +244,11 @@ def _refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
         raise DataError(
             f"{dataset.path} has {dataset.grid.points} points, the model was trained on {architecture.points}"
         )
+    length = dataset.grid.lengths[0]
+    if abs(length - architecture.lengths[0]) > 1e-3 * architecture.lengths[0]:
+        raise DataError(
+            f"{dataset.path} is {length:g} m long, the model was trained on {architecture.lengths[0]:g} m"
+        )
     names = tuple(spec.name for spec in dataset.equation.parameters)
     fields = tuple(spec.name for spec in dataset.equation.fields)
     if (fields, names) != (architecture.field_names, architecture.parameter_names):
@@ -223,9 +256,12 @@ def _refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
             f"{dataset.path} holds fields {fields} under parameters {names}, the model knows "
             f"{architecture.field_names} under {architecture.parameter_names}"
         )
+    own = dataset.identity == architecture.data_identity
     for name, column, (low, high) in zip(
         names, dataset.header.parameters.T, architecture.parameter_range, strict=True
     ):
+        if own:
+            break  # splits of one data set need not have the same extremes
         if column.min() < low - 1e-6 * abs(low) or column.max() > high + 1e-6 * abs(high):
             raise DataError(
                 f"{dataset.path}: {name} {column.min():g} to {column.max():g} leaves the trained "
@@ -268,7 +304,8 @@ def rollout_to_file(
 
     if out.suffix != ".nc":
         raise UserError(f"--out {out}: the file is NetCDF, end its name in .nc")
-    surrogate = _subject(path).surrogate
+    subject = _subject(path)
+    surrogate = subject.surrogate
     dataset = open_dataset(data_file, parameter=parameter)
     _refuse_foreign(surrogate, dataset)
     first = dataset.load("all", num_frames=2)
@@ -278,7 +315,7 @@ def rollout_to_file(
         )
     rows = torch.arange(index, index + count)
     initial, parameters = first.fields[rows, 0], first.parameters[rows]
-    predictor = SurrogatePredictor(surrogate, GuardsConfig())
+    predictor = SurrogatePredictor(surrogate, subject.guards)
     fields = predictor.guard(predictor.rollout(initial, parameters, steps), initial)
     whole = torch.cat([initial[:, None], fields], dim=1).numpy()
     times = torch.arange(steps + 1, dtype=torch.float64).numpy() * surrogate.architecture.dt_s

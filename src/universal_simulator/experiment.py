@@ -16,7 +16,7 @@ from universal_simulator.configuration import LoadedConfig
 from universal_simulator.configuration.documents import read_mapping, validate
 from universal_simulator.configuration.locations import find
 from universal_simulator.configuration.schema import GuardsConfig, RunConfig, Stage, TrainingConfig
-from universal_simulator.data.batch import Trajectories
+from universal_simulator.data.batch import GROUP_DIGITS, Trajectories
 from universal_simulator.data.dataset import Dataset, open_dataset
 from universal_simulator.data.generator import generate
 from universal_simulator.data.specification import DatasetSpec
@@ -44,6 +44,8 @@ from universal_simulator.training.loop import StageOutcome, StageTraining, rollo
 Progress = Callable[[str, int, int], None]
 #: every k-th frame of the training sample enters the normalisation
 STATISTICS_STRIDE = 10
+#: training groups that enter the normalisation, the same whether data are resident or streamed
+STATISTICS_GROUPS = 256
 
 
 def dataset_path(folder: Path, name: str) -> Path:
@@ -96,7 +98,7 @@ def run(
         {
             "hash": loaded.hash,
             "source": config.name,
-            "data": str(dataset.path),
+            "data": _stored_path(dataset.path, folder),
             "config": config.model_dump(mode="json"),
         },
     )
@@ -115,6 +117,12 @@ def run(
     write_json(files.summary, record)
     evaluate(files.path, suite="small", progress=progress)
     return read_document(files.summary, RunRecord)
+
+
+def _stored_path(data: Path, folder: Path) -> str:
+    """Relative to the experiment where it lies inside, so that the folder can be moved."""
+    data, folder = data.resolve(), folder.resolve()
+    return str(data.relative_to(folder)) if data.is_relative_to(folder) else str(data)
 
 
 def _train(
@@ -224,13 +232,14 @@ def _training_data(config: RunConfig, dataset: Dataset) -> tuple[WindowSource, T
     """Window source, and a sample for the statistics."""
     stride, groups = config.data.time_stride, config.data.train_groups
     rows = len(dataset.rows("train", max_groups=groups))
+    sampled = STATISTICS_GROUPS if groups is None else min(groups, STATISTICS_GROUPS)
+    sample = dataset.load("train", time_stride=stride, max_groups=sampled, device=config.device)
     frames = -(-dataset.header.shape[1] // stride)
     needed_gib = rows * frames * dataset.grid.points[0] * 4 / 2**30
     if needed_gib <= config.data.resident_gib:
         train = dataset.load("train", time_stride=stride, max_groups=groups, device=config.device)
-        return WindowSource(train), train
+        return WindowSource(train), sample
     source = StreamingWindowSource(dataset, split="train", time_stride=stride, max_groups=groups)
-    sample = dataset.load("train", time_stride=stride, max_groups=64, device=config.device)
     return source, sample
 
 
@@ -251,6 +260,7 @@ def _new_surrogate(config: RunConfig, dataset: Dataset, sample: Trajectories) ->
         dt_s=sample.frame_spacing_s,
         time_stride=config.data.time_stride,
         data_identity=dataset.identity,
+        seen_groups=seen_groups(dataset, config.data.train_groups),
         parameter_range=tuple(
             (float(low), float(high)) for low, high in zip(values.amin(0), values.amax(0), strict=True)
         ),
@@ -265,6 +275,12 @@ def _new_surrogate(config: RunConfig, dataset: Dataset, sample: Trajectories) ->
     parameters = sample.parameters.repeat_interleave(fields.shape[1], 0)
     surrogate.fit_normalisation(canonical, surrogate.conditions(frame, parameters))
     return surrogate.to(config.device)
+
+
+def seen_groups(dataset: Dataset, train_groups: int | None) -> tuple[str, ...]:
+    """What training and validation look at, as beginnings of group hashes, sorted."""
+    rows = [*dataset.rows("train", max_groups=train_groups), *dataset.rows("validation")]
+    return tuple(sorted({dataset.groups[row][:GROUP_DIGITS] for row in rows}))
 
 
 def reconstruction_score(surrogate: Surrogate, guards: GuardsConfig, truth: Trajectories) -> float:

@@ -145,18 +145,48 @@ def test_driver_killed_at_every_append_ends_in_the_same_result(
         assert result_digest(resumed) == digest, point
 
 
-def test_failed_member_is_told_and_the_sweep_goes_on(tmp_path: Path) -> None:
-    plan = load_plan("smoke")
-    probe = run_sweep(plan, tmp_path / "probe", executor=FakeExecutor())
-    job = next(f"train:{run.run_id}" for run in probe.runs if run.role == "member")
-    executor = FakeExecutor(exit_codes={job: [1]})
-    state = run_sweep(plan, tmp_path / "real", executor=executor)
-    assert state.failed(job)
-    assert executor.submitted.count(job) == 1
-    champion = state.decision("champion")
-    assert champion is not None
-    assert not champion["beat_baseline"]
-    assert "Nothing beat the baseline" in report_path(tmp_path / "real").read_text()
+def test_what_the_surroundings_broke_is_no_result_and_is_tried_again(tmp_path: Path) -> None:
+    """A full disk under the only member: nothing decided, nothing opened; typed again, it goes on."""
+    probe = run_sweep("smoke", tmp_path / "probe", executor=FakeExecutor())
+    run = next(run for run in probe.runs if run.role == "member")
+    for job in (f"train:{run.run_id}", f"full:{run.run_id}"):
+        folder = tmp_path / job.replace(":", "-")
+        with pytest.raises(ExecutorError, match="incomplete: 1 job"):
+            run_sweep("smoke", folder, executor=FakeExecutor(exit_codes={job: [1]}))
+        state = SweepState(folder)
+        assert state.decision("champion") is None
+        assert state.journal.of("test_opened") == []
+        again = FakeExecutor()
+        resumed = run_sweep("smoke", folder, executor=again)
+        assert again.submitted[0] == job
+        assert result_digest(resumed) == result_digest(probe)
+
+
+def test_results_of_another_code_are_never_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_sweep("smoke", tmp_path, executor=FakeExecutor())
+    monkeypatch.setattr("universal_simulator.sweep.driver.code_version", lambda: "f" * 64)
+    with pytest.raises(UserError, match="planned by other code"):
+        run_sweep("smoke", tmp_path, executor=FakeExecutor())
+
+
+def test_a_record_changed_by_hand_is_refused(tmp_path: Path) -> None:
+    state = run_sweep("smoke", tmp_path, executor=FakeExecutor())
+    member = next(run for run in state.runs if run.role == "member")
+    path = RunFolder(tmp_path, member.run_id).summary
+    path.write_text(path.read_text().replace('"value": 0.05', '"value": 0.01'))
+    with pytest.raises(IntegrityError, match="not those the journal saw"):
+        rebuild_reports(tmp_path)
+
+
+def test_readers_never_cut_the_journal(tmp_path: Path) -> None:
+    run_sweep("smoke", tmp_path, executor=FakeExecutor())
+    path = tmp_path / "journal.jsonl"
+    with open(path, "ab") as file:
+        file.write(b'{"half a line')
+    torn = path.read_bytes()
+    SweepState(tmp_path)
+    rebuild_reports(tmp_path)
+    assert path.read_bytes() == torn
 
 
 def test_diverged_member_is_healed_by_rule_and_the_lineage_is_kept(tmp_path: Path) -> None:
@@ -203,13 +233,14 @@ def test_healing_has_a_cap_and_never_touches_a_baseline(tmp_path: Path) -> None:
     assert not champion["beat_baseline"]
 
 
-def test_killed_run_is_tried_again_and_a_second_time_given_up(tmp_path: Path) -> None:
+def test_killed_run_is_tried_again_and_a_second_time_the_sweep_stops(tmp_path: Path) -> None:
     probe = run_sweep("smoke", tmp_path / "probe", executor=FakeExecutor())
     job = next(f"train:{run.run_id}" for run in probe.runs if run.role == "member")
     once = run_sweep("smoke", tmp_path / "once", executor=FakeExecutor(exit_codes={job: [-9]}))
     assert once.done(job)
-    twice = run_sweep("smoke", tmp_path / "twice", executor=FakeExecutor(exit_codes={job: [-9, -9]}))
-    assert twice.failed(job)
+    with pytest.raises(ExecutorError, match="incomplete"):
+        run_sweep("smoke", tmp_path / "twice", executor=FakeExecutor(exit_codes={job: [-9, -9]}))
+    assert run_sweep("smoke", tmp_path / "twice", executor=FakeExecutor()).done(job)
     with pytest.raises(ExecutorError, match="data could not be made"):
         run_sweep("smoke", tmp_path / "data", executor=FakeExecutor(exit_codes={"data": [1]}))
 

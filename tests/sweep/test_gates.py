@@ -152,13 +152,15 @@ def test_promotion_takes_the_best_passing_and_the_forced() -> None:
         "a": evaluation("a", 0.05, gap=0.02),
         "b": evaluation("b", 0.06),
         "c": evaluation("c", 0.07),
-        "forced": evaluation("forced", 0.3),
+        "forced": evaluation("forced", 0.2),
+        "leaky": evaluation("leaky", 0.05, gap=5.0),
     }
     gates = {name: results_of(record) for name, record in records.items()}
     chosen = promotions(round_a, dict(zip(names, "abc", strict=True)), gates, records, headline=R)  # type: ignore[arg-type]
     assert [p.run_id for p in chosen] == ["b"]
-    chosen = promotions(aggressive, {aggressive.members[0].config: "forced"}, gates, records, headline=R)  # type: ignore[arg-type]
-    assert [p.run_id for p in chosen] == ["forced"]
+    for run, expected in (("forced", ["forced"]), ("leaky", [])):
+        chosen = promotions(aggressive, {aggressive.members[0].config: run}, gates, records, headline=R)  # type: ignore[arg-type]
+        assert [p.run_id for p in chosen] == expected
     assert promotions(round_a, {names[0]: "a"}, gates, records, headline=R) == []  # type: ignore[arg-type]
 
 

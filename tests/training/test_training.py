@@ -30,6 +30,7 @@ from universal_simulator.errors import (
     ConfigurationError,
     DivergenceError,
     IntegrityError,
+    LeakageError,
     MemoryExhaustedError,
     UserError,
 )
@@ -305,6 +306,72 @@ def test_curriculum_and_validation_steps() -> None:
     assert lengths == sorted(lengths)
     assert set(lengths) == set(config.rollout_curriculum)
     assert validation_steps(100, 4) == {25, 50, 75, 100}
+
+
+def test_a_stage_that_stopped_early_stays_stopped(tmp_path: Path, smoke_data: Dataset) -> None:
+    """Killed in the next stage and run again, the finished one does not train on."""
+    words = ["training.codec.steps=12", "training.codec.patience_steps=1", "training.validations=6"]
+    words += ["training.codec.learning_rate=1e-30", "training.codec.eta_min=0"]
+    config = tiny(smoke_data, *words)
+    whole = experiment.run(config, tmp_path / "whole")
+    files = RunFolder(tmp_path / "whole", whole.run_id)
+    codec = json.loads(files.metrics_log("codec").read_text().splitlines()[-1])
+    assert codec["step"] < 12
+    files.summary.unlink()
+    files.training_state("operator").unlink()
+    again = experiment.run(config, tmp_path / "whole")
+    assert again.training is not None
+    assert whole.training is not None
+    assert again.training.result == whole.training.result
+
+
+def test_another_models_file_in_a_runs_folder_is_refused(tmp_path: Path, smoke_data: Dataset) -> None:
+    one = RunFolder(tmp_path, experiment.run(tiny(smoke_data), tmp_path).run_id)
+    other = RunFolder(tmp_path, experiment.run(tiny(smoke_data, "seed=5"), tmp_path).run_id)
+    shutil.copy(one.model, other.model)
+    with pytest.raises(IntegrityError, match="is not the model"):
+        assessment.evaluate(other.path, suite="full")
+
+
+def test_a_run_moves_with_its_experiment(tmp_path: Path) -> None:
+    words = [w for w in TINY if not w.startswith("evaluation.small")]
+    config = load_config("rerun_txxoc8a8", words, profile="smoke")
+    record = experiment.run(config, tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = RunFolder(tmp_path / "there", record.run_id)
+    assert assessment.evaluate(moved.path, suite="small").result == record.evaluations["small_eval"].result
+
+
+def test_training_trajectories_in_another_file_are_recognised(tmp_path: Path, smoke_data: Dataset) -> None:
+    record = experiment.run(tiny(smoke_data), tmp_path)
+    other = tmp_path / "burgers_other.hdf5"
+    shutil.copy(smoke_data.path, other)
+    with h5py.File(other, "r+") as file:
+        file["split"][...] = np.roll(file["split"][...], -60)
+        del file.attrs["identity"]
+    with pytest.raises(LeakageError, match="trained or validated on"):
+        assessment.evaluate(RunFolder(tmp_path, record.run_id).path, suite="full", data_file=other)
+
+
+def test_an_edited_module_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "mynet_edited.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    hashes = []
+    for factor in (0.5, 0.6):
+        source.write_text(f"FACTOR = {factor}\n")
+        hashes.append(
+            load_config("rerun_txxoc8a8", ["model.import_path=mynet_edited:Net"], profile="smoke").hash
+        )
+    assert hashes[0] != hashes[1]
+
+
+@pytest.mark.slow
+def test_compile_compiles(tmp_path: Path, smoke_data: Dataset) -> None:
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    experiment.run(tiny(smoke_data, "training.compile=true"), tmp_path)
+    assert counters["frames"]["ok"] > 0
 
 
 def test_the_operator_stage_holds_the_codec_still(tmp_path: Path, smoke_data: Dataset) -> None:

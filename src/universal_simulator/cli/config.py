@@ -34,13 +34,10 @@ def show(
         typer.echo(json.dumps({"hash": loaded.hash, "values": rows}, indent=1))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     table = Table(
-        "key",
-        "plan",
-        "effective",
-        "rule",
+        *(Column(name, overflow="fold") for name in ("key", "file", "effective", "rule")),
         title=f"{loaded.config.name} ({loaded.config.profile}), hash {loaded.hash[:12]}",
     )
     for key, plan, effective, rule in loaded.rows():

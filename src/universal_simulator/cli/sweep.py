@@ -65,6 +65,8 @@ def status(folder: Folder, as_json: Annotated[bool, typer.Option("--json")] = Fa
         if state.failed(f"train:{run.run_id}")
         else "done"
         if state.done(f"train:{run.run_id}")
+        else "begun"
+        if state.running(f"train:{run.run_id}")
         else "waiting"
         for run in state.runs
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ from universal_simulator.run_record import content_hash
 
 #: keys that never change a result of the same hardware class
 _WITHOUT_EFFECT = ("name", "tags", "seed", "threads", "profile")
+#: what can be trained one after the other
+STAGE_ORDERS = (("operator",), ("codec", "operator"))
 BUILT_IN_OPTIONS: dict[str, type[BaseModel]] = {
     "universal_simulator.model.latent_surrogate:LatentSurrogate": LatentSurrogateOptions,
     "universal_simulator.model.fno:FNO": FNOOptions,
@@ -70,7 +74,9 @@ class LoadedConfig:
 
 
 def config_hash(config: RunConfig) -> str:
+    """Of what changes a result; a user's own module counts with its source."""
     values = config.model_dump(mode="json")
+    values["model"]["source"] = _source_hash(config.model.import_path)
     for key in (*_WITHOUT_EFFECT, *PENDING_SECTIONS):
         values.pop(key)
     values["data"].pop("resident_gib")
@@ -78,6 +84,20 @@ def config_hash(config: RunConfig) -> str:
         if stage not in config.training.stages:
             values["training"].pop(stage)
     return content_hash(values)
+
+
+def _source_hash(import_path: str) -> str | None:
+    """SHA-256 of the module that holds a user's own class; None for ours (the code version has it)."""
+    module = import_path.partition(":")[0]
+    if not module or module.partition(".")[0] == __package__.partition(".")[0]:
+        return None
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    if found is None or found.origin is None or not Path(found.origin).is_file():
+        return None
+    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
 
 
 def load_config(
@@ -94,6 +114,9 @@ def load_config(
         raise ConfigurationError(str(path), [f"profile: expected a name, got {chosen!r}"])
     loaded_profile = load_profile(chosen)
     values = merge(plan_values, loaded_profile.overlay)
+    own_data = plan_values.get("data")
+    if isinstance(own_data, dict) and own_data.get("file") and isinstance(values.get("data"), dict):
+        values["data"]["dataset"] = own_data.get("dataset")
     values["profile"] = loaded_profile.name
     training = values.get("training", {})
     for stage in STAGES:
@@ -180,6 +203,9 @@ def _impossible(config: RunConfig) -> list[str]:
             faults.append(
                 f"training.stages: {stage!r} is not built yet; this version runs {', '.join(BUILT_STAGES)}"
             )
+    if not faults and training.stages not in STAGE_ORDERS:
+        allowed = " or ".join(f"[{', '.join(order)}]" for order in STAGE_ORDERS)
+        faults.append(f"training.stages: expected {allowed}, got [{', '.join(training.stages)}]")
     if config.steady_prior.epochs:
         faults.append("steady_prior.epochs: this stage is not built yet, only 0 is allowed")
     if config.ttc.enabled:

@@ -73,6 +73,10 @@ def regime_label(equation: Equation, values: list[float]) -> str:
     return ",".join(f"{spec.name}={value:.6g}" for spec, value in pairs) or "all"
 
 
+#: of a group's hash, kept with a model to recognise what it has seen
+GROUP_DIGITS = 16
+
+
 def group_hash(first_frame: np.ndarray) -> str:
     """Identity of an initial condition: SHA-256 of its float32 values."""
     values = np.ascontiguousarray(first_frame, dtype="<f4")

@@ -27,8 +27,8 @@ FORMAT_VERSION = 1
 #: rows read at a time where a whole file is scanned
 CHUNK_ROWS = 64
 _NAME_PATTERNS = (
-    (BURGERS, re.compile(r"nu([0-9.]+?)(?=_|\.h|$)", re.IGNORECASE)),
-    (ADVECTION, re.compile(r"beta([0-9.]+?)(?=_|\.h|$)", re.IGNORECASE)),
+    (BURGERS, re.compile(r"burgers.*nu([0-9.]+?)(?=_|\.h|$)", re.IGNORECASE)),
+    (ADVECTION, re.compile(r"advection.*beta([0-9.]+?)(?=_|\.h|$)", re.IGNORECASE)),
 )
 
 
@@ -101,6 +101,12 @@ def read_header(path: Path, *, parameter: float | None = None) -> FileHeader:
     else:
         equation, column = _parameters(path, rows, stored, parameter, equation_name)
         values = column[:, None]
+        spec = equation.parameters[0]
+        if not ((column >= spec.low) & (column <= spec.high)).all():
+            raise DataError(
+                f"{path}: {spec.name} {column.min():g} to {column.max():g} leaves what {equation.name} is "
+                f"known for ({spec.low:g} to {spec.high:g})"
+            )
     return FileHeader(path, shape, x, times, values, split, equation, _text(identity), _text(specification))
 
 
@@ -185,8 +191,8 @@ def _parameters(
     if given is not None:
         return named or (ADVECTION if "advection" in path.name.lower() else BURGERS), np.full(rows, given)
     raise DataError(
-        f"{path}: no 'parameter' dataset and neither 'Nu...' nor 'beta...' in its name; "
-        "give it, e.g. --nu 0.01"
+        f"{path}: no 'parameter' dataset, and neither Burgers with Nu... nor advection with beta... in its "
+        "name; give it, e.g. --nu 0.01, or make it a data file of its own with `usim data import`"
     )
 
 

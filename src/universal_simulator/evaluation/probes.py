@@ -47,10 +47,10 @@ def _boundary(predictor: FieldPredictor, batch: Trajectories) -> dict[str, Tenso
     """After one step from the given frame: the decoder's own seam, or the grid's where it has none."""
     initial, distance = batch.fields[:, 0], SEAM_OFFSET * batch.grid.spacing[0]
     query = getattr(predictor, "boundary_query", None)
-    if query is None:
+    seam = None if query is None else query(initial, batch.parameters, distance)
+    if seam is None:
         jumps = conservation.grid_seam_jumps(predictor.step(initial, batch.parameters), batch.grid)
     else:
-        seam = query(initial, batch.parameters, distance)
         if seam.shape != (*initial.shape[:2], 6):
             raise UserError(f"boundary_query answered {tuple(seam.shape)}, expected (B, C, 6)")
         jumps = conservation.seam_jumps(seam, distance)

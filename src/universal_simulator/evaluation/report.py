@@ -39,7 +39,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 def write_report(
     folder: RunFolder,
     record: RunRecord,
-    suite: str,
+    suite: str | None,
     *,
     truth: Trajectories,
     predictions: Mapping[str, Examples],
@@ -47,13 +47,15 @@ def write_report(
 ) -> None:
     """All three files; json and csv hold every suite of the run, the page's pictures those of `suite`.
 
+    suite: None leaves the page as it is.
+
     peers: other models' evaluations of the same protocol, shown on the page beside this one.
     """
     write_json(folder.report("json"), record)
     write_atomically(folder.report("csv"), metrics_csv(record))
-    write_atomically(
-        folder.report("html"), page(record, suite, truth=truth, predictions=predictions, peers=peers)
-    )
+    if suite is not None:
+        html = page(record, suite, truth=truth, predictions=predictions, peers=peers)
+        write_atomically(folder.report("html"), html)
 
 
 def page(

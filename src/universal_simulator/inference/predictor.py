@@ -8,6 +8,7 @@ from torch import Tensor
 from universal_simulator.configuration.schema import GuardsConfig
 from universal_simulator.inference.guards import Guards
 from universal_simulator.inference.rollout import decode_at, reconstruct, rollout_fields
+from universal_simulator.model.contract import GridStepper
 from universal_simulator.model.surrogate import Surrogate
 
 
@@ -45,8 +46,14 @@ class SurrogatePredictor:
     def reconstruct(self, fields: Tensor, parameters: Tensor) -> Tensor:
         return reconstruct(self.surrogate, fields, parameters)
 
-    def boundary_query(self, fields: Tensor, parameters: Tensor, distance: float) -> Tensor:
-        """Decoded u at -d, 0, d, L - d, L, L + d after one step, (B, C, 6): both ends of the seam."""
+    def boundary_query(self, fields: Tensor, parameters: Tensor, distance: float) -> Tensor | None:
+        """Decoded u at -d, 0, d, L - d, L, L + d after one step, (B, C, 6): both ends of the seam.
+
+        None for a member that carries the grid itself: between its points there is only an
+        interpolant, periodic whatever the member did, so its seam is judged on the grid.
+        """
+        if isinstance(self.surrogate.member, GridStepper):
+            return None
         length = self.surrogate.grid.lengths[0]
         positions = [-distance, 0.0, distance, length - distance, length, length + distance]
         with torch.inference_mode():

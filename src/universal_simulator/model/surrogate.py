@@ -54,6 +54,8 @@ class Architecture(BaseModel):
     #: smallest and largest training value of each parameter
     parameter_range: tuple[tuple[float, float], ...]
     weights: str = "ema"
+    #: beginnings of the hashes of the initial conditions it was trained and validated on
+    seen_groups: tuple[str, ...] = ()
 
 
 class Surrogate(nn.Module):

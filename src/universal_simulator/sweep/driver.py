@@ -20,8 +20,8 @@ from filelock import FileLock, Timeout
 from universal_simulator.configuration import load_config
 from universal_simulator.configuration.documents import flatten
 from universal_simulator.errors import ConfigurationError, ExecutorError, SweepLockedError, UserError
-from universal_simulator.identity import run_identity
-from universal_simulator.run_record import RunFolder
+from universal_simulator.identity import code_version, run_identity
+from universal_simulator.run_record import RunFolder, RunRecord, read_document
 from universal_simulator.sweep.executor import Executor, Job
 from universal_simulator.sweep.gates import GateResult
 from universal_simulator.sweep.journal import Journal
@@ -30,12 +30,14 @@ from universal_simulator.sweep.plan import Plan, load_plan
 from universal_simulator.sweep.recovery import MAX_GENERATIONS, heal
 from universal_simulator.sweep.report import write_sweep_report
 from universal_simulator.sweep.rounds import choose_champion, gate_results, promotions
-from universal_simulator.sweep.state import JOURNAL, SweepState
+from universal_simulator.sweep.state import JOURNAL, SweepState, result_hashes
 
 #: fraction of the sweep done (0..1) and what is going on
 Progress = Callable[[float, str], None]
-#: a job ended by a signal (killed, out of memory) is tried this often; a refused one never again
+#: a job ended by a signal is tried this often in one sitting
 MAX_ATTEMPTS = 2
+#: failures of a training itself, which another try would repeat
+FINAL_FAILURES = ("DivergenceError", "MemoryExhaustedError")
 
 
 @contextmanager
@@ -125,6 +127,12 @@ class _Driver:
 
     def _plan_runs(self) -> None:
         if self.state.runs:
+            planned = self.journal.of("runs_planned")[0].data["code_version"]
+            if planned != code_version():
+                raise UserError(
+                    f"{self.folder} was planned by other code ({planned[:10]}, now {code_version()[:10]}); "
+                    "results of two codes are never mixed: bring that code back, or start a new folder"
+                )
             return
         identity = _last_json(self._log("data"))["identity"]
         plan, items = self.plan, []
@@ -143,7 +151,9 @@ class _Driver:
                 raise ConfigurationError(
                     plan.name, [f"{config} and {other} have the same effective config: a duplicate"]
                 )
-            run_id = run_identity(config, config_hash=loaded.hash, data_identity=identity, seed=seed)
+            run_id = run_identity(
+                loaded.config.name, config_hash=loaded.hash, data_identity=identity, seed=seed
+            )
             runs.append(
                 {
                     "run_id": run_id,
@@ -154,7 +164,7 @@ class _Driver:
                     "cost": cost,
                 }
             )
-        self.journal.append("runs_planned", data_identity=identity, runs=runs)
+        self.journal.append("runs_planned", data_identity=identity, code_version=code_version(), runs=runs)
         self.state = SweepState(self.folder, self.journal)
 
     def _train(self) -> None:
@@ -163,11 +173,26 @@ class _Driver:
             self._train_planned()
             if not self._heal():
                 break
+        self._refuse_incomplete([run.run_id for run in self.state.runs], "train")
         failed = [run for run in self.state.baselines() if self.state.failed(f"train:{run}")]
         if len(failed) == len(self.state.baselines()):
             log = RunFolder(self.folder, failed[0]).log
             raise ExecutorError(
                 f"every baseline run failed, nothing can be compared; see {log}:\n{_tail(log)}"
+            )
+
+    def _refuse_incomplete(self, runs: Sequence[str], what: str) -> None:
+        """A job that failed for reasons of its surroundings is no result: nothing is decided on it."""
+        broken = [
+            job
+            for job in (f"{what}:{run}" for run in runs)
+            if self.state.failed(job) and not self.state.failed_for_good(job)
+        ]
+        if broken:
+            logs = [e.data["log"] for e in self.journal.of("job_given_up") if e.data["job"] == broken[0]]
+            raise ExecutorError(
+                f"incomplete: {len(broken)} job(s) failed and nothing was decided: {', '.join(broken)}. "
+                f"Mend the cause and type the command again. Last words of the first:\n{logs[-1]}"
             )
 
     def _heal(self) -> bool:
@@ -189,7 +214,9 @@ class _Driver:
             overrides = [*run.overrides, *healing.overrides]
             again = load_config(run.config, [f"seed={run.seed}", *overrides], profile=self.plan.profile)
             identity = self.journal.of("runs_planned")[0].data["data_identity"]
-            run_id = run_identity(run.config, config_hash=again.hash, data_identity=identity, seed=run.seed)
+            run_id = run_identity(
+                again.config.name, config_hash=again.hash, data_identity=identity, seed=run.seed
+            )
             planned = {**vars(run), "run_id": run_id, "overrides": overrides, "parent": run.run_id}
             self.journal.append("run_healed", run=planned, healing=asdict(healing))
             found = True
@@ -279,6 +306,7 @@ class _Driver:
             self._tell(0.75 + 0.2 * share, f"full-eval {_whole(shares)}/{len(jobs)}")
 
         self._run_jobs(jobs, report)
+        self._refuse_incomplete(runs, "full")
 
     def _champion(self) -> None:
         results = self._gates("full_eval", self._promoted())
@@ -321,7 +349,10 @@ class _Driver:
 
         report(share done of each job begun, jobs running) is called every two seconds.
         """
-        waiting = [j for j in jobs if not self.state.done(j.job_id) and not self.state.failed(j.job_id)]
+        waiting = [
+            j for j in jobs if not self.state.done(j.job_id) and not self.state.failed_for_good(j.job_id)
+        ]
+        tried: dict[str, int] = {}
         running: dict[str, Job] = {}
         started: dict[str, float] = {}
         while waiting or running:
@@ -335,13 +366,23 @@ class _Driver:
             report(shares | {name: _live_share(job.log) for name, job in running.items()}, list(running))
             for end in self.executor.wait(2.0):
                 job = running.pop(end.job_id)
+                tried[end.job_id] = tried.get(end.job_id, 0) + 1
                 self.journal.append(
-                    "job_ended", job=end.job_id, exit_code=end.exit_code, seconds=round(end.seconds, 3)
+                    "job_ended",
+                    job=end.job_id,
+                    exit_code=end.exit_code,
+                    seconds=round(end.seconds, 3),
+                    results=self._results(end.job_id) if end.exit_code == 0 else {},
                 )
-                if end.exit_code < 0 and self.state.attempts(end.job_id) < MAX_ATTEMPTS:
+                if end.exit_code < 0 and tried[end.job_id] < MAX_ATTEMPTS:
                     waiting.insert(0, job)
                 elif end.exit_code != 0:
-                    self.journal.append("job_given_up", job=end.job_id, log=_tail(job.log))
+                    self.journal.append(
+                        "job_given_up",
+                        job=end.job_id,
+                        log=_tail(job.log),
+                        final=self._is_final(end.job_id, end.exit_code),
+                    )
             spent = sum(event.data["seconds"] for event in self.journal.of("job_ended"))
             spent += sum(time.monotonic() - started[name] for name in running)
             if spent > self.plan.max_hours * 3600:
@@ -349,6 +390,24 @@ class _Driver:
                     f"the budget of {self.plan.max_hours:g} worker hours is used up (max_hours of the "
                     "plan, summed over jobs and resumes); finished runs are kept"
                 )
+
+    def _results(self, job_id: str) -> dict[str, dict[str, str]]:
+        """run id -> hash of each result that this job added to its record."""
+        what, _, run_id = job_id.partition(":")
+        path = RunFolder(self.folder, run_id).summary if run_id else None
+        if path is None or not path.exists():
+            return {}
+        found = result_hashes(read_document(path, RunRecord))
+        added = {"train": ("training", "small_eval"), "full": ("full_eval",), "test": ("test",)}[what]
+        return {run_id: {name: found[name] for name in added if name in found}}
+
+    def _is_final(self, job_id: str, exit_code: int) -> bool:
+        """The training itself failed (it diverged, memory is too small); anything else can be mended."""
+        what, _, run_id = job_id.partition(":")
+        if what != "train" or exit_code < 0:
+            return False
+        path = RunFolder(self.folder, run_id).summary
+        return path.exists() and read_document(path, RunRecord).failure_kind in FINAL_FAILURES
 
     def _decided(self, kind: str) -> dict[str, Any]:
         decision = self.state.decision(kind)

@@ -37,10 +37,17 @@ class Journal:
         self.path = path
         self.events: list[Event] = []
         self.cut: str | None = None
+        self._torn_at: int | None = None
         if path.exists():
             self._replay()
 
     def append(self, kind: str, **data: Any) -> Event:
+        """The only writer cuts a torn tail; readers leave the file as it is."""
+        if self._torn_at is not None:
+            with open(self.path, "r+b") as file:
+                file.truncate(self._torn_at)
+                os.fsync(file.fileno())
+            self._torn_at = None
         event = Event(len(self.events), kind, data, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         line = _encode(event)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,9 +80,7 @@ class Journal:
             good += len(line) + 1
         if tail:
             self.cut = tail.decode(errors="replace")
-            with open(self.path, "r+b") as file:
-                file.truncate(good)
-                os.fsync(file.fileno())
+            self._torn_at = good
 
 
 def _encode(event: Event) -> bytes:

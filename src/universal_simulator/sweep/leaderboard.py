@@ -103,7 +103,7 @@ def _rows(run: Run, record: RunRecord, champion: str | None, openings: int) -> l
                     "optimiser_steps": training.optimiser_steps,
                     "protocol_hash": evaluation.result.protocol.hash,
                     "predictor_hash": evaluation.result.predictor.hash,
-                    "model_hash": training.model_hash,
+                    "model_hash": evaluation.result.predictor.model_hash,
                     "config_hash": training.config_hash,
                     "data_identity": training.data_identity,
                     "code_version": training.code_version,

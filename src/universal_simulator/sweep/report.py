@@ -112,19 +112,21 @@ def _natural(name: str) -> tuple[str, int]:
 
 
 def _forecasts(state: SweepState) -> list[dict[str, str]]:
-    small = state.evaluations("small_eval")
-    baseline = next((run for run in state.baselines() if run in small), None)
-    out = []
-    for round_ in state.plan.rounds if baseline else ():
-        runs = [
-            r.run_id
-            for r in state.runs
-            if r.role == "member" and r.round == round_.name and r.run_id in small
-        ]
-        best = min((headline_value(small[run], state.plan.headline_regime) for run in runs), default=None)
-        answer, text = score_forecast(
-            round_, best, headline_value(small[str(baseline)], state.plan.headline_regime)
-        )
+    """Each round's best member, judged on full-eval where one got there, against the mean of the seeds."""
+    regime, out = state.plan.headline_regime, []
+    suites = {suite: state.evaluations(suite) for suite in ("full_eval", "small_eval")}
+    for round_ in state.plan.rounds:
+        members = [r.run_id for r in state.runs if r.role == "member" and r.round == round_.name]
+        suite = next((s for s, e in suites.items() if any(run in e for run in members)), "small_eval")
+        found = suites[suite]
+        seeds = [headline_value(found[run], regime) for run in state.baselines() if run in found]
+        scored = sorted((headline_value(found[run], regime), run) for run in members if run in found)
+        if not seeds:
+            continue
+        best = scored[0][0] if scored else None
+        answer, text = score_forecast(round_, best, sum(seeds) / len(seeds))
+        if scored:
+            text += f" ({scored[0][1]}, {suite.replace('_', '-')}, against the mean of {len(seeds)} seeds)"
         out.append({"round": round_.name, "hypothesis": round_.hypothesis, "answer": answer, "text": text})
     return out
 

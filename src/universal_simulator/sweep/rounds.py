@@ -77,8 +77,7 @@ def promotions(
 ) -> list[Promotion]:
     """`runs`: config -> run id. Top members among the passing ones, plus forced members.
 
-    A forced member goes on even when marginal: the plan says so. Physics still has to be
-    evaluable and not failing for a champion, which is judged again on full-eval.
+    A forced member is excused from the accuracy gates, never from physics.
     """
     chosen: list[Promotion] = []
     passing = []
@@ -87,7 +86,8 @@ def promotions(
         if run_id is None or run_id not in evaluations:
             continue
         if member.forced:
-            chosen.append(Promotion(round_.name, run_id, "forced by the plan"))
+            if passes(results.get(run_id, ()), forced=True):
+                chosen.append(Promotion(round_.name, run_id, "forced by the plan"))
         elif passes(results.get(run_id, ()), forced=False):
             passing.append((headline_value(evaluations[run_id], headline), run_id))
     for value, run_id in sorted(passing)[: round_.promote]:
@@ -183,15 +183,16 @@ def _criterion(
     assert limit is not None
     value = record_value(champion, criterion.metric, regime, suite)
     threshold: float | None = limit
+    reference: float | None = None
     if absolute is None:
         reference = record_value(baseline, criterion.metric, regime, suite)
         threshold = None if reference is None else limit * reference
     if value is None or threshold is None:
         return CriterionResult(tier, text, "not_evaluable", value, threshold)
-    if absolute is None and max(value, threshold) <= criterion.absolute:
-        return CriterionResult(tier, f"{text}: exact by construction", "pass", value, threshold)
     if absolute is None and champion.run_id == baseline.run_id:
         return CriterionResult(tier, f"{text}: the champion is the baseline", "fail", value, threshold)
+    if reference is not None and max(value, reference) <= criterion.absolute:
+        return CriterionResult(tier, f"{text}: exact by construction", "pass", value, threshold)
     met = (
         value >= threshold
         if sign == ">="

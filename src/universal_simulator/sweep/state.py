@@ -6,8 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from universal_simulator.errors import IntegrityError, UserError
-from universal_simulator.run_record import EvaluationRecord, RunFolder, RunRecord, read_document
+from universal_simulator.run_record import (
+    EvaluationRecord,
+    RunFolder,
+    RunRecord,
+    content_hash,
+    read_document,
+)
 from universal_simulator.sweep.journal import Journal
 from universal_simulator.sweep.plan import Plan
 
@@ -23,6 +31,14 @@ def refuse_unjournalled_opening(run_path: Path, opening: str) -> None:
             f"no journalled opening {opening!r} of the test split for {files.run_id}; a sweep opens "
             "it once, for its final champion"
         )
+
+
+def result_hashes(record: RunRecord) -> dict[str, str]:
+    """Hash of each deterministic part of a record."""
+    parts: dict[str, BaseModel] = {name: e.result for name, e in record.evaluations.items()}
+    if record.training is not None:
+        parts["training"] = record.training.result
+    return {name: content_hash(part.model_dump(mode="json")) for name, part in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -61,15 +77,39 @@ class SweepState:
         return any(e.data["job"] == job_id and e.data["exit_code"] == 0 for e in self.journal.of("job_ended"))
 
     def failed(self, job_id: str) -> bool:
-        """Ended for good without success."""
-        return any(e.data["job"] == job_id for e in self.journal.of("job_given_up"))
+        """Given up and never done since."""
+        return not self.done(job_id) and any(e.data["job"] == job_id for e in self.journal.of("job_given_up"))
+
+    def failed_for_good(self, job_id: str) -> bool:
+        """Trying again would end the same: the run itself failed, not what was around it."""
+        return self.failed(job_id) and any(
+            e.data["job"] == job_id and e.data["final"] for e in self.journal.of("job_given_up")
+        )
+
+    def running(self, job_id: str) -> bool:
+        """Begun and not ended (or its driver died)."""
+        begun = sum(e.data["job"] == job_id for e in self.journal.of("job_intent"))
+        return begun > self.attempts(job_id)
 
     def attempts(self, job_id: str) -> int:
         return sum(e.data["job"] == job_id for e in self.journal.of("job_ended"))
 
     def record(self, run_id: str) -> RunRecord | None:
+        """The run's record; its results must be those that the journal saw when its job ended."""
         path = RunFolder(self.folder, run_id).summary
-        return read_document(path, RunRecord) if path.exists() else None
+        if not path.exists():
+            return None
+        record = read_document(path, RunRecord)
+        found = result_hashes(record)
+        for event in self.journal.of("job_ended"):
+            for name, digest in event.data.get("results", {}).get(run_id, {}).items():
+                if found.get(name) != digest:
+                    raise IntegrityError(
+                        f"{path}: the results of {name!r} are not those the journal saw when the job "
+                        "ended; the file was changed or restored from elsewhere: bring back the "
+                        "original, or start a new folder"
+                    )
+        return record
 
     def records(self) -> dict[str, RunRecord]:
         found = {run.run_id: self.record(run.run_id) for run in self.runs}

@@ -51,6 +51,7 @@ class Progress:
     best_weights: str = "ema"
     seconds: float = 0.0
     exploded: int = 0
+    stopped_early: bool = False
     losses: list[float] = field(default_factory=list)
     validations: list[list[float]] = field(default_factory=list)
 
@@ -110,23 +111,24 @@ class StageTraining:
         stop_at = self.stage.steps
         milestones = validation_steps(self.stage.steps, self.config.validations)
         stored_at = started = time.monotonic()
-        stopped_early = False
         self.surrogate.train()
-        while self.progress.step < stop_at and not stopped_early:
+        while self.progress.step < stop_at and not self.progress.stopped_early:
             self._step(self.progress.step)
             self.progress.step += 1
             if self.progress.step in milestones:
                 self._validate()
-                stopped_early = self.progress.step - self.progress.best_step >= self.stage.patience_steps
+                waited = self.progress.step - self.progress.best_step
+                self.progress.stopped_early = waited >= self.stage.patience_steps
             now = time.monotonic()
             self.progress.seconds += now - started
             started = now
-            if now - stored_at > CHECKPOINT_INTERVAL_S or self.progress.step == stop_at or stopped_early:
+            ended = self.progress.step == stop_at or self.progress.stopped_early
+            if now - stored_at > CHECKPOINT_INTERVAL_S or ended:
                 self._store()
                 stored_at = time.monotonic()
             if self.on_step is not None:
                 self.on_step(self.progress.step, stop_at)
-        return StageOutcome(self.best, self.progress, stopped_early)
+        return StageOutcome(self.best, self.progress, self.progress.stopped_early)
 
     def _step(self, step: int) -> None:
         rate = learning_rate(self.stage, step)
@@ -155,8 +157,11 @@ class StageTraining:
         if length in self.flops_of_length:
             terms = self._forward_backward(batch)
         else:
+            # counted on the plain function: a compiled one that first runs under a counter never compiles
+            compiled, self.forward = self.forward, window_loss
             with FlopCounterMode(display=False) as counter:
                 terms = self._forward_backward(batch)
+            self.forward = compiled
             self.flops_of_length[length] = float(counter.get_total_flops())
         self.progress.training_flops += self.flops_of_length[length]
         return terms
