@@ -83,7 +83,7 @@ def test_smoke_plan_end_to_end(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert {row["suite"] for row in rows} == {"small_eval", "full_eval", "test"}
     runs = sorted({row["run_id"] for row in rows})
-    assert len(runs) == 4
+    assert len(runs) == 5
     for run in runs:
         path = folder / "artifacts" / "runs" / run
         assert (path / "checkpoints" / "operator_ema.pt").exists()
@@ -93,7 +93,7 @@ def test_smoke_plan_end_to_end(tmp_path: Path) -> None:
     status = json.loads(usim("sweep", "status", str(folder), "--json").stdout)
     assert set(status["runs"].values()) == {"done"}
     explained = usim("sweep", "explain", str(folder)).stdout
-    assert explained.count("changed:") == explained.count("why:") == explained.count("next:") == 4
+    assert explained.count("changed:") == explained.count("why:") == explained.count("next:") == 5
     assert usim("leaderboard", str(folder)).returncode == 0
     out = tmp_path / "rollout.nc"
     written = usim(

@@ -94,7 +94,7 @@ def test_whole_sweep_leaves_the_plans_artifacts(tmp_path: Path) -> None:
     assert champion["champion"].startswith("sweep_round_a_lr3e4_w5")
     lines = leaderboard_path(tmp_path).read_text().splitlines()
     assert tuple(lines[0].split(",")[:10]) == PLAN_COLUMNS
-    assert {line.split(",")[2] for line in lines[1:]} == {"baseline", "small_eval", "champion"}
+    assert {line.split(",")[2] for line in lines[1:]} == {"baseline", "reference", "small_eval", "champion"}
     page = report_path(tmp_path).read_text()
     assert len(page) < 300_000
     assert champion["sentence"] in page
