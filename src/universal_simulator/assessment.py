@@ -205,14 +205,13 @@ def _question(
         num_frames=frames.num_frames,
         max_groups={"small": evaluation.small_groups, "full": evaluation.full_groups}.get(suite),
     )
-    _refuse_seen(subject.surrogate, truth, file, suite)
+    if split != "validation":
+        _refuse_seen(subject.surrogate, truth, file)
     return truth, protocol_of(frames, truth, dataset_identity=dataset.identity, split=split)
 
 
-def _refuse_seen(surrogate: Surrogate, truth: Trajectories, file: Path, suite: str) -> None:
-    """Small-eval is about the validation split on purpose; nothing else may hold what training saw."""
-    if suite == "small":
-        return
+def _refuse_seen(surrogate: Surrogate, truth: Trajectories, file: Path) -> None:
+    """Only small-eval is about a split that training looked at (validation), and only of its own data."""
     seen = set(surrogate.architecture.seen_groups)
     shared = {group for group in truth.groups if group[:GROUP_DIGITS] in seen}
     if shared:
@@ -256,12 +255,11 @@ def _refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
             f"{dataset.path} holds fields {fields} under parameters {names}, the model knows "
             f"{architecture.field_names} under {architecture.parameter_names}"
         )
-    own = dataset.identity == architecture.data_identity
+    if dataset.identity == architecture.data_identity:
+        return  # splits of one data set need not have the same extremes
     for name, column, (low, high) in zip(
         names, dataset.header.parameters.T, architecture.parameter_range, strict=True
     ):
-        if own:
-            break  # splits of one data set need not have the same extremes
         if column.min() < low - 1e-6 * abs(low) or column.max() > high + 1e-6 * abs(high):
             raise DataError(
                 f"{dataset.path}: {name} {column.min():g} to {column.max():g} leaves the trained "

@@ -155,7 +155,7 @@ def _train(
         "wall_clock_s": sum(seconds.values()),
         "wall_clock_s_by_stage": seconds,
         "process_s": time.monotonic() - started,
-        "stopped_early": outcomes["operator"].stopped_early,
+        "stopped_early": outcomes["operator"].progress.stopped_early,
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "profile": config.profile,

@@ -349,8 +349,9 @@ def test_training_trajectories_in_another_file_are_recognised(tmp_path: Path, sm
     with h5py.File(other, "r+") as file:
         file["split"][...] = np.roll(file["split"][...], -60)
         del file.attrs["identity"]
-    with pytest.raises(LeakageError, match="trained or validated on"):
-        assessment.evaluate(RunFolder(tmp_path, record.run_id).path, suite="full", data_file=other)
+    for suite in ("full", "small"):
+        with pytest.raises(LeakageError, match="trained or validated on"):
+            assessment.evaluate(RunFolder(tmp_path, record.run_id).path, suite=suite, data_file=other)
 
 
 def test_an_edited_module_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

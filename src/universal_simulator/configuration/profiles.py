@@ -9,7 +9,7 @@ With r = steps_per_epoch of the profile and R = REFERENCE_STEPS_PER_EPOCH:
 An EMA decay is a memory in steps: kept as a share of the run it stays different between
 members and never outlives the run. f is the profile's learning_rate_factor: short runs need
 larger steps. Accumulation is either collapsed into one micro-batch or, where the profile says
-`accumulation: 1`, dropped: then every optimiser step sees the plan's micro-batch.
+`accumulation: drop`, dropped: then every optimiser step sees the plan's micro-batch.
 """
 
 from __future__ import annotations

@@ -60,7 +60,6 @@ class Progress:
 class StageOutcome:
     weights: dict[str, Tensor]
     progress: Progress
-    stopped_early: bool
 
 
 class StageTraining:
@@ -128,7 +127,7 @@ class StageTraining:
                 stored_at = time.monotonic()
             if self.on_step is not None:
                 self.on_step(self.progress.step, stop_at)
-        return StageOutcome(self.best, self.progress, self.progress.stopped_early)
+        return StageOutcome(self.best, self.progress)
 
     def _step(self, step: int) -> None:
         rate = learning_rate(self.stage, step)
