@@ -59,5 +59,9 @@ class ExecutorError(UsimError):
     """A run could not be started, watched or ended."""
 
 
+class BudgetError(UsimError):
+    """A ceiling of the plan is reached, or would be crossed."""
+
+
 class SweepLockedError(UsimError):
     """Another driver holds this sweep folder."""

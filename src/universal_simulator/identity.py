@@ -9,6 +9,9 @@ from pathlib import Path
 
 from universal_simulator.run_record import content_hash
 
+#: hex digits at the end of a run id that say who it is; what stands before is for the reader
+IDENTITY_DIGITS = 10
+
 
 @cache
 def code_version() -> str:
@@ -34,4 +37,4 @@ def input_hash(*, config_hash: str, data_identity: str, seed: int) -> str:
 def run_identity(name: str, *, config_hash: str, data_identity: str, seed: int) -> str:
     """`{name}-s{seed}-{10 hex digits}`."""
     digest = input_hash(config_hash=config_hash, data_identity=data_identity, seed=seed)
-    return f"{name}-s{seed}-{digest[:10]}"
+    return f"{name}-s{seed}-{digest[:IDENTITY_DIGITS]}"

@@ -9,6 +9,7 @@ import pytest
 
 from tests.sweep.records import evaluation, run_record
 from universal_simulator.errors import (
+    BudgetError,
     ConfigurationError,
     ExecutorError,
     IntegrityError,
@@ -164,7 +165,7 @@ def test_what_the_surroundings_broke_is_no_result_and_is_tried_again(tmp_path: P
 
 def test_results_of_another_code_are_never_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_sweep("smoke", tmp_path, executor=FakeExecutor())
-    monkeypatch.setattr("universal_simulator.sweep.driver.code_version", lambda: "f" * 64)
+    monkeypatch.setattr("universal_simulator.sweep.run_planning.code_version", lambda: "f" * 64)
     with pytest.raises(UserError, match="planned by other code"):
         run_sweep("smoke", tmp_path, executor=FakeExecutor())
 
@@ -231,6 +232,24 @@ def test_healing_has_a_cap_and_never_touches_a_baseline(tmp_path: Path) -> None:
     champion = state.decision("champion")
     assert champion is not None
     assert not champion["beat_baseline"]
+
+
+def test_a_used_up_budget_leaves_leaderboard_and_report_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    class Slow(FakeExecutor):
+        """Each job says that it took ten minutes; the plan has half an hour."""
+
+        def submit(self, job: Job) -> None:
+            super().submit(job)
+            self.ended[-1] = JobEnd(job.job_id, self.ended[-1].exit_code, 600.0)
+
+    with pytest.raises(BudgetError, match="used up"):
+        run_sweep("smoke", tmp_path, executor=Slow())
+    state = SweepState(tmp_path)
+    assert state.decision("champion") is None
+    assert "used up" in report_path(tmp_path).read_text()
+    rows = leaderboard_path(tmp_path).read_text().splitlines()
+    assert len(rows) > 1
+    assert state.seconds_spent == pytest.approx(2400, abs=700)
 
 
 def test_killed_run_is_tried_again_and_a_second_time_the_sweep_stops(tmp_path: Path) -> None:

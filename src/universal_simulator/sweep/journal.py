@@ -36,6 +36,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.events: list[Event] = []
+        self._of_kind: dict[str, list[Event]] = {}
         self.cut: str | None = None
         self._torn_at: int | None = None
         if path.exists():
@@ -55,11 +56,15 @@ class Journal:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self.events.append(event)
+        self._keep(event)
         return event
 
     def of(self, kind: str) -> list[Event]:
-        return [event for event in self.events if event.kind == kind]
+        return list(self._of_kind.get(kind, ()))
+
+    def _keep(self, event: Event) -> None:
+        self.events.append(event)
+        self._of_kind.setdefault(event.kind, []).append(event)
 
     def _replay(self) -> None:
         raw = self.path.read_bytes()
@@ -76,7 +81,7 @@ class Journal:
                     f"{self.path}:{number + 1}: this line does not match its checksum or number; "
                     "restore the file from a copy, or start a new folder"
                 )
-            self.events.append(event)
+            self._keep(event)
             good += len(line) + 1
         if tail:
             self.cut = tail.decode(errors="replace")

@@ -47,7 +47,7 @@ def _context(state: SweepState) -> dict[str, Any]:
     return {
         "plan": state.plan,
         "champion": champion,
-        "outcome": champion["sentence"] if champion else "The sweep has not reached a champion yet.",
+        "outcome": _outcome(state),
         "rung": rung(state.plan, headline_value(full[champion["champion"]], state.plan.headline_regime))
         if champion and champion["champion"] in full
         else None,
@@ -74,6 +74,15 @@ def _context(state: SweepState) -> dict[str, Any]:
         "test": {run: e for run, e in state.evaluations("test").items()},
         "failed": [e.data for e in state.journal.of("job_given_up")],
     }
+
+
+def _outcome(state: SweepState) -> str:
+    champion = state.decision("champion")
+    sentence = champion["sentence"] if champion else "The sweep has not reached a champion yet."
+    ends = [e for e in state.journal.events if e.kind in ("sweep_stopped", "sweep_finished")]
+    if ends and ends[-1].kind == "sweep_stopped":
+        sentence += f" It was stopped: {ends[-1].data['reason']}."
+    return sentence
 
 
 def _row(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from universal_simulator.run_record import (
     content_hash,
     read_document,
 )
-from universal_simulator.sweep.journal import Journal
+from universal_simulator.sweep.journal import Event, Journal
 from universal_simulator.sweep.plan import Plan
 
 JOURNAL = "journal.jsonl"
@@ -58,7 +60,7 @@ class Run:
 
 
 class SweepState:
-    """Replayed from the folder alone."""
+    """Replayed from the folder alone; what is appended to the journal is seen at once."""
 
     def __init__(self, folder: Path, journal: Journal | None = None) -> None:
         self.folder = folder
@@ -66,33 +68,78 @@ class SweepState:
         started = self.journal.of("sweep_started")
         if not started:
             raise IntegrityError(f"{folder} holds no sweep (no {JOURNAL} that starts one)")
-        self.plan = Plan.model_validate(started[0].data["plan"])
-        if self.plan.hash != started[0].data["plan_hash"]:
+        if content_hash(started[0].data["plan"]) != started[0].data["plan_hash"]:
             raise IntegrityError(f"{folder}: the journalled plan does not match its hash")
-        planned = [item for e in self.journal.of("runs_planned") for item in e.data["runs"]]
-        planned += [e.data["run"] for e in self.journal.of("run_healed")]
-        self.runs = [Run(**{**item, "overrides": tuple(item.get("overrides", ()))}) for item in planned]
+        self.plan = Plan.model_validate(started[0].data["plan"])
+        self._read = 0
+        self._runs: list[Run] = []
+        self._begun: Counter[str] = Counter()
+        self._ends: dict[str, list[Event]] = {}
+        self._given_up: dict[str, list[Event]] = {}
+        self._hashes: dict[str, dict[str, str]] = {}
+        self._seconds = 0.0
+
+    def _absorb(self) -> None:
+        """Take in the events since the last look."""
+        for event in self.journal.events[self._read :]:
+            data = event.data
+            match event.kind:
+                case "runs_planned":
+                    self._runs += [_run(item) for item in data["runs"]]
+                case "run_healed":
+                    self._runs.append(_run(data["run"]))
+                case "job_intent":
+                    self._begun[data["job"]] += 1
+                case "job_ended":
+                    self._ends.setdefault(data["job"], []).append(event)
+                    self._seconds += data["seconds"]
+                    for run_id, found in data.get("results", {}).items():
+                        self._hashes.setdefault(run_id, {}).update(found)
+                case "job_given_up":
+                    self._given_up.setdefault(data["job"], []).append(event)
+        self._read = len(self.journal.events)
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every run planned so far, in the order of planning."""
+        self._absorb()
+        return list(self._runs)
+
+    @property
+    def data_identity(self) -> str:
+        """Of the data that every run of this sweep is about."""
+        return str(self.journal.of("runs_planned")[0].data["data_identity"])
+
+    @property
+    def seconds_spent(self) -> float:
+        """Worker seconds of every attempt that ended, resumes included."""
+        self._absorb()
+        return self._seconds
 
     def done(self, job_id: str) -> bool:
-        return any(e.data["job"] == job_id and e.data["exit_code"] == 0 for e in self.journal.of("job_ended"))
+        self._absorb()
+        return any(e.data["exit_code"] == 0 for e in self._ends.get(job_id, ()))
 
     def failed(self, job_id: str) -> bool:
         """Given up and never done since."""
-        return not self.done(job_id) and any(e.data["job"] == job_id for e in self.journal.of("job_given_up"))
+        return not self.done(job_id) and job_id in self._given_up
 
     def failed_for_good(self, job_id: str) -> bool:
         """Trying again would end the same: the run itself failed, not what was around it."""
-        return self.failed(job_id) and any(
-            e.data["job"] == job_id and e.data["final"] for e in self.journal.of("job_given_up")
-        )
+        return self.failed(job_id) and any(e.data["final"] for e in self._given_up[job_id])
+
+    def last_words(self, job_id: str) -> str:
+        """The end of the log of a job that was given up."""
+        self._absorb()
+        return str(self._given_up[job_id][-1].data["log"])
 
     def running(self, job_id: str) -> bool:
         """Begun and not ended (or its driver died)."""
-        begun = sum(e.data["job"] == job_id for e in self.journal.of("job_intent"))
-        return begun > self.attempts(job_id)
+        return self.attempts(job_id) < self._begun[job_id]
 
     def attempts(self, job_id: str) -> int:
-        return sum(e.data["job"] == job_id for e in self.journal.of("job_ended"))
+        self._absorb()
+        return len(self._ends.get(job_id, ()))
 
     def record(self, run_id: str) -> RunRecord | None:
         """The run's record; its results must be those that the journal saw when its job ended."""
@@ -100,15 +147,15 @@ class SweepState:
         if not path.exists():
             return None
         record = read_document(path, RunRecord)
+        self._absorb()
         found = result_hashes(record)
-        for event in self.journal.of("job_ended"):
-            for name, digest in event.data.get("results", {}).get(run_id, {}).items():
-                if found.get(name) != digest:
-                    raise IntegrityError(
-                        f"{path}: the results of {name!r} are not those the journal saw when the job "
-                        "ended; the file was changed or restored from elsewhere: bring back the "
-                        "original, or start a new folder"
-                    )
+        for name, digest in self._hashes.get(run_id, {}).items():
+            if found.get(name) != digest:
+                raise IntegrityError(
+                    f"{path}: the results of {name!r} are not those the journal saw when the job "
+                    "ended; the file was changed or restored from elsewhere: bring back the "
+                    "original, or start a new folder"
+                )
         return record
 
     def records(self) -> dict[str, RunRecord]:
@@ -128,9 +175,21 @@ class SweepState:
             return 0
         return 1 + self.generation(next(r for r in self.runs if r.run_id == run.parent))
 
+    def members(self, round_name: str | None = None) -> list[Run]:
+        """Members of all rounds, or of one; a healed run comes after the one it heals."""
+        return [
+            run
+            for run in self.runs
+            if run.role == "member" and (round_name is None or run.round == round_name)
+        ]
+
     def baselines(self) -> list[str]:
         return [run.run_id for run in self.runs if run.role == "baseline"]
 
     def decision(self, kind: str) -> dict[str, Any] | None:
         events = self.journal.of(kind)
         return events[-1].data if events else None
+
+
+def _run(item: Mapping[str, Any]) -> Run:
+    return Run(**{**item, "overrides": tuple(item.get("overrides", ()))})

@@ -1,0 +1,44 @@
+"""The commands of a sweep, as jobs: data, training, evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from universal_simulator.run_record import RunFolder
+from universal_simulator.sweep.executor import Job
+from universal_simulator.sweep.plan import Plan
+from universal_simulator.sweep.state import Run
+
+DATA = "data"
+
+
+def log_path(folder: Path, name: str) -> Path:
+    return folder / "logs" / f"{name}.log"
+
+
+def data_job(plan: Plan, folder: Path) -> Job:
+    words = ("data", "generate", plan.dataset, "--folder", str(folder), "--json")
+    return Job(DATA, words, log_path(folder, DATA))
+
+
+def training_job(plan: Plan, folder: Path, run: Run) -> Job:
+    """Trains and small-evaluates; refused by the run itself if it is not the run that was planned."""
+    words = ("run", run.config, "--folder", str(folder), "--profile", plan.profile, "--run-id", run.run_id)
+    return Job(
+        training_id(run.run_id),
+        (*words, f"seed={run.seed}", *run.overrides),
+        RunFolder(folder, run.run_id).log,
+    )
+
+
+def evaluation_job(folder: Path, run_id: str, suite: str, *, opening: str | None = None) -> Job:
+    """`suite` full, or test with the journalled opening that allows it."""
+    files = RunFolder(folder, run_id)
+    words = ["evaluate", str(files.path), "--suite", suite]
+    if opening is not None:
+        words += ["--opening", opening]
+    return Job(f"{suite}:{run_id}", tuple(words), files.path / f"evaluate_{suite}.log")
+
+
+def training_id(run_id: str) -> str:
+    return f"train:{run_id}"
