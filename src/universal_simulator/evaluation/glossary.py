@@ -49,7 +49,9 @@ ENTRIES: dict[str, Entry] = {
     "bc_violation": Entry("jump of value or slope at the periodic seam over rms(u), the worse of both"),
     "bc_violation_value": Entry("jump of the value at the seam over rms(u)"),
     "bc_violation_slope": Entry("jump of the slope at the seam times half a cell over rms(u)"),
-    "pde_residual": Entry("residual of the equation between frames, relative to rms(u)/dt"),
+    "pde_residual": Entry(
+        "what the equation, solved in sub-steps, leaves of a frame after its neighbour, relative to rms(u)/dt"
+    ),
     "spectrum_error": Entry("relative error of the energy spectrum, phase ignored"),
     "spectrum_error_": Entry("the same per band of modes"),
 }
