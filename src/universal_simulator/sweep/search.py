@@ -1,0 +1,221 @@
+"""Local search around the best: a box of a few keys, filled trial by trial from recorded facts.
+
+For each key k with the base's effective value c_k > 0 the box is [(1 - w) c_k, (1 + w) c_k],
+w the plan's width (0.2: the plan's +-20 %). Trial i is a pure function of the facts of trials
+0 .. i - q, where q trials are in flight: not of who finished first, nor of how often the driver
+was restarted. Trials i - q + 1 .. i - 1 count as running, finished or not.
+
+Nothing here starts a run or imports an optimiser; `proposals.py` does the proposing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from universal_simulator.configuration.schema import PENDING_SECTIONS
+from universal_simulator.sweep.gates import GateResult
+
+#: digits that a proposed value keeps: what is journalled, hashed and run is the same number
+DIGITS = 6
+#: nearer to an edge than this share of the box's width counts as at the bound
+BOUND_SHARE = 0.01
+#: gates that say whether a trial is better, not whether it is allowed
+ACCURACY_GATES = ("improvement", "no_regression")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One searched key of the effective config, with the interval it moves in."""
+
+    key: str
+    low: float
+    high: float
+
+    @property
+    def centre(self) -> float:
+        return (self.low + self.high) / 2
+
+    def share(self, value: float) -> float:
+        """Where `value` lies: 0 at the low edge, 1 at the high one, beyond them outside the box."""
+        return (value - self.low) / (self.high - self.low)
+
+    def at(self, share: float) -> float:
+        value = self.low + share * (self.high - self.low)
+        return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
+
+
+@dataclass(frozen=True)
+class Box:
+    """The searched keys, and what was left out with the reason."""
+
+    parameters: tuple[Parameter, ...]
+    left_out: dict[str, str] = field(default_factory=dict)
+    recentred: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(parameter.key for parameter in self.parameters)
+
+    def at_bound(self, values: Mapping[str, float]) -> tuple[str, ...]:
+        """Keys whose value lies at an edge of the box (or outside it)."""
+        return tuple(
+            p.key for p in self.parameters if not BOUND_SHARE < p.share(values[p.key]) < 1 - BOUND_SHARE
+        )
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What the journal and the records say of one trial.
+
+    objective: the headline nrmse, None while it runs. margins: gate -> worst margin over the
+    regimes as a share of its threshold, below 0 where it blocks. failure: why it has no result.
+    """
+
+    values: dict[str, float]
+    objective: float | None = None
+    margins: dict[str, float] = field(default_factory=dict)
+    failure: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.objective is not None or self.failure is not None
+
+    @property
+    def allowed(self) -> bool:
+        """It has a result and no gate but accuracy blocks it."""
+        return self.objective is not None and all(margin >= 0 for margin in self.margins.values())
+
+
+def make_box(keys: Sequence[str], effective: Mapping[str, Any], *, width: float) -> Box:
+    """The box around the base's effective (flattened) config; dead keys are left out with a reason."""
+    parameters, left_out = [], {}
+    for key in keys:
+        reason = dead_because(key, effective)
+        if reason is not None:
+            left_out[key] = reason
+            continue
+        centre = float(effective[key])
+        parameters.append(Parameter(key, (1 - width) * centre, (1 + width) * centre))
+    return Box(tuple(parameters), left_out)
+
+
+def dead_because(key: str, effective: Mapping[str, Any]) -> str | None:
+    """Why moving `key` around its value can change nothing, or None where it can."""
+    section = key.partition(".")[0]
+    if key not in effective:
+        return "the config has no such key"
+    if section == "ttc" and not effective.get("ttc.enabled"):
+        return "test-time compute is off for this member, so nothing reads it"
+    if section in PENDING_SECTIONS and section != "ttc":
+        return f"the stage {section} is not run by this version"
+    stage = key.split(".")[1] if key.startswith("training.") else ""
+    if stage in ("codec", "operator") and stage not in effective.get("training.stages", ()):
+        return f"this member trains no {stage} stage"
+    value = effective[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return f"its value {value!r} is not a number to search around"
+    if value <= 0:
+        return f"its value is {value:g}: a share of nothing is no interval"
+    return None
+
+
+def needs_training(key: str) -> bool:
+    """False for keys that only inference reads: one trained model answers for all their values."""
+    return key.partition(".")[0] not in ("ttc", "guards")
+
+
+def visible_facts(facts: Sequence[Fact], *, trial: int, in_flight: int) -> tuple[list[Fact], list[Fact]]:
+    """(what trial number `trial` knows, what it counts as running) of the trials before it.
+
+    Raises ValueError when a fact it must know is not finished yet: propose it later.
+    """
+    known = list(facts[: max(0, trial - in_flight + 1)])
+    if not all(fact.finished for fact in known):
+        raise ValueError(f"trial {trial} waits for the trials up to {trial - in_flight}")
+    return known, [Fact(fact.values) for fact in facts[len(known) : trial]]
+
+
+def ask_seed(*parts: object) -> int:
+    """A 31-bit seed of what the ask is about: the same ask, the same proposal."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def gate_margins(results: Sequence[GateResult]) -> dict[str, float]:
+    """gate -> its worst margin over the regimes, as a share of the threshold.
+
+    Not evaluable counts as violated by its whole threshold; not applicable and accuracy gates
+    are no constraints. Exact zeros and thresholds of zero keep their absolute margin.
+    """
+    margins: dict[str, float] = {}
+    for gate in results:
+        if gate.name in ACCURACY_GATES or gate.answer == "not_applicable":
+            continue
+        if gate.answer == "not_evaluable" or gate.margin is None:
+            margin = -1.0
+        else:
+            margin = gate.margin / gate.threshold if gate.threshold else gate.margin
+        margins[gate.name] = min(margin, margins.get(gate.name, math.inf))
+    return margins
+
+
+def best(facts: Sequence[Fact]) -> int | None:
+    """Index of the allowed fact with the lowest objective; the earlier one of equals."""
+    allowed = [
+        (fact.objective, index)
+        for index, fact in enumerate(facts)
+        if fact.allowed and fact.objective is not None
+    ]
+    return min(allowed)[1] if allowed else None
+
+
+def recentre(box: Box, facts: Sequence[Fact], *, width: float) -> Box | None:
+    """Once: where the best trial lies at an edge, its keys move their interval around it.
+
+    The interval becomes [(1 - w) b, (1 + w) b] around the best value b. None where the box was
+    moved before, nothing is allowed yet or the best lies inside.
+    """
+    winner = best(facts)
+    if box.recentred or winner is None:
+        return None
+    values = facts[winner].values
+    moved = box.at_bound(values)
+    if not moved:
+        return None
+    parameters = tuple(
+        Parameter(p.key, (1 - width) * values[p.key], (1 + width) * values[p.key]) if p.key in moved else p
+        for p in box.parameters
+    )
+    return replace(box, parameters=parameters, recentred=True)
+
+
+def confirmation(
+    values: Sequence[float], champion: float, *, seed_cv: float | None, relative: float
+) -> tuple[bool, str]:
+    """Does the winner hold on fresh seeds? (answer, the sentence with its figures)
+
+    values: its nrmse with three seeds that the search never saw; the searched seed was chosen for
+    being the best of many and does not count. It holds when the mean beats the champion by the
+    plan's relative share and by 1.645 standard errors (one-sided 95 %): seed_cv, the measured
+    coefficient of variation, times the champion's value times sqrt(1/n + 1).
+    """
+    if len(values) < 3 or not all(math.isfinite(value) for value in values):
+        return False, f"a confirmation needs three finished seeds, {len(values)} did"
+    if seed_cv is None:
+        return (
+            False,
+            "the seed spread was not measured (three baseline seeds of one protocol), so nothing is beyond it",
+        )
+    mean = math.fsum(values) / len(values)
+    gain = champion - mean
+    noise = 1.645 * seed_cv * champion * math.sqrt(1 / len(values) + 1)
+    tests = {
+        f"mean of {len(values)} fresh seeds {mean:.4g} against {champion:.4g} of the champion, "
+        f"gain {gain / champion:.1%} (needs {relative:.0%})": gain >= relative * champion,
+        f"gain {gain:.4g} beyond the noise of that comparison {noise:.4g}": gain > noise,
+    }
+    return all(tests.values()), "; ".join(f"{text}: {'yes' if ok else 'no'}" for text, ok in tests.items())
