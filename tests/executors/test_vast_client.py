@@ -23,10 +23,10 @@ from hypothesis.stateful import (
 from pydantic import SecretStr
 
 from tests.executors.loopback_vast import SPOILT, Clock, LoopbackVast, Machine, offer
+from universal_simulator.credentials import read_vast_key
 from universal_simulator.errors import UserError
 from universal_simulator.executors.reaper import Journalled, decide, new_label, parse_label, reap
 from universal_simulator.executors.vast_client import VastClient
-from universal_simulator.executors.vast_connection import read_key
 from universal_simulator.executors.vast_replies import (
     CloudError,
     Created,
@@ -524,27 +524,27 @@ def test_nothing_is_verified_while_the_list_is_unknown(world: World) -> None:
 def test_the_key_comes_from_the_environment_or_the_users_file(tmp_path: Path) -> None:
     home = {"HOME": str(tmp_path)}
     with pytest.raises(UserError, match="set VAST_API_KEY"):
-        read_key(home)
+        read_vast_key(home)
     (tmp_path / ".vast_api_key").write_text("from-old-file\n")
-    assert read_key(home).get_secret_value() == "from-old-file"
+    assert read_vast_key(home).get_secret_value() == "from-old-file"
     (tmp_path / ".config" / "vastai").mkdir(parents=True)
     (tmp_path / ".config" / "vastai" / "vast_api_key").write_text("from-new-file")
-    assert read_key(home | {"VAST_API_KEY": " "}).get_secret_value() == "from-new-file"
-    key = read_key(home | {"VAST_API_KEY": KEY})
+    assert read_vast_key(home | {"VAST_API_KEY": " "}).get_secret_value() == "from-new-file"
+    key = read_vast_key(home | {"VAST_API_KEY": KEY})
     assert key.get_secret_value() == KEY
     assert KEY not in repr(key) + str(key) + repr({"key": key})
     named = tmp_path / "named"
     named.write_text("from-named-file")
-    assert read_key(home | {"VAST_API_KEY": KEY}, named).get_secret_value() == "from-named-file"
+    assert read_vast_key(home | {"VAST_API_KEY": KEY}, named).get_secret_value() == "from-named-file"
     with pytest.raises(UserError, match="write the key into"):
-        read_key(home, tmp_path / "absent")
+        read_vast_key(home, tmp_path / "absent")
     with pytest.raises(UserError, match="cannot be read"):
-        read_key(home, tmp_path)
+        read_vast_key(home, tmp_path)
 
 
 @pytest.mark.parametrize("bad", ["two words", "line\nbreak-in-key", "kéykéykéykéy", "short", "x" * 513])
 def test_a_key_that_fits_no_header_is_refused_unseen(bad: str) -> None:
-    for make in (lambda: read_key({"VAST_API_KEY": bad}), lambda: VastClient("https://h", SecretStr(bad))):
+    for make in (lambda: read_vast_key({"VAST_API_KEY": bad}), lambda: VastClient("https://h", SecretStr(bad))):
         with pytest.raises(UserError) as caught:
             make()
         assert bad not in "".join(traceback.format_exception(caught.value))

@@ -9,6 +9,7 @@ import typer
 
 from universal_simulator import __version__
 from universal_simulator.cli import config, data, doctor, model, run, sweep
+from universal_simulator.credentials import masked
 from universal_simulator.errors import UsimError
 
 app = typer.Typer(
@@ -43,10 +44,10 @@ def main() -> None:
     except UsimError as error:
         if os.environ.get("USIM_DEBUG"):
             raise
-        print(f"usim: {error}", file=sys.stderr)
+        print(masked(f"usim: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         if os.environ.get("USIM_DEBUG"):
             raise
-        print(f"usim: {error} (set USIM_DEBUG=1 for the traceback)", file=sys.stderr)
+        print(masked(f"usim: {error} (set USIM_DEBUG=1 for the traceback)"), file=sys.stderr)
         sys.exit(1)

@@ -10,6 +10,7 @@ import sys
 import time
 from typing import IO
 
+from universal_simulator.credentials import without_secrets
 from universal_simulator.errors import ExecutorError
 from universal_simulator.sweep.executor import Executor, Job, JobEnd
 
@@ -32,7 +33,7 @@ class LocalProcessExecutor(Executor):
 
     def submit(self, job: Job) -> None:
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {
+        environment = without_secrets(os.environ) | {
             "OMP_NUM_THREADS": str(self.threads),
             "MKL_NUM_THREADS": str(self.threads),
             "PYTHONUNBUFFERED": "1",

@@ -9,12 +9,12 @@ import re
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 from pydantic import BaseModel, SecretStr, ValidationError
 
+from universal_simulator.credentials import MASK, checked_key
 from universal_simulator.errors import UserError
 from universal_simulator.executors.vast_replies import (
     CloudError,
@@ -31,33 +31,6 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _Model = TypeVar("_Model", bound=BaseModel)
 _T = TypeVar("_T")
-
-
-def read_key(environment: Mapping[str, str], key_file: Path | None = None) -> SecretStr:
-    """The user's key: from `key_file` if named, else VAST_API_KEY, else the files of Vast.ai's own tool."""
-    if key_file is None and environment.get("VAST_API_KEY", "").strip():
-        return checked_key(environment["VAST_API_KEY"], "VAST_API_KEY")
-    home = Path(environment.get("HOME") or Path.home())
-    settings = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
-    files = [key_file] if key_file else [settings / "vastai" / "vast_api_key", home / ".vast_api_key"]
-    for path in files:
-        try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                return checked_key(file.read(4096), str(path))
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise UserError(f"the key file {path} cannot be read: {error.strerror}") from None
-    names = " or ".join(map(str, files))
-    raise UserError(f"no Vast.ai key: set VAST_API_KEY, or write the key into {names}")
-
-
-def checked_key(text: str, source: str) -> SecretStr:
-    """One that fits a header; anything else would be quoted in an error of the HTTP library."""
-    key = text.strip()
-    if not re.fullmatch(r"[\x21-\x7e]{8,512}", key):
-        raise UserError(f"{source} holds no Vast.ai key: expected one word of 8 to 512 plain characters")
-    return SecretStr(key)
 
 
 def checked_url(text: str, *, loopback: bool) -> httpx.URL:
@@ -218,13 +191,13 @@ class Connection:
                         trouble = f"more than {MAX_REPLY_BYTES} bytes or {self._request_timeout_s:g} s"
                         break
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
-            trouble = brief(f"{type(error).__name__}: {error}".replace(secret, "***"))
+            trouble = brief(f"{type(error).__name__}: {error}".replace(secret, MASK))
         if trouble:
             raise UnknownOutcome(f"{where}: no whole answer ({trouble}), so its outcome is unknown")
         after = reply.headers.get("Retry-After", "")
         return Answer(
             where,
             reply.status_code,
-            bytes(content).replace(secret.encode(), b"***"),
+            bytes(content).replace(secret.encode(), MASK.encode()),
             float(after) if re.fullmatch(r"[0-9]{1,9}", after) else None,
         )

@@ -6,6 +6,8 @@ import abc
 from dataclasses import dataclass
 from pathlib import Path
 
+from universal_simulator.credentials import refuse_secrets
+
 
 @dataclass(frozen=True)
 class Job:
@@ -14,6 +16,10 @@ class Job:
     job_id: str
     arguments: tuple[str, ...]
     log: Path
+
+    def __post_init__(self) -> None:
+        """Before a command reaches a journal, a process list or another machine."""
+        refuse_secrets(self.arguments, self.job_id)
 
 
 @dataclass(frozen=True)

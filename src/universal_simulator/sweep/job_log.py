@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from universal_simulator.credentials import masked
 from universal_simulator.errors import ExecutorError
 
 #: bytes at the end of a log that hold its last lines, however long it has grown
@@ -14,13 +15,13 @@ TAIL_BYTES = 16_384
 
 
 def tail(path: Path, lines: int = 12) -> str:
-    """The last lines, or a remark that there is no log."""
+    """The last lines with secrets masked, or a remark that there is no log."""
     if not path.exists():
         return "(no log)"
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
         text = file.read().decode("utf-8", errors="replace")
-    return "\n".join(text.splitlines()[-lines:])
+    return masked("\n".join(text.splitlines()[-lines:]))
 
 
 def live_share(path: Path) -> float:
