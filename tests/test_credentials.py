@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from universal_simulator.credentials import (
     without_secrets,
 )
 from universal_simulator.errors import ExecutorError, UserError
-from universal_simulator.executors.local_process import LocalProcessExecutor
+from universal_simulator.executors.local_process import USIM, LocalProcessExecutor
 from universal_simulator.sweep.driver import run_sweep
 from universal_simulator.sweep.executor import Job, JobEnd
 
@@ -129,14 +128,12 @@ def test_a_sweep_leaves_no_secret_behind(planted: list[str], tmp_path: Path) -> 
     assert "connecting with ***" in (folder / "journal.jsonl").read_text()
 
 
-def test_a_training_job_gets_none_of_our_keys(
-    planted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_job_gets_none_of_our_keys(planted: list[str], tmp_path: Path) -> None:
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\nenv\ntr '\\0' ' ' < /proc/$$/cmdline\n")
     script.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(script))
-    executor, log = LocalProcessExecutor(1), tmp_path / "job.log"
+    command = (str(script), *USIM[1:])
+    executor, log = LocalProcessExecutor(1, command=command), tmp_path / "job.log"
     executor.submit(Job("train:x", ("run", "config"), log))
     ends: list[JobEnd] = []
     while not ends:

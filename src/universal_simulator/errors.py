@@ -59,6 +59,10 @@ class ExecutorError(UsimError):
     """A run could not be started, watched or ended."""
 
 
+class UnreachableError(ExecutorError):
+    """Where a job runs does not answer: it may be at work or gone, so nothing may be concluded."""
+
+
 class BudgetError(UsimError):
     """A ceiling of the plan is reached, or would be crossed."""
 

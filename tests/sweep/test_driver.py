@@ -18,7 +18,7 @@ from universal_simulator.errors import (
 )
 from universal_simulator.run_record import RunFolder, RunRecord, read_document, write_json
 from universal_simulator.sweep.driver import locked, rebuild_reports, run_sweep
-from universal_simulator.sweep.executor import Executor, Job, JobEnd
+from universal_simulator.sweep.executor import Executor, Job, JobEnd, JobState
 from universal_simulator.sweep.journal import Journal
 from universal_simulator.sweep.leaderboard import PLAN_COLUMNS, leaderboard_path, result_digest
 from universal_simulator.sweep.plan import load_plan
@@ -83,6 +83,18 @@ class FakeExecutor(Executor):
     def wait(self, timeout_s: float) -> list[JobEnd]:
         ended, self.ended = self.ended, []
         return ended
+
+    def attach(self, job_id: str, folder: Path | str) -> bool:
+        return False
+
+    def state(self, job_id: str) -> JobState:
+        return "ended" if job_id in self.submitted else "unknown"
+
+    def cancel(self, job_id: str) -> JobEnd | None:
+        return next((end for end in self.ended if end.job_id == job_id), None)
+
+    def tail(self, job_id: str, lines: int = 12) -> str:
+        return ""
 
     def cancel_all(self) -> None:
         self.ended = []

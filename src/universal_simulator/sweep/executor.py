@@ -1,21 +1,97 @@
-"""The contract between the driver and whatever runs its jobs."""
+"""The contract between the driver and whatever runs its jobs.
+
+An executor runs `usim` commands somewhere: processes of this machine, a Ray cluster, rented
+instances. The driver decides and journals, the executor only carries out. Every implementation
+passes the tests of `tests/executors/contract.py`.
+
+**Conventions**
+
+*Identity.* A job is named by two strings, its `job_id` (unique in its sweep) and its `folder` (the
+sweep's). They are all that a new driver has after the old one died. A job resubmitted keeps both.
+
+*Who submits.* One driver per folder (its lock sees to that), from one thread. The driver journals the
+intent before `submit` and the end after `wait`; so after a crash a job can be running that no
+journal says has ended. A resumed driver therefore calls `attach` for each such job first and submits
+only where the answer is False.
+
+*Every submission ends exactly once*, as one `JobEnd` handed out by `wait` or by `cancel`, never by
+both and never twice. After that the job can be submitted again: it goes on from its own checkpoint.
+
+*Three ways to end.* The process told an exit code: 0 is success, above 0 the command failed
+(resubmitting would repeat it), below 0 a signal ended it. Or `lost`: the worker, its host or the
+cluster's head went away before an exit code was told; that is not the run's fault and no finding
+about it, so it is resubmitted from its checkpoint and counted on its own.
+
+*Silence is not an answer.* Where a job runs and does not reply, the job is neither ended nor lost:
+`state` says "unknown", `wait` returns without it, `attach` raises `UnreachableError`. It becomes
+lost only by evidence: its process, worker, instance or cluster is known to be gone.
+
+*Nothing runs twice.* An executor starts a job only when no earlier process of the same two strings
+can still be writing into the run's folder. `cancel` returns when the process is gone, not when it
+has been asked to go.
+
+*Order.* `slots` jobs run at a time; more than that, or more than fit their needs, wait inside the
+executor in the order given. What can never fit is refused by `submit`.
+"""
 
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from universal_simulator.credentials import refuse_secrets
+
+#: unknown: never heard of here, or where it runs does not answer: conclude nothing
+#: waiting: accepted, not started (no free slot, instance loading)
+#: running: its process was seen at work
+#: ended: an exit code was told, or it was cancelled
+#: lost: known to be gone without an exit code
+JobState = Literal["unknown", "waiting", "running", "ended", "lost"]
+
+#: exit code of a `JobEnd` that is lost: below 0 like a signal, but of no signal
+LOST_EXIT_CODE = -255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one job needs; the default is small and fits everywhere.
+
+    threads: CPU threads of the numerics (OMP_NUM_THREADS), None for an equal share of the
+    executor's own. Results are bit for bit only for equal thread counts.
+    gpus: whole GPUs for this job alone. memory_gib: main memory, None for no limit.
+    machine_class: a name that an executor with several kinds of machine maps to one of them
+    ("small" is its cheapest); others ignore it.
+    """
+
+    threads: int | None = None
+    gpus: int = 0
+    memory_gib: float | None = None
+    machine_class: str = "small"
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1 or None for a share, got {self.threads}")
+        if self.gpus < 0:
+            raise ValueError(f"gpus must be 0 or more, got {self.gpus}")
+        if self.memory_gib is not None and not self.memory_gib > 0:
+            raise ValueError(f"memory_gib must be above 0 or None for no limit, got {self.memory_gib}")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One `usim` command. `job_id` is unique in its sweep; both strings rebuild it."""
+    """One `usim` command. `job_id` is unique in its sweep; with `folder` it finds the job again.
+
+    arguments: the words after `usim`. log: where the driver reads its output (appended to).
+    folder: the sweep's folder; a job without one runs, but cannot be attached to.
+    """
 
     job_id: str
     arguments: tuple[str, ...]
     log: Path
+    folder: Path | None = None
+    resources: Resources = field(default_factory=Resources)
 
     def __post_init__(self) -> None:
         """Before a command reaches a journal, a process list or another machine."""
@@ -24,26 +100,61 @@ class Job:
 
 @dataclass(frozen=True)
 class JobEnd:
-    """exit_code is negative for a job ended by a signal."""
+    """How one submission ended.
+
+    exit_code is negative for a job ended by a signal, `LOST_EXIT_CODE` for a lost one.
+    seconds: how long it ran, waiting excluded, as far as known. lost: worker or host went away;
+    not the run's fault, resubmit it from its checkpoint.
+    """
 
     job_id: str
     exit_code: int
     seconds: float
+    lost: bool = False
 
 
 class Executor(abc.ABC):
-    """Runs jobs, `slots` at a time. The driver never submits more than fit."""
+    """Runs jobs, `slots` at a time; the module's docstring has the rules for all methods."""
 
     slots: int
 
     @abc.abstractmethod
     def submit(self, job: Job) -> None:
-        """Start a job; raises ExecutorError if it cannot be started."""
+        """Accept a job, to run now or when there is room.
+
+        Raises ExecutorError if it cannot be started, can never fit, or is at work here already;
+        UnreachableError (one of those) if nobody answered and nothing was accepted.
+        """
+
+    @abc.abstractmethod
+    def attach(self, job_id: str, folder: Path | str) -> bool:
+        """Take over a job that another driver submitted for `folder`.
+
+        True: found; from now on it is this executor's, and `wait` will report its end, also one
+        that came meanwhile. False: certainly gone and not at work anywhere; submit it again.
+        Raises UnreachableError where that cannot be known now: submitting could run it twice.
+        """
 
     @abc.abstractmethod
     def wait(self, timeout_s: float) -> list[JobEnd]:
-        """Jobs that ended since the last call; returns early when one ends."""
+        """Jobs that ended since the last call; returns early when one ends or none is at work."""
+
+    @abc.abstractmethod
+    def state(self, job_id: str) -> JobState:
+        """What is known of a job submitted or attached here. Never raises for a silent worker."""
+
+    @abc.abstractmethod
+    def cancel(self, job_id: str) -> JobEnd | None:
+        """End a job and return its end when its process is gone; `wait` will not repeat it.
+
+        A job that ended by itself just before gives that end. None: nothing is at work under this
+        name. Raises UnreachableError where the process may still be at work.
+        """
+
+    @abc.abstractmethod
+    def tail(self, job_id: str, lines: int = 12) -> str:
+        """The last lines of the job's output so far; "" where there is none yet."""
 
     @abc.abstractmethod
     def cancel_all(self) -> None:
-        """End every running job; idempotent."""
+        """End every job at work here; idempotent. Their ends are not reported."""
