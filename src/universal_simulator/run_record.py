@@ -131,6 +131,10 @@ class Predictor(Document):
     weights: Literal["raw", "ema"]
     guards: tuple[str, ...]
     members: int = 1
+    #: whose figures the headline's are: one rollout without noise, or the mean of the members
+    kind: Literal["deterministic", "ensemble_mean"] = "deterministic"
+    #: of the members' noise
+    noise_seed: int | None = None
     test_time_compute: bool = False
     solver_in_the_loop: bool = False
 
@@ -143,7 +147,8 @@ class RegimeResult(Document):
     """Metrics of one parameter regime (one viscosity, one speed).
 
     `per_group` holds, for metrics that gates compare in pairs, one value per group in
-    the order of `groups`. `curves` hold one value per predicted frame.
+    the order of `groups`. `curves` hold one value per predicted frame; of an ensemble also one per
+    level (`coverage*`), rank (`rank_histogram*`) and bin of spread (`spread_skill_binned*`).
     """
 
     parameters: dict[str, float]

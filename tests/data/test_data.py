@@ -20,7 +20,7 @@ from universal_simulator.data import pdebench
 from universal_simulator.data.dataset import Dataset, open_dataset
 from universal_simulator.data.generator import generate
 from universal_simulator.data.specification import DatasetSpec
-from universal_simulator.data.splits import SPLITS
+from universal_simulator.data.splits import SPLITS, calibration_halves
 from universal_simulator.data.windows import StreamingWindowSource, WindowSource
 from universal_simulator.errors import DataError, IntegrityError, LeakageError
 from universal_simulator.experiment import ensure_dataset
@@ -183,6 +183,20 @@ def test_planted_test_trajectory_in_train_is_caught(
         open_dataset(path).audit()
     with pytest.raises(IntegrityError, match="changed"):
         open_dataset(path).verify()
+
+
+def test_calibration_has_two_halves_without_a_shared_group(smoke_data: Dataset) -> None:
+    first, second = (smoke_data.load(f"calibration_{half}") for half in ("uncertainty", "rewards"))
+    whole = smoke_data.load("calibration")
+    assert set(first.groups).isdisjoint(second.groups)
+    assert sorted([*first.groups, *second.groups]) == sorted(whole.groups)
+    assert len(set(first.groups)) == len(set(second.groups)) == 4
+    assert list(first.regimes()) == list(second.regimes()) == list(whole.regimes())
+    assert smoke_data.load("calibration_uncertainty", max_groups=1).groups[0] in first.groups
+    ours, theirs = calibration_halves(["c", "a", "b", "a"])
+    assert (ours, theirs) == ({"a", "b"}, {"c"})
+    with pytest.raises(DataError, match="at least 2"):
+        calibration_halves(["a", "a"])
 
 
 def test_windows_are_slices_of_the_file(smoke_data: Dataset) -> None:

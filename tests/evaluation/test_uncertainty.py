@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from universal_simulator.evaluation import uncertainty as u
-from universal_simulator.evaluation.uncertainty import Recalibration
+from universal_simulator.evaluation.recalibration import Recalibration
 
 B, M, T, C, X = 3, 5, 4, 2, 6
 

@@ -13,7 +13,13 @@ import torch
 
 from universal_simulator.data import pdebench
 from universal_simulator.data.batch import Trajectories, group_hash, regime_label
-from universal_simulator.data.splits import SPLITS, audit, split_by_group
+from universal_simulator.data.splits import (
+    CALIBRATION_HALVES,
+    SPLITS,
+    audit,
+    calibration_halves,
+    split_by_group,
+)
 from universal_simulator.errors import DataError, IntegrityError
 from universal_simulator.physics.domain import Grid
 from universal_simulator.physics.equations import Equation
@@ -91,11 +97,18 @@ class Dataset:
         )
 
     def rows(self, split: str, *, max_groups: int | None = None) -> np.ndarray:
-        """Row indices of a split in file order; at most the first `max_groups` groups."""
+        """Row indices of a split in file order; at most the first `max_groups` groups.
+
+        split: one of SPLITS, one of CALIBRATION_HALVES, OFFICIAL_TEST, or `all`.
+        """
         if split == "all":
             rows = np.arange(self.header.shape[0])
         elif split == OFFICIAL_TEST:
             rows = np.arange(max(1, self.header.shape[0] // 10))
+        elif split in CALIBRATION_HALVES:
+            whole = self.rows("calibration")
+            half = calibration_halves([self.groups[row] for row in whole])[CALIBRATION_HALVES.index(split)]
+            rows = np.array([row for row in whole if self.groups[row] in half], dtype=int)
         else:
             rows = np.flatnonzero(self.split_of_row == SPLITS.index(split))
         if max_groups is None:

@@ -11,6 +11,8 @@ from universal_simulator.errors import DataError, LeakageError
 SPLITS = ("train", "calibration", "validation", "selection", "test")
 #: where a file brings no split of its own
 FRACTIONS = {"train": 0.6, "calibration": 0.1, "validation": 0.1, "selection": 0.1, "test": 0.1}
+#: the calibration split's two halves: for recalibrating uncertainty, for training learned rewards
+CALIBRATION_HALVES = ("calibration_uncertainty", "calibration_rewards")
 
 
 def split_by_group(groups: Sequence[str]) -> np.ndarray:
@@ -27,6 +29,22 @@ def split_by_group(groups: Sequence[str]) -> np.ndarray:
     labels = np.repeat(np.arange(len(SPLITS)), counts)
     of_group = dict(zip(distinct, labels.tolist(), strict=True))
     return np.array([of_group[group] for group in groups], dtype=np.int8)
+
+
+def calibration_halves(groups: Sequence[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """The groups of the calibration split as two halves, in the order of CALIBRATION_HALVES.
+
+    By sorted hash, so from the groups alone: whatever is loaded of a half later, the other never
+    shares an initial condition with it. An odd one goes to the first. One group has no two halves.
+    """
+    distinct = sorted(set(groups))
+    if len(distinct) < 2:
+        raise DataError(
+            f"the calibration split has {len(distinct)} initial condition(s); its two halves (recalibration "
+            "and learned rewards) need at least 2, bring more trajectories"
+        )
+    middle = (len(distinct) + 1) // 2
+    return frozenset(distinct[:middle]), frozenset(distinct[middle:])
 
 
 def audit(groups: Mapping[str, Sequence[str]]) -> None:

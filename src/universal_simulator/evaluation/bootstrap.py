@@ -47,6 +47,21 @@ def mean_interval(
     return float(low), float(high)
 
 
+def resample_weights(groups: Sequence[str], *, samples: int, seed: int = SEED) -> np.ndarray:
+    """Weights of each trajectory, (1 + S, B): the groups as they are, then S resamples of them.
+
+    A group weighs how often it was drawn, a trajectory its share of that: what is pooled with them
+    is a mean over groups. Deterministic in its arguments; a resample may draw nothing of some.
+    """
+    order = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+    rows = np.array([order[group] for group in groups], dtype=int)
+    picks = np.random.default_rng(seed).integers(0, len(order), size=(samples, len(order)))
+    flat = picks + len(order) * np.arange(samples)[:, None]
+    drawn = np.bincount(flat.ravel(), minlength=samples * len(order)).reshape(samples, len(order))
+    counts = np.concatenate([np.ones((1, len(order))), drawn])
+    return (counts / np.bincount(rows, minlength=len(order)))[:, rows]
+
+
 def paired_interval(
     candidate: np.ndarray, reference: np.ndarray, *, samples: int, level: float = 0.95
 ) -> tuple[float, float]:

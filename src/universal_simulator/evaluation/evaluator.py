@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol as TypingProtocol
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,25 +12,27 @@ from torch import Tensor
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.errors import UserError
 from universal_simulator.evaluation import accuracy, protocols
-from universal_simulator.evaluation.measurement import Measurement, joined, measure, spectrum_frames
+from universal_simulator.evaluation.contract import EnsemblePredictor, FieldPredictor, stochastic
+from universal_simulator.evaluation.ensemble import (
+    EnsembleMeasurement,
+    EnsembleRules,
+    bins_stride,
+    joined_ensembles,
+    refuse_batch_dependence,
+    rows_at_once,
+    sample,
+)
+from universal_simulator.evaluation.measurement import (
+    Measurement,
+    joined_measurements,
+    measure,
+    nrmse_of,
+    spectrum_frames,
+)
 from universal_simulator.evaluation.probes import probe
 from universal_simulator.evaluation.references import Rows
 from universal_simulator.evaluation.regime import regime_result
 from universal_simulator.run_record import EvaluationResult, Predictor, Protocol, RegimeResult
-
-
-class FieldPredictor(TypingProtocol):
-    """What the evaluator asks of a model; fields physical, (B, [T,] C, X).
-
-    A predictor may also answer `boundary_query(fields, parameters, distance) -> (B, C, 6)`:
-    its own decoded u at -d, 0, d, L - d, L, L + d after one step. Without it the seam is
-    judged on the grid.
-    """
-
-    def rollout(self, initial: Tensor, parameters: Tensor, steps: int) -> Tensor: ...
-    def guard(self, fields: Tensor, initial: Tensor) -> Tensor: ...
-    def step(self, fields: Tensor, parameters: Tensor) -> Tensor: ...
-    def reconstruct(self, fields: Tensor, parameters: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Examples:
     """What the pictures of one regime are drawn from: a median, a p95 and the worst trajectory.
 
     rows: of the whole truth. predicted (3, T, C, X), guarded. spectra: truth and prediction,
-    mean over trajectories, (F, K) at the predicted frames `frames`.
+    mean over trajectories, (F, K) at the predicted frames `frames`. members (3, m, F, C, X): some
+    guarded members at those frames, of a stochastic predictor.
     """
 
     names: tuple[str, ...]
@@ -48,6 +50,17 @@ class Examples:
     predicted: Tensor
     frames: tuple[int, ...]
     spectra: dict[str, Tensor]
+    members: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One batch, measured; guarded (B, T, C, X)."""
+
+    measured: Measurement
+    guarded: Tensor
+    ensemble: EnsembleMeasurement | None
+    seconds: float
 
 
 class Evaluator:
@@ -61,50 +74,80 @@ class Evaluator:
         batch_size: int,
         bootstrap_samples: int,
         on_batch: Callable[[int, int], None] | None = None,
+        ensemble: EnsembleRules | None = None,
     ) -> None:
         self.truth = truth
         self.references = references
         self.batch_size = batch_size
         self.bootstrap_samples = bootstrap_samples
         self.on_batch = on_batch
+        self.rules = ensemble or EnsembleRules()
         #: regime -> seconds per trajectory of the last rollout: an observation, not a result
         self.rollout_s: dict[str, float] = {}
 
     def run(self, predictor: FieldPredictor) -> tuple[dict[str, RegimeResult], dict[str, Examples]]:
         """(regime -> result, regime -> what its pictures show)."""
         results, examples = {}, {}
-        done = 0
+        done, sampler = 0, stochastic(predictor)
         for label, rows in self.truth.regimes().items():
-            parts: list[tuple[Measurement, dict[str, Tensor], Tensor]] = []
-            self.rollout_s[label] = 0.0
-            for batch in self._batches(self.truth.subset(rows)):
-                started = time.perf_counter()
-                raw = _rollout(predictor, batch)
-                self.rollout_s[label] += (time.perf_counter() - started) / len(rows)
-                guarded = predictor.guard(raw, batch.fields[:, 0])
-                parts.append((measure(batch, raw, guarded), probe(predictor, batch), guarded))
+            regime = self.truth.subset(rows)
+            parts: list[_Part] = []
+            for batch in self._batches(regime, sampler):
+                if sampler is not None and not done:
+                    refuse_batch_dependence(sampler, batch, seed=self.rules.noise_seed)
+                parts.append(self._measure(predictor, batch, label, bins_stride(regime)))
                 done += len(batch)
                 if self.on_batch is not None:
                     self.on_batch(done, len(self.truth))
-            measured = Measurement(
-                joined([m.per_sample for m, _, _ in parts]) | joined([p for _, p, _ in parts]),
-                joined([m.per_frame for m, _, _ in parts]),
-                joined([m.spectra for m, _, _ in parts]),
-            )
-            predicted = torch.cat([guarded for _, _, guarded in parts])
+            self.rollout_s[label] = sum(part.seconds for part in parts) / len(rows)
+            measured = joined_measurements([part.measured for part in parts])
+            predicted = torch.cat([part.guarded for part in parts])
+            ensembles = [part.ensemble for part in parts if part.ensemble is not None]
+            ensemble = joined_ensembles(ensembles) if ensembles else None
             results[label] = regime_result(
-                self.truth.subset(rows),
+                regime,
                 measured,
                 predicted,
                 references=self.references.get(label, {}),
                 bootstrap_samples=self.bootstrap_samples,
+                ensemble=ensemble,
+                calibration=self.rules.calibrations.get(label),
+                why_uncalibrated=self.rules.why_uncalibrated(label),
             )
-            examples[label] = _examples(rows, measured, predicted)
+            examples[label] = _examples(rows, measured, predicted, ensemble)
         return results, examples
 
-    def _batches(self, part: Trajectories) -> Iterator[Trajectories]:
-        for start in range(0, len(part), self.batch_size):
-            yield part.subset(torch.arange(start, min(start + self.batch_size, len(part))))
+    def _measure(self, predictor: FieldPredictor, batch: Trajectories, label: str, x_stride: int) -> _Part:
+        """The headline's fields, measured; of a stochastic predictor its members and operator too."""
+        started = time.perf_counter()
+        raw = _rollout(predictor, batch)
+        seconds = time.perf_counter() - started
+        guarded = predictor.guard(raw, batch.fields[:, 0])
+        per_sample, ensemble = probe(predictor, batch), None
+        sampler = stochastic(predictor)
+        if sampler is not None:
+            sampled = sample(
+                sampler,
+                batch,
+                seed=self.rules.noise_seed,
+                calibration=self.rules.calibrations.get(label),
+                x_stride=x_stride,
+            )
+            ensemble = sampled.measured
+            per_sample |= sampled.per_sample | {"nrmse_operator": nrmse_of(batch, guarded)}
+            if self.rules.headline == "ensemble_mean":
+                raw, guarded, seconds = sampled.raw, sampled.guarded, sampled.seconds
+        measured = measure(batch, raw, guarded)
+        return _Part(
+            replace(measured, per_sample=measured.per_sample | per_sample), guarded, ensemble, seconds
+        )
+
+    def _batches(self, part: Trajectories, sampler: EnsemblePredictor | None) -> Iterator[Trajectories]:
+        size = self.batch_size
+        if sampler is not None:
+            size = min(size, rows_at_once(sampler.members, part))
+        for start in range(0, len(part), size):
+            yield part.subset(torch.arange(start, min(start + size, len(part))))
 
 
 def evaluate(
@@ -117,13 +160,19 @@ def evaluate(
     batch_size: int = 64,
     bootstrap_samples: int = 2000,
     on_batch: Callable[[int, int], None] | None = None,
+    ensemble: EnsembleRules | None = None,
 ) -> tuple[EvaluationResult, dict[str, Examples]]:
     """The whole result document; a truth that is not what the protocol names is refused."""
     problem = protocols.mismatch(protocol, truth)
     if problem:
         raise UserError(f"{problem}; build the protocol from the trajectories that are evaluated")
     evaluator = Evaluator(
-        truth, references, batch_size=batch_size, bootstrap_samples=bootstrap_samples, on_batch=on_batch
+        truth,
+        references,
+        batch_size=batch_size,
+        bootstrap_samples=bootstrap_samples,
+        on_batch=on_batch,
+        ensemble=ensemble,
     )
     regimes, examples = evaluator.run(predict)
     result = EvaluationResult(protocol=protocol, predictor=predictor, regimes=regimes, references=references)
@@ -142,7 +191,9 @@ def _rollout(predictor: FieldPredictor, batch: Trajectories) -> Tensor:
     return raw.to(truth)
 
 
-def _examples(rows: Tensor, measured: Measurement, predicted: Tensor) -> Examples:
+def _examples(
+    rows: Tensor, measured: Measurement, predicted: Tensor, ensemble: EnsembleMeasurement | None
+) -> Examples:
     errors = measured.per_sample["nrmse"].nan_to_num(nan=-1.0)
     order = errors.argsort()
     names = ("median", "95th percentile", "worst")
@@ -155,4 +206,5 @@ def _examples(rows: Tensor, measured: Measurement, predicted: Tensor) -> Example
         predicted=predicted[picks],
         frames=spectrum_frames(predicted.shape[1]),
         spectra=spectra,
+        members=None if ensemble is None else ensemble.pieces["shown"][picks],
     )

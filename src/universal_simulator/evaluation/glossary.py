@@ -41,7 +41,35 @@ ENTRIES: dict[str, Entry] = {
     "pdebench_": Entry("the estimator of PDEBench's own code: pooled over samples before the frames", _FIELD),
     "horizon": Entry("rollout steps before the mean correlation falls below 0.8", "steps", "higher"),
     "horizon_nrmse20": Entry("rollout steps before the mean nrmse exceeds 0.2", "steps", "higher"),
-    "ece": Entry("regression calibration error of an ensemble"),
+    "ece": Entry("mean distance of the coverage of central intervals from their level, recalibrated"),
+    "ece_raw": Entry("the same before recalibration"),
+    "crps_fair": Entry(
+        "continuous ranked probability score, recalibrated, as of infinitely many members", _FIELD
+    ),
+    "crps_fair_raw": Entry("the same before recalibration", _FIELD),
+    "crps_skill": Entry(
+        "CRPS gain over a Gaussian of the best constant width about the same mean; above 0 the spread knows "
+        "where the error is, recalibrated",
+        better="higher",
+    ),
+    "crps_skill_raw": Entry("the same before recalibration", better="higher"),
+    "spread_skill": Entry(
+        "spread over the rms error of the mean, recalibrated; below 1 overconfident", better="one"
+    ),
+    "spread_skill_raw": Entry("the same before recalibration", better="one"),
+    "spread_skill_lowest_bin": Entry(
+        "the same in that fifth of predicted spread where it is lowest", better="one"
+    ),
+    "spread_skill_highest_bin": Entry("the same in that fifth where it is highest", better="one"),
+    "sharpness": Entry(
+        "width of the interval of about 90 % over rms of the truth; at equal ece lower is better"
+    ),
+    "sharpness_raw": Entry("the same before recalibration"),
+    "nrmse_operator": Entry("nrmse of the deterministic operator alone, guarded"),
+    "ensemble_gain": Entry(
+        "nrmse saved by the ensemble's mean, as a share of the operator's", better="higher"
+    ),
+    "conservation_gap_members": Entry("conservation gap of single members before any guard, mean over them"),
     "conservation_gap": Entry("largest drift of a conserved integral over rms(u(0)), before any guard"),
     "conservation_gap_guarded": Entry("the same after the guards"),
     "conservation_gap_reference": Entry("the same of the reference data on this grid"),

@@ -89,6 +89,21 @@ def _physics(batch: Trajectories, raw: Tensor, guarded: Tensor) -> dict[str, Ten
     return out
 
 
+def nrmse_of(batch: Trajectories, guarded: Tensor) -> Tensor:
+    """nrmse (B,) of another answer to the same batch."""
+    error, valid, _ = accuracy.nrmse_frames(guarded, batch.fields[:, 1:], batch.fields[:, 0])
+    return accuracy.mean_valid(error, valid, dims=(1, 2))
+
+
+def joined_measurements(parts: Sequence[Measurement]) -> Measurement:
+    """Batches of one regime, in order."""
+    return Measurement(
+        joined([part.per_sample for part in parts]),
+        joined([part.per_frame for part in parts]),
+        joined([part.spectra for part in parts]),
+    )
+
+
 def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Batches of per-sample values, concatenated name by name."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

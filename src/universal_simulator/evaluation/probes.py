@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.errors import UserError
 from universal_simulator.evaluation import accuracy, conservation
+from universal_simulator.evaluation.contract import FieldPredictor
 from universal_simulator.physics.domain import BoundaryCondition
-
-if TYPE_CHECKING:
-    from universal_simulator.evaluation.evaluator import FieldPredictor
 
 #: every k-th frame of the truth is reconstructed and stepped from; the first is among them
 PROBE_STRIDE = 10

@@ -10,23 +10,33 @@ from torch import Tensor
 
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.evaluation.bootstrap import group_means
+from universal_simulator.evaluation.ensemble import EnsembleMeasurement
+from universal_simulator.evaluation.ensemble_metrics import ensemble_metrics, gain_over_operator
 from universal_simulator.evaluation.measurement import Measurement
 from universal_simulator.evaluation.pdebench_metrics import pdebench_metrics
 from universal_simulator.evaluation.stability import CORRELATION_FLOOR, NRMSE_CEILING, horizon
 from universal_simulator.evaluation.summary import Summary, undeclared
 from universal_simulator.evaluation.trivial import best_trivial
+from universal_simulator.model.calibration import RegimeCalibration
 from universal_simulator.physics.domain import BoundaryCondition
 from universal_simulator.physics.equations import Equation
 from universal_simulator.physics.invariants import RESIDUALS
 from universal_simulator.run_record import Metric, RegimeResult
 
-ECE_REASON = "declared not applicable: the stochastic stages are not part of this plan"
+ECE_REASON = "the predictor is deterministic: it has no members whose spread could be calibrated"
 #: rollout steps at which the error is also quoted
 QUOTED_STEPS = (1, 10, 50)
 #: compared in pairs, or drawn, group by group
-PER_GROUP = ("nrmse", "nrmse_raw", "conservation_gap")
+PER_GROUP = ("nrmse", "nrmse_raw", "nrmse_operator", "conservation_gap")
 #: NaN means "not defined on this trajectory" (no energy left), not "broken"
-MAY_BE_UNDEFINED = ("nrmse", "nrmse_raw", "nrmse_step", "reconstruction", "spectrum_error")
+MAY_BE_UNDEFINED = (
+    "nrmse",
+    "nrmse_raw",
+    "nrmse_step",
+    "nrmse_operator",
+    "reconstruction",
+    "spectrum_error",
+)
 
 
 def regime_result(
@@ -36,8 +46,12 @@ def regime_result(
     *,
     references: Mapping[str, Mapping[str, Metric]],
     bootstrap_samples: int,
+    ensemble: EnsembleMeasurement | None = None,
+    calibration: RegimeCalibration | None = None,
+    why_uncalibrated: str = "",
 ) -> RegimeResult:
-    """part: the regime's trajectories; predicted (B, T, C, X): guarded, in the same order."""
+    """part: the regime's trajectories; predicted (B, T, C, X): guarded, in the same order; ensemble:
+    of a stochastic predictor, on the same trajectories."""
     # what is wholly without energy has no relative error: excluded, counted and shown
     defined = ~measured.per_sample["nrmse"].isnan()
     kept = [group for group, keep in zip(part.groups, defined.tolist(), strict=True) if keep]
@@ -50,7 +64,18 @@ def regime_result(
     metrics["trivial_ratio"] = _trivial_ratio(summary, metrics["nrmse"], references)
     pooled = pdebench_metrics(predicted, part.fields[:, 1:], length=part.grid.lengths[0])
     metrics |= {name: summary.number(name, value) for name, value in pooled.items()}
-    metrics["ece"] = undeclared("ece", ECE_REASON)
+    curves = _curves(measured.per_frame)
+    if ensemble is None:
+        metrics["ece"] = undeclared("ece", ECE_REASON)
+    else:
+        uncertain, lines = ensemble_metrics(
+            summary, ensemble, calibration=calibration, why_uncalibrated=why_uncalibrated
+        )
+        metrics |= uncertain
+        curves |= lines
+        metrics["ensemble_gain"] = gain_over_operator(
+            summary, measured.per_sample["nrmse"], measured.per_sample["nrmse_operator"]
+        )
     per_group = {
         name: _per_group(measured.per_sample[name][defined], kept)
         for name in PER_GROUP
@@ -61,7 +86,7 @@ def regime_result(
         metrics=dict(sorted(metrics.items())),
         groups=tuple(dict.fromkeys(kept)),
         per_group={name: values for name, values in per_group.items() if values is not None},
-        curves=_curves(measured.per_frame),
+        curves=curves,
     )
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,8 +24,6 @@ LEVELS = 20
 SHARPNESS_LEVEL = 0.9
 #: members' values in float64 at a time (32 MiB): bounds the memory
 VALUES_AT_ONCE = 4 * 1024**2
-#: an ensemble whose spread is below this share of the field's rms has collapsed to round-off
-COLLAPSED = 1e-6
 
 
 def _depths(members: int) -> Tensor:
@@ -58,7 +55,7 @@ def _check(ensemble: Tensor, truth: Tensor) -> None:
         raise ValueError(f"uncertainty needs at least 2 members, got {ensemble.shape[1]}")
 
 
-def _chunks(ensemble: Tensor, truth: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def frames_at_once(ensemble: Tensor, truth: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Both in float64, some frames at a time."""
     _check(ensemble, truth)
     frames = max(1, VALUES_AT_ONCE // max(1, ensemble[:, :, :1].numel()))
@@ -66,12 +63,12 @@ def _chunks(ensemble: Tensor, truth: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield members.double(), true.double()
 
 
-def _broken(members: Tensor, truth: Tensor) -> Tensor:
+def broken_points(members: Tensor, truth: Tensor) -> Tensor:
     """Points with a value that is not finite, (B, T, C, X)."""
     return ~torch.isfinite(members.sum(dim=1) + truth)
 
 
-def _pooled(values: Tensor, weights: Tensor | None) -> Tensor:
+def pooled(values: Tensor, weights: Tensor | None) -> Tensor:
     """Weighted mean over samples of (B, ...): (...), or (S, ...) under weights (S, B)."""
     values = values.double()
     if weights is None:
@@ -95,7 +92,7 @@ def ensemble_mean(ensemble: Tensor) -> Tensor:
 # ---------------------------------------------------------------- calibration
 
 
-def _covered(below: Tensor, up_to: Tensor, broken: Tensor, members: int) -> Tensor:
+def shares_covered(below: Tensor, up_to: Tensor, broken: Tensor, members: int) -> Tensor:
     """Share of the points (C, X) inside each central interval, (B, T, P).
 
     From #{members < y} and #{members <= y}, (B, T, C, X): the truth's rank is any in between.
@@ -119,16 +116,16 @@ def coverage(ensemble: Tensor, truth: Tensor) -> Tensor:
     Source: Kuleshov et al. 2018, for central intervals between order statistics.
     """
     parts = []
-    for members, true in _chunks(ensemble, truth):
+    for members, true in frames_at_once(ensemble, truth):
         below = (members < true[:, None]).sum(dim=1)
         up_to = (members <= true[:, None]).sum(dim=1)
-        parts.append(_covered(below, up_to, _broken(members, true), ensemble.shape[1]))
+        parts.append(shares_covered(below, up_to, broken_points(members, true), ensemble.shape[1]))
     return torch.cat(parts, dim=1)
 
 
 def ece_frames(coverages: Tensor, levels: Tensor, weights: Tensor | None = None) -> Tensor:
     """mean_p |mean_b coverage(p) - p| per lead time: (B, T, P) gives (T,), or (S, T)."""
-    return (_pooled(coverages, weights) - levels.to(coverages.device)).abs().mean(dim=-1)
+    return (pooled(coverages, weights) - levels.to(coverages.device)).abs().mean(dim=-1)
 
 
 def ece(coverages: Tensor, levels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -153,7 +150,7 @@ def rank_histogram(ensemble: Tensor, truth: Tensor, generator: torch.Generator) 
     """
     bins = ensemble.shape[1] + 1
     counts = torch.zeros(len(truth), bins, dtype=torch.float64, device=truth.device)
-    for members, true in _chunks(ensemble, truth):
+    for members, true in frames_at_once(ensemble, truth):
         below = (members < true[:, None]).sum(dim=1)
         tied = (members == true[:, None]).sum(dim=1)
         uniform = torch.rand(
@@ -161,7 +158,7 @@ def rank_histogram(ensemble: Tensor, truth: Tensor, generator: torch.Generator) 
         ).to(below.device)
         ranks = (below + (uniform * (tied + 1)).long()).flatten(1)
         counts.scatter_add_(1, ranks, torch.ones_like(ranks, dtype=torch.float64))
-        counts[_broken(members, true).flatten(1).any(dim=1)] = torch.nan
+        counts[broken_points(members, true).flatten(1).any(dim=1)] = torch.nan
     return counts
 
 
@@ -179,7 +176,7 @@ def _crps(members: Tensor, truth: Tensor) -> Tensor:
 
 def crps_frames(ensemble: Tensor, truth: Tensor) -> Tensor:
     """`crps_fair` per lead time, (B, T)."""
-    parts = [_crps(*chunk).flatten(2).mean(dim=2) for chunk in _chunks(ensemble, truth)]
+    parts = [_crps(*chunk).flatten(2).mean(dim=2) for chunk in frames_at_once(ensemble, truth)]
     return torch.cat(parts, dim=1)
 
 
@@ -248,7 +245,7 @@ def crps_constant_frames(ensemble: Tensor, truth: Tensor, width: Tensor) -> Tens
     if width.shape != truth.shape[1:3]:
         raise ValueError(f"width {tuple(width.shape)} is not one per lead time and channel")
     members, start, parts = ensemble.shape[1], 0, []
-    for values, true in _chunks(ensemble, truth):
+    for values, true in frames_at_once(ensemble, truth):
         rows = width[start : start + true.shape[1]].to(true)
         rows = rows.reshape(*rows.shape, *[1] * (true.ndim - 3))
         parts.append(crps_gaussian(values.mean(dim=1), rows, true).flatten(2).mean(dim=2))
@@ -267,7 +264,7 @@ def crps_skill(crps: Tensor, reference: Tensor, weights: Tensor | None = None) -
     Bias: with heavy tails and M = 4 they reach 3 %; frames with large errors weigh most.
     Source: Gneiting & Raftery 2007, skill score.
     """
-    return 1 - _pooled(crps, weights) / _pooled(reference, weights)
+    return 1 - pooled(crps, weights) / pooled(reference, weights)
 
 
 # ---------------------------------------------------------------- spread
@@ -281,7 +278,7 @@ def spread_and_error(ensemble: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """
     factor = (ensemble.shape[1] + 1) / ensemble.shape[1]
     spread, error = [], []
-    for members, true in _chunks(ensemble, truth):
+    for members, true in frames_at_once(ensemble, truth):
         variance, mean = torch.var_mean(members, dim=1)
         spread.append(factor * variance.flatten(2).mean(dim=2))
         error.append((mean - true).square().flatten(2).mean(dim=2))
@@ -296,39 +293,55 @@ def spread_skill(spread: Tensor, error: Tensor, weights: Tensor | None = None) -
     [0, inf], 1 is right, below is overconfident. Bias: frames with large errors weigh most; 1
     on average hides errors that cancel: read it in bins too. Source: Fortin et al. 2014.
     """
-    return (_pooled(spread, weights) / _pooled(error, weights)).sqrt()
+    return (pooled(spread, weights) / pooled(error, weights)).sqrt()
 
 
-def spread_bins(ensemble: Tensor, truth: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-    """A sample's share of (M + 1) / M variance and of squared error in each bin, both (B, bins).
+def spread_halves(ensemble: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Variance of the first and of the second half of the members, squared error of the mean.
 
-    Bins of equal count over all points (B, T, C, X) by predicted spread, quiet to wide. The
-    spread that sorts a point is that of one half of the members, the variance counted there is
-    the other half's, and again with the halves exchanged: sorted by its own noise a perfect
-    ensemble of 32 would run from .8 to 1.2. Needs 4 independent members (no antithetic pairs).
-    Samples with a value that is not finite are NaN in every bin: where they belong is unknown.
+    Each (B, T, C, X), at every point: what `bin_spread` sorts and counts. Needs 4 members.
     """
     half = ensemble.shape[1] // 2
     if half < 2:
         raise ValueError(f"bins of the spread need at least 4 members, got {ensemble.shape[1]}")
-    factor = (ensemble.shape[1] + 1) / ensemble.shape[1]
     parts: list[list[Tensor]] = [[], [], []]
-    for members, true in _chunks(ensemble, truth):
+    for members, true in frames_at_once(ensemble, truth):
         first, second = members[:, :half].var(dim=1), members[:, half:].var(dim=1)
         for part, values in zip(parts, (first, second, (members.mean(dim=1) - true).square()), strict=True):
-            part.append(values.flatten(2))
-    one, two, squares = (torch.cat(part, dim=1).flatten(1) for part in parts)
-    spread = torch.zeros(len(truth), bins, dtype=torch.float64, device=one.device)
+            part.append(values)
+    first, second, squares = (torch.cat(part, dim=1) for part in parts)
+    return first, second, squares
+
+
+def bin_spread(
+    first: Tensor, second: Tensor, squares: Tensor, *, members: int, bins: int
+) -> tuple[Tensor, Tensor]:
+    """A sample's share of (M + 1) / M variance and of squared error in each bin, both (B, bins).
+
+    Arguments from `spread_halves`. Bins of equal count over all points (B, T, C, X) by predicted
+    spread, quiet to wide. The spread that sorts a point is that of one half of the members, the
+    variance counted there is the other half's, and again with the halves exchanged: sorted by its
+    own noise a perfect ensemble of 32 would run from .8 to 1.2. Members must be independent (no
+    antithetic pairs). Samples with a value that is not finite are NaN in every bin: where they
+    belong is unknown.
+    """
+    one, two, squares = (values.double().flatten(1) for values in (first, second, squares))
+    spread = torch.zeros(len(one), bins, dtype=torch.float64, device=one.device)
     error = torch.zeros_like(spread)
     places = torch.arange(one.numel(), device=one.device) * bins // one.numel()
     for sorter, counted in ((one, two), (two, one)):
         index = torch.empty_like(places)
         index[sorter.flatten().argsort(stable=True)] = places
         index = index.reshape(one.shape)
-        spread.scatter_add_(1, index, factor * counted)
+        spread.scatter_add_(1, index, (members + 1) / members * counted)
         error.scatter_add_(1, index, squares)
     broken = ~torch.isfinite(one + two + squares).all(dim=1, keepdim=True)
     return spread.masked_fill(broken, torch.nan), error.masked_fill(broken, torch.nan)
+
+
+def spread_bins(ensemble: Tensor, truth: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """`bin_spread` of an ensemble that is all in memory, both (B, bins)."""
+    return bin_spread(*spread_halves(ensemble, truth), members=ensemble.shape[1], bins=bins)
 
 
 def spread_skill_binned(ensemble: Tensor, truth: Tensor, bins: int, weights: Tensor | None = None) -> Tensor:
@@ -348,6 +361,20 @@ def _sharpness_depth(members: int) -> int:
     )
 
 
+def sharpness_frames(ensemble: Tensor, truth: Tensor) -> Tensor:
+    """`sharpness` per lead time, (B, T)."""
+    members, total = ensemble.shape[1], []
+    for values, true in frames_at_once(ensemble, truth):
+        k = _sharpness_depth(members)
+        ordered = values.sort(dim=1).values
+        width = (ordered[:, members - k] - ordered[:, k - 1]).masked_fill(
+            broken_points(values, true), torch.nan
+        )
+        total.append(width.flatten(2).mean(dim=2))
+    scale = truth.double().flatten(1).square().mean(dim=1).sqrt()
+    return torch.cat(total, dim=1) / scale[:, None]
+
+
 def sharpness(ensemble: Tensor, truth: Tensor) -> Tensor:
     """mean (x_(M + 1 - k) - x_(k)) / rms(y) over frames, channels and points: (B,).
 
@@ -355,104 +382,4 @@ def sharpness(ensemble: Tensor, truth: Tensor) -> Tensor:
     3/5 at M = 4, so compare only equal M. Range [0, inf); lower is better *at equal ece*.
     NaN or inf where the truth is zero throughout. Source: Gneiting et al. 2007.
     """
-    members, total = ensemble.shape[1], []
-    for values, true in _chunks(ensemble, truth):
-        k = _sharpness_depth(members)
-        ordered = values.sort(dim=1).values
-        width = (ordered[:, members - k] - ordered[:, k - 1]).masked_fill(_broken(values, true), torch.nan)
-        total.append(width.flatten(2).mean(dim=2))
-    return torch.cat(total, dim=1).mean(dim=1) / truth.double().flatten(1).square().mean(dim=1).sqrt()
-
-
-# ---------------------------------------------------------------- recalibration
-
-
-@dataclass(frozen=True, eq=False)
-class Recalibration:
-    """One factor per lead time, (T,), on the members' distances from their mean.
-
-    Repairs a spread that is too small or too large at a lead time; it cannot move spread to where
-    the errors are. Fitted on calibration samples only; the raw metrics stand beside.
-    """
-
-    scale: Tensor
-
-    @classmethod
-    def fit(cls, ensemble: Tensor, truth: Tensor, *, smooth: int = 0) -> Recalibration:
-        """The scale per lead time with the lowest ece, searched around that of spread-skill 1.
-
-        ece, not spread-skill, because a few large errors lead the latter: under heavy tails its
-        scale is too wide for most points. Three sweeps of 9 factors, from a range of 4 down to
-        steps of 2 %. smooth averages log s over that many lead times to either side (fewer at
-        the ends) against the noise of few samples. A lead time whose ensemble has collapsed
-        (spread < 1e-6 rms) keeps its members, s = 1; one with a value that is not finite gets
-        NaN.
-        """
-        scale = torch.cat([_best_scale(*chunk) for chunk in _chunks(ensemble, truth)])
-        return cls(_smoothed(scale, smooth))
-
-    @classmethod
-    def fit_spread(cls, spread: Tensor, error: Tensor, *, smooth: int = 0) -> Recalibration:
-        """The scale per lead time that makes `spread_skill` 1; arguments from `spread_and_error`.
-
-        Cheap (no members), and what a Gaussian ensemble needs. Where spread or error is exactly
-        0, s = 1.
-        """
-        still = (_pooled(spread, None) == 0) | (_pooled(error, None) == 0)
-        scale = 1 / spread_skill(spread, error)
-        return cls(_smoothed(torch.where(still, torch.ones_like(scale), scale), smooth))
-
-    def apply(self, ensemble: Tensor) -> Tensor:
-        """mean + s_t (x - mean), (B, M, T, C, X), in float64.
-
-        The mean of the result, rounded to the ensemble's dtype, is bit for bit `ensemble_mean`
-        of the ensemble for float32 and below (where |mean| > 1e-7 max |x|), equal to round-off
-        for float64: that is why the result is wider than its source. NaN and inf stay in their point.
-        """
-        if ensemble.shape[2] != len(self.scale):
-            raise ValueError(f"{len(self.scale)} scales do not fit {ensemble.shape[2]} lead times")
-        if ensemble.shape[1] < 2:
-            raise ValueError(f"uncertainty needs at least 2 members, got {ensemble.shape[1]}")
-        scale = self.scale.to(ensemble.device, torch.float64)
-        out = ensemble.to(torch.float64, copy=True)
-        # aimed at the rounded mean, the sum's round-off stays far from its rounding boundaries
-        frames = max(1, VALUES_AT_ONCE // max(1, ensemble[:, :, :1].numel()))
-        for part, factor in zip(out.split(frames, dim=2), scale.split(frames), strict=True):
-            mean = part.mean(dim=1, keepdim=True)
-            centre = mean.to(ensemble.dtype).double()
-            part.sub_(mean).mul_(factor.reshape(-1, *[1] * (part.ndim - 3))).add_(centre)
-        return out
-
-
-def _smoothed(scale: Tensor, half_width: int) -> Tensor:
-    if half_width == 0:
-        return scale
-    logs = torch.nn.functional.avg_pool1d(
-        scale.log()[None, None], 2 * half_width + 1, stride=1, padding=half_width, count_include_pad=False
-    )
-    return logs[0, 0].exp()
-
-
-def _best_scale(members: Tensor, truth: Tensor) -> Tensor:
-    """The scale (T,) with the lowest ece of these frames."""
-    levels = central_levels(members.shape[1]).to(members.device)
-    spread, error = (v.mean(dim=0) for v in spread_and_error(members, truth))
-    mean = members.mean(dim=1)
-    energy = mean.square().transpose(0, 1).flatten(1).mean(dim=1)
-    held = spread > COLLAPSED**2 * energy
-    scale = torch.where(held & (error > 0), (error / spread).sqrt(), torch.ones_like(spread))
-    distances = (members - mean[:, None]).movedim(1, -1).contiguous().sort(dim=-1).values
-    misses, broken = (truth - mean)[..., None], _broken(members, truth)
-    # the middle first: where nothing changes (argmin takes the first) the scale stays
-    steps = torch.tensor([0, -1, 1, -2, 2, -3, 3, -4, 4], dtype=torch.float64, device=members.device) / 4
-    for reach in (math.log(4), math.log(4) / 4, math.log(4) / 16):
-        tried = scale * (reach * steps).exp()[:, None]
-        found = []
-        for factors in tried:
-            places = misses / factors.reshape(-1, *[1] * (misses.ndim - 2))
-            below = torch.searchsorted(distances, places)[..., 0]
-            up_to = torch.searchsorted(distances, places, right=True)[..., 0]
-            found.append(ece_frames(_covered(below, up_to, broken, members.shape[1]), levels))
-        scale = tried.gather(0, torch.stack(found).argmin(dim=0, keepdim=True))[0]
-    scale = torch.where(held, scale, torch.ones_like(scale))
-    return torch.where(torch.isfinite(spread + error), scale, torch.full_like(scale, torch.nan))
+    return sharpness_frames(ensemble, truth).mean(dim=1)

@@ -22,6 +22,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from universal_simulator.errors import IntegrityError, UserError
+from universal_simulator.model.calibration import Calibration, CalibrationEntry
 from universal_simulator.model.canonical import CanonicalFrame, FrameState
 from universal_simulator.model.contract import Conditions, GridStepper, Problem, Simulator
 from universal_simulator.physics.domain import Grid
@@ -29,6 +30,9 @@ from universal_simulator.physics.equations import Equation, equation_named
 from universal_simulator.run_record import write_atomically
 
 FORMAT = "usim-model-1"
+#: entries that came after the first files of this format: written and hashed only where they say
+#: something, so that a file without them keeps its bytes and its hash
+LATER_ENTRIES = ("calibration",)
 
 
 class Architecture(BaseModel):
@@ -56,6 +60,14 @@ class Architecture(BaseModel):
     weights: str = "ema"
     #: beginnings of the hashes of the initial conditions it was trained and validated on
     seen_groups: tuple[str, ...] = ()
+    #: on what its ensembles were calibrated, where they were
+    calibration: CalibrationEntry | None = None
+
+    def canonical_json(self) -> str:
+        """What is stored and hashed."""
+        fields = type(self).model_fields
+        unsaid = {name for name in LATER_ENTRIES if getattr(self, name) == fields[name].default}
+        return self.model_dump_json(exclude=unsaid)
 
 
 class Surrogate(nn.Module):
@@ -79,6 +91,31 @@ class Surrogate(nn.Module):
         self.member = build_member(architecture.import_path, problem, architecture.options)
         self.register_buffer("offset", torch.zeros(problem.num_fields))
         self.register_buffer("scale", torch.ones(problem.num_fields))
+        if architecture.calibration is not None:
+            rows = (len(architecture.calibration.regimes), architecture.calibration.steps)
+            self._hold_calibration(torch.ones(rows).double(), torch.zeros(*rows, problem.num_fields).double())
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What calibration data taught about its ensembles; None before `calibrate`."""
+        entry = self.architecture.calibration
+        if entry is None:
+            return None
+        return Calibration(entry, self.get_buffer("calibration_scale"), self.get_buffer("calibration_width"))
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Keep it with the weights it was fitted for: saved, hashed and loaded with them."""
+        if calibration.width.shape[2] != len(self.architecture.field_names):
+            raise ValueError(
+                f"the calibration is of {calibration.width.shape[2]} fields, the model has "
+                f"{len(self.architecture.field_names)}"
+            )
+        self.architecture = self.architecture.model_copy(update={"calibration": calibration.entry})
+        self._hold_calibration(calibration.scale, calibration.width)
+
+    def _hold_calibration(self, scale: Tensor, width: Tensor) -> None:
+        self.register_buffer("calibration_scale", scale.double().to(self.offset.device))
+        self.register_buffer("calibration_width", width.double().to(self.offset.device))
 
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.member.parameters())
@@ -136,7 +173,7 @@ def build_member(import_path: str, problem: Problem, options: Mapping[str, Any])
 
 def model_hash(architecture: Architecture, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the architecture and every tensor (name, type, shape, bytes)."""
-    digest = hashlib.sha256(architecture.model_dump_json().encode())
+    digest = hashlib.sha256(architecture.canonical_json().encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
@@ -155,7 +192,7 @@ def save_surrogate(surrogate: Surrogate, path: Path, *, plain_checkpoint: Path |
     metadata = {
         "format": FORMAT,
         "hash": digest,
-        "architecture": surrogate.architecture.model_dump_json(),
+        "architecture": surrogate.architecture.canonical_json(),
     }
     write_atomically(path, save_safetensors(tensors, metadata))
     if plain_checkpoint is not None:
@@ -188,6 +225,10 @@ def load_surrogate(path: Path) -> Surrogate:
         raise IntegrityError(
             f"{path} does not fit {architecture.import_path} of this version: {error}"
         ) from error
+    try:
+        _ = surrogate.calibration
+    except ValueError as error:
+        raise IntegrityError(f"{path}: its calibration cannot be: {error}") from error
     return surrogate.eval()
 
 

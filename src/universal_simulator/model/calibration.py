@@ -1,0 +1,80 @@
+"""What was learned about a model's ensembles on calibration data; stored with its weights.
+
+R regimes, T lead times, C fields. Fitted by `evaluation.calibration_fit`, read by evaluation and
+by whoever wants honest quantiles: members x become mean + scale_t (x - mean).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+
+class CalibrationEntry(BaseModel):
+    """On what it was fitted: part of the architecture, under the model's hash."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: labels such as `nu=0.01`, in the order of the tensors
+    regimes: Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)]
+    members: Annotated[int, Field(ge=2)]
+    #: frame of the file that was given
+    first_frame: Annotated[int, Field(ge=0)]
+    #: lead time k is k times this
+    spacing_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    #: lead times
+    steps: Annotated[int, Field(ge=1, le=100_000)]
+    #: beginnings of the hashes of the initial conditions; nothing is ever evaluated on them
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class RegimeCalibration:
+    """scale (T,): factor on the members' distances from their mean. width (T, C): of the Gaussian
+    of constant width about the mean with the lowest CRPS, in the field's unit."""
+
+    scale: Tensor
+    width: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """scale (R, T) and width (R, T, C), float64, with the entry that says on what."""
+
+    entry: CalibrationEntry
+    scale: Tensor
+    width: Tensor
+
+    def __post_init__(self) -> None:
+        expected = (len(self.entry.regimes), self.entry.steps)
+        if tuple(self.scale.shape) != expected or tuple(self.width.shape[:2]) != expected:
+            raise ValueError(
+                f"{expected[0]} regimes of {expected[1]} lead times need scales (R, T) and widths (R, T, C), "
+                f"got {tuple(self.scale.shape)} and {tuple(self.width.shape)}"
+            )
+        if not bool(torch.isfinite(self.scale).all() and (self.scale > 0).all()):
+            raise ValueError("scales must be positive and finite")
+        if not bool(torch.isfinite(self.width).all() and (self.width >= 0).all()):
+            raise ValueError("widths must be finite and not negative")
+
+    def why_not(self, regime: str, *, first_frame: int, spacing_s: float, steps: int) -> str | None:
+        """Why this says nothing about such rollouts, or None; a shorter rollout takes the beginning."""
+        entry = self.entry
+        if regime not in entry.regimes:
+            return f"no calibration for {regime}, only for {', '.join(entry.regimes)}"
+        if first_frame != entry.first_frame or abs(spacing_s - entry.spacing_s) > 1e-6 * entry.spacing_s:
+            return (
+                f"calibrated from frame {entry.first_frame} in steps of {entry.spacing_s:g} s, "
+                f"asked from frame {first_frame} in steps of {spacing_s:g} s"
+            )
+        if steps > entry.steps:
+            return f"calibrated for {entry.steps} lead times, asked for {steps}"
+        return None
+
+    def of_regime(self, regime: str, steps: int) -> RegimeCalibration:
+        row = self.entry.regimes.index(regime)
+        return RegimeCalibration(self.scale[row, :steps], self.width[row, :steps])

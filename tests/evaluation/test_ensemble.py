@@ -1,0 +1,270 @@
+"""Ensembles against a world whose predictive distribution is known, and the cheats that must not pay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.evaluation.stochastic_world import (
+    STEPS,
+    ConstantWidth,
+    DrawsForTheBatch,
+    Exact,
+    IgnoresTheSeed,
+    predictive_std,
+    world,
+)
+from universal_simulator.data.batch import Trajectories
+from universal_simulator.data.dataset import Dataset
+from universal_simulator.errors import DataError, LeakageError, UserError
+from universal_simulator.evaluation import uncertainty as u
+from universal_simulator.evaluation.calibration_fit import fit_calibration
+from universal_simulator.evaluation.ensemble import EnsembleRules, Headline, measure_ensemble
+from universal_simulator.evaluation.ensemble_metrics import Pooling
+from universal_simulator.evaluation.evaluator import Evaluator, Examples
+from universal_simulator.evaluation.recalibration import Recalibration
+from universal_simulator.evaluation.summary import Summary
+from universal_simulator.model.calibration import Calibration, RegimeCalibration
+from universal_simulator.run_record import RegimeResult
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def selection(data: Dataset) -> Trajectories:
+    return data.load("selection")
+
+
+def fitted(predictor: Exact, data: Dataset) -> Calibration:
+    return fit_calibration(predictor, data.load("calibration_uncertainty"), data)
+
+
+def scored(
+    predictor: Exact,
+    truth: Trajectories,
+    calibration: Calibration | None = None,
+    *,
+    batch_size: int = 64,
+    headline: Headline = "ensemble_mean",
+    seed: int = 0,
+) -> tuple[RegimeResult, Examples]:
+    rules = EnsembleRules.of(truth, calibration, first_frame=0, headline=headline, noise_seed=seed)
+    evaluator = Evaluator(truth, {}, batch_size=batch_size, bootstrap_samples=200, ensemble=rules)
+    results, examples = evaluator.run(predictor)
+    assert list(results) == ["all"]
+    return results["all"], examples["all"]
+
+
+def value(result: RegimeResult, name: str) -> float:
+    found = result.metrics[name].value
+    assert found is not None, (name, result.metrics[name].reason)
+    return found
+
+
+def test_the_true_distribution_is_calibrated_and_its_crps_is_the_closed_form(
+    data: Dataset, selection: Trajectories
+) -> None:
+    result, examples = scored(Exact(), selection, fitted(Exact(), data))
+    assert value(result, "ece_raw") < 0.02
+    assert value(result, "ece") < 0.02
+    assert value(result, "spread_skill_raw") == pytest.approx(1, abs=0.03)
+    assert value(result, "spread_skill") == pytest.approx(1, abs=0.04)
+    for name in ("spread_skill_lowest_bin", "spread_skill_highest_bin"):
+        assert value(result, name) == pytest.approx(1, abs=0.12), "right in every bin of spread"
+    std = predictive_std(STEPS)
+    assert value(result, "crps_fair_raw") == pytest.approx(float(std.mean()) / math.sqrt(math.pi), rel=0.02)
+    skill = result.metrics["crps_skill_raw"]
+    assert skill.low is not None
+    assert skill.low > 0.02, "its spread knows where the error is"
+    curve = torch.tensor(result.curves["crps_fair_raw"], dtype=torch.float64)
+    assert torch.allclose(curve, std.mean(dim=1) / math.sqrt(math.pi), rtol=0.06)
+    assert value(result, "nrmse") == pytest.approx(value(result, "nrmse_operator"), rel=0.05)
+    assert examples.members is not None
+    assert examples.members.shape == (3, 8, 3, 1, selection.grid.points[0])
+    for name in ("ece", "ece_raw", "crps_fair", "crps_skill", "spread_skill", "spread_skill_raw"):
+        metric, low = result.metrics[name], result.curves[f"{name}_low"]
+        assert metric.low is not None
+        assert metric.high is not None
+        assert metric.low <= value(result, name) <= metric.high
+        assert len(result.curves[name]) == len(low) == STEPS
+    assert result.curves["coverage_level"] == pytest.approx(result.curves["coverage"], abs=0.03)
+    assert result.curves["rank_histogram"] == pytest.approx([1 / 17] * 17, abs=0.012)
+
+
+def test_too_narrow_an_ensemble_is_seen_and_mended_by_the_calibration_half(
+    data: Dataset, selection: Trajectories
+) -> None:
+    narrow = Exact(width=0.5)
+    calibration = fitted(narrow, data)
+    assert calibration.scale[0].log2().mean() == pytest.approx(1, abs=0.05), "twice as wide, at every lead"
+    result, _ = scored(narrow, selection, calibration)
+    assert value(result, "spread_skill_raw") == pytest.approx(0.5, abs=0.03)
+    assert value(result, "ece_raw") > 0.15
+    assert value(result, "ece") < 0.025
+    assert value(result, "spread_skill") == pytest.approx(1, abs=0.06)
+    assert value(result, "crps_fair") < 0.95 * value(result, "crps_fair_raw")
+    uncalibrated, _ = scored(narrow, selection)
+    assert value(uncalibrated, "ece") == value(uncalibrated, "ece_raw")
+    assert "not recalibrated" in uncalibrated.metrics["ece"].reason
+    assert uncalibrated.metrics["crps_skill"].value is None
+
+
+def test_cheat_a_constant_width_has_no_skill(data: Dataset, selection: Trajectories) -> None:
+    cheat = ConstantWidth()
+    result, _ = scored(cheat, selection, fitted(cheat, data))
+    assert value(result, "ece") < 0.05, "pooled coverage alone would let it pass"
+    assert value(result, "spread_skill_raw") == pytest.approx(1, abs=0.05), "and so would this"
+    for name in ("crps_skill", "crps_skill_raw"):
+        low = result.metrics[name].low
+        assert low is not None
+        assert low <= 0, "its skill is not above zero, whatever its calibration"
+        assert value(result, name) < 0.003
+
+
+def test_cheat_members_that_ignore_the_seed_fail_everything(data: Dataset, selection: Trajectories) -> None:
+    cheat = IgnoresTheSeed()
+    result, _ = scored(cheat, selection, fitted(cheat, data))
+    for suffix in ("", "_raw"):
+        assert value(result, f"ece{suffix}") > 0.4
+        assert value(result, f"spread_skill{suffix}") < 1e-3
+        assert value(result, f"crps_skill{suffix}") < 0
+
+
+def test_cheat_noise_of_the_batch_is_refused(data: Dataset, selection: Trajectories) -> None:
+    with pytest.raises(UserError, match="depend on the batch"):
+        scored(DrawsForTheBatch(), selection)
+
+
+def test_batches_change_nothing_and_seeds_do(selection: Trajectories) -> None:
+    whole, parts = (scored(Exact(8), selection, batch_size=size)[0] for size in (64, 7))
+    assert whole.metrics == parts.metrics
+    assert whole.curves == parts.curves
+    other = scored(Exact(8), selection, seed=1)[0]
+    assert value(other, "ece_raw") != value(whole, "ece_raw")
+    assert value(other, "nrmse_operator") == value(whole, "nrmse_operator")
+
+
+def test_cheat_recalibration_on_what_is_evaluated_is_leakage(data: Dataset) -> None:
+    for split in ("selection", "calibration_rewards", "train", "calibration"):
+        with pytest.raises(LeakageError, match="outside its half"):
+            fit_calibration(Exact(4), data.load(split), data)
+    used = set(data.load("calibration_uncertainty").groups)
+    assert used.isdisjoint(data.load("calibration_rewards").groups)
+    entry = fitted(Exact(4), data).entry
+    assert set(entry.groups) == {group[:16] for group in used}
+
+
+def test_headline_is_the_plans_choice_and_the_operator_stands_beside(selection: Trajectories) -> None:
+    class Biased(Exact):
+        """Its operator is off; its members are not."""
+
+        def rollout(self, initial: Tensor, parameters: Tensor, steps: int) -> Tensor:
+            return super().rollout(initial, parameters, steps) + 1.0
+
+    mean, _ = scored(Biased(), selection)
+    alone, _ = scored(Biased(), selection, headline="deterministic")
+    assert value(mean, "nrmse_operator") == value(alone, "nrmse_operator") == value(alone, "nrmse")
+    gain = mean.metrics["ensemble_gain"]
+    assert gain.low is not None
+    assert gain.low > 0.1
+    assert gain.value == pytest.approx(1 - value(mean, "nrmse") / value(mean, "nrmse_operator"), rel=1e-6)
+    assert value(alone, "ensemble_gain") == 0
+    assert value(alone, "ece") == value(mean, "ece")
+    assert mean.per_group["nrmse_operator"] != mean.per_group["nrmse"]
+
+
+def test_a_single_member_is_deterministic(data: Dataset, selection: Trajectories) -> None:
+    result, examples = scored(Exact(members=1), selection)
+    assert result.metrics["ece"].applicable is False
+    assert "deterministic" in result.metrics["ece"].reason
+    assert "nrmse_operator" not in result.metrics
+    assert examples.members is None
+    with pytest.raises(UserError, match="no spread"):
+        fit_calibration(Exact(members=1), selection, data)
+
+
+def test_a_broken_member_is_missing_not_averaged_away(data: Dataset, selection: Trajectories) -> None:
+    class Broken(Exact):
+        def _one(self, first: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+            members = super()._one(first, steps, generator).clone()
+            if torch.equal(first, bad):
+                members[0, -1] = math.nan
+            return members
+
+    bad = selection.fields[3, 0]
+    result, _ = scored(Broken(), selection)
+    for name in ("ece", "ece_raw", "crps_fair", "spread_skill", "sharpness", "spread_skill_lowest_bin"):
+        assert result.metrics[name].value is None
+        assert result.metrics[name].reason == f"not finite on 1 of {len(selection)} trajectories", name
+    assert value(result, "failure_rate") == pytest.approx(1 / len(selection)), "the mean is broken too"
+    assert result.curves["ece"][0] is not None
+    assert result.curves["ece"][-1] is None
+    half = data.load("calibration_uncertainty")
+    bad = half.fields[0, 0]
+    with pytest.raises(DataError, match="members of 1 of"):
+        fit_calibration(Broken(), half, data)
+
+
+def test_a_calibration_speaks_only_of_its_own_lead_times_and_regimes(
+    data: Dataset, selection: Trajectories
+) -> None:
+    calibration = fitted(Exact(4), data)
+    asked = {"first_frame": 0, "spacing_s": 0.1, "steps": STEPS}
+    assert calibration.why_not("all", **asked) is None  # type: ignore[arg-type]
+    assert calibration.of_regime("all", 3).scale.shape == (3,)
+    for changed, why in (
+        ({"first_frame": 1}, "from frame 0"),
+        ({"spacing_s": 0.2}, "steps of 0.1 s"),
+        ({"steps": STEPS + 1}, "8 lead times"),
+    ):
+        assert why in str(calibration.why_not("all", **{**asked, **changed}))  # type: ignore[arg-type]
+    assert "only for all" in str(calibration.why_not("nu=0.1", **asked))  # type: ignore[arg-type]
+    rules = EnsembleRules.of(selection, calibration, first_frame=5, headline="ensemble_mean", noise_seed=0)
+    assert rules.calibrations == {}
+    assert "from frame 0" in rules.why_uncalibrated("all")
+
+
+def test_recalibrated_pieces_are_those_of_the_recalibrated_ensemble() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ensemble = torch.randn(3, 8, 4, 2, 6, generator=generator)
+    truth = torch.randn(3, 4, 2, 6, generator=generator)
+    scale, width = torch.tensor([0.4, 1.0, 2.3, 0.9]).double(), torch.full((4, 2), 0.7).double()
+    pieces = measure_ensemble(ensemble, truth, RegimeCalibration(scale, width), x_stride=1).pieces
+    made = Recalibration(scale).apply(ensemble)
+    whole = truth.double()
+    ties = torch.Generator().manual_seed(0)
+    expected: dict[str, Callable[[], Tensor]] = {
+        "coverage": lambda: u.coverage(made, whole),
+        "crps": lambda: u.crps_frames(made, whole),
+        "spread": lambda: u.spread_and_error(made, whole)[0],
+        "sharpness": lambda: u.sharpness_frames(made, whole),
+        "ranks": lambda: u.rank_histogram(made, whole, ties),
+        "crps_constant": lambda: u.crps_constant_frames(made, whole, width),
+    }
+    for name, compute in expected.items():
+        assert torch.allclose(pieces[name], compute(), atol=1e-6), name
+    plain = measure_ensemble(ensemble, truth, None, x_stride=1).pieces
+    assert torch.equal(plain["coverage_raw"], u.coverage(ensemble, truth))
+    assert torch.equal(plain["coverage"], plain["coverage_raw"])
+
+
+def test_intervals_are_those_of_the_mean_over_groups() -> None:
+    groups = ["a", "a", "b", "c", "d"]
+    values = torch.tensor([1.0, 3.0, -1.0, 4.0, 0.5]).double()
+    metric = Summary(groups, field_unit="m", bootstrap_samples=400).mean("rmse", values)
+    pooled = Pooling(groups, samples=400)(lambda w: u.pooled(values, w))
+    assert float(pooled.value) == pytest.approx(metric.value)
+    assert metric.low is not None
+    assert metric.high is not None
+    assert float(pooled.low) == pytest.approx(metric.low, abs=0.35)
+    assert float(pooled.high) == pytest.approx(metric.high, abs=0.35)
+    lonely = Pooling(["a", "a"], samples=10)(lambda w: u.pooled(values[:2], w))
+    assert float(lonely.value) == 2.0
+    assert math.isnan(float(lonely.low))
