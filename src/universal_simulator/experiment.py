@@ -233,14 +233,13 @@ def _training_data(config: RunConfig, dataset: Dataset) -> tuple[WindowSource, T
     stride, groups = config.data.time_stride, config.data.train_groups
     rows = len(dataset.rows("train", max_groups=groups))
     sampled = STATISTICS_GROUPS if groups is None else min(groups, STATISTICS_GROUPS)
-    sample = dataset.load("train", time_stride=stride, max_groups=sampled, device=config.device)
     frames = -(-dataset.header.shape[1] // stride)
     needed_gib = rows * frames * dataset.grid.points[0] * 4 / 2**30
     if needed_gib <= config.data.resident_gib:
         train = dataset.load("train", time_stride=stride, max_groups=groups, device=config.device)
-        return WindowSource(train), sample
+        return WindowSource(train), train.of_first_groups(sampled)
     source = StreamingWindowSource(dataset, split="train", time_stride=stride, max_groups=groups)
-    return source, sample
+    return source, dataset.load("train", time_stride=stride, max_groups=sampled, device=config.device)
 
 
 def _new_surrogate(config: RunConfig, dataset: Dataset, sample: Trajectories) -> Surrogate:

@@ -466,3 +466,17 @@ def test_one_freak_batch_is_no_divergence_but_five_in_a_row_are(
     freaks |= {13}
     with pytest.raises(DivergenceError, match="step 17"):
         experiment.run(tiny(smoke_data, *words), tmp_path / "diverged")
+
+
+def test_the_statistics_are_those_of_the_first_groups_whether_resident_or_streamed(
+    smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "STATISTICS_GROUPS", 5)
+    config = tiny(smoke_data).config
+    _, resident = experiment._training_data(config, smoke_data)
+    data = config.data.model_copy(update={"resident_gib": 1e-9})
+    _, streamed = experiment._training_data(config.model_copy(update={"data": data}), smoke_data)
+    assert len(set(resident.groups)) == 5
+    assert resident.groups == streamed.groups
+    assert torch.equal(resident.fields, streamed.fields)
+    assert torch.equal(resident.parameters, streamed.parameters)

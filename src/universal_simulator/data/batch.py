@@ -56,6 +56,11 @@ class Trajectories:
             self.fields[rows], self.times_s, self.parameters[rows], groups, self.grid, self.equation
         )
 
+    def of_first_groups(self, count: int) -> Trajectories:
+        """The trajectories of the first `count` initial conditions, in order."""
+        kept = set(list(dict.fromkeys(self.groups))[:count])
+        return self.subset(torch.tensor([row for row, group in enumerate(self.groups) if group in kept]))
+
     def regimes(self) -> dict[str, Tensor]:
         """Rows of each distinct parameter tuple, by label such as `nu=0.01`, ascending."""
         if not self.parameters.shape[1]:

@@ -8,7 +8,9 @@ A latent model carries a few tokens, a grid model such as an FNO carries the fie
 themselves. A user's own `torch.nn.Module` joins in one of two ways: it subclasses
 `Simulator`, or it is a plain module whose `forward(fields, parameters, dt)` returns the
 fields one step later, and `GridStepper` carries it. Either is built as
-`Class(problem, **options)`.
+`Class(problem, **options)` and tried once on a smooth field of order one (`model/trial.py`). A
+network that holds a `ConditionEmbedding` has it standardised by the training split; nothing
+else of a user's network is ever called but `forward`.
 """
 
 from __future__ import annotations
@@ -105,9 +107,10 @@ def interpolation_matrix(fractions: Tensor, points: int) -> Tensor:
     band-limited below the Nyquist mode, which itself is interpolated as a cosine. A row at
     a grid point is a row of the identity.
     """
-    grid = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    device = fractions.device
+    grid = (torch.arange(points, dtype=torch.float64, device=device) + 0.5) / points
     offset = fractions.double()[:, None] - grid[None, :]
-    modes = torch.arange(1, (points + 1) // 2, dtype=torch.float64)
+    modes = torch.arange(1, (points + 1) // 2, dtype=torch.float64, device=device)
     kernel = 1.0 + 2.0 * torch.cos(2 * torch.pi * offset[..., None] * modes).sum(-1)
     if points % 2 == 0:
         kernel = kernel + torch.cos(torch.pi * points * offset)

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from universal_simulator.errors import IntegrityError, UserError
 from universal_simulator.model.calibration import Calibration, CalibrationEntry
 from universal_simulator.model.canonical import CanonicalFrame, FrameState
+from universal_simulator.model.conditioning import ConditionEmbedding
 from universal_simulator.model.contract import Conditions, GridStepper, Problem, Simulator
+from universal_simulator.model.trial import try_member
 from universal_simulator.physics.domain import Grid
 from universal_simulator.physics.equations import Equation, equation_named
 from universal_simulator.run_record import write_atomically
@@ -129,14 +131,16 @@ class Surrogate(nn.Module):
 
     @torch.no_grad()
     def fit_normalisation(self, canonical: Tensor, conditions: Conditions) -> None:
-        """Statistics of training fields (B, T, C, X) and conditions, in the canonical frame."""
+        """Statistics of training fields (B, T, C, X) and conditions, in the canonical frame.
+
+        Conditions reach every `ConditionEmbedding`, wherever it sits in a member, and nothing else.
+        """
         self.offset.copy_(canonical.mean(dim=(0, 1, 3)))
         centred = canonical - self.offset[:, None]
         self.scale.copy_(centred.square().mean(dim=(0, 1, 3)).sqrt().clamp_min(1e-12))
         for module in self.modules():
-            fit = getattr(module, "fit", None)
-            if callable(fit):
-                fit(conditions)
+            if isinstance(module, ConditionEmbedding):
+                module.fit(conditions)
 
     def frame_of(self, initial: Tensor) -> FrameState:
         return self.frame.of(initial)
@@ -147,7 +151,7 @@ class Surrogate(nn.Module):
 
 
 def build_member(import_path: str, problem: Problem, options: Mapping[str, Any]) -> Simulator:
-    """Instantiate `package.module:Class` as `Class(problem, **options)`."""
+    """Instantiate `package.module:Class` as `Class(problem, **options)` and try it once."""
     module_name, _, class_name = import_path.partition(":")
     if not module_name or not class_name:
         raise UserError(f"model.import_path {import_path!r}: expected 'package.module:Class'")
@@ -162,13 +166,13 @@ def build_member(import_path: str, problem: Problem, options: Mapping[str, Any])
         member = kind(problem, **options)
     except (TypeError, ValueError, ValidationError) as error:
         raise UserError(f"model.options do not fit {import_path}: {error}") from error
-    if isinstance(member, Simulator):
-        return member
-    if isinstance(member, nn.Module):
-        return GridStepper(member, problem)
-    raise UserError(
-        f"{import_path} is neither a Simulator nor a torch.nn.Module, but {type(member).__name__}"
-    )
+    if not isinstance(member, nn.Module):
+        raise UserError(
+            f"{import_path} is neither a Simulator nor a torch.nn.Module, but {type(member).__name__}"
+        )
+    simulator = member if isinstance(member, Simulator) else GridStepper(member, problem)
+    try_member(simulator, problem, import_path)
+    return simulator
 
 
 def model_hash(architecture: Architecture, tensors: Mapping[str, Tensor]) -> str:
