@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweep.records import evaluation, run_record
+from tests.sweep.fake_executor import FakeExecutor
+from universal_simulator.configuration import load_config
 from universal_simulator.errors import (
     BudgetError,
     ConfigurationError,
@@ -16,88 +17,18 @@ from universal_simulator.errors import (
     SweepLockedError,
     UserError,
 )
-from universal_simulator.run_record import RunFolder, RunRecord, read_document, write_json
+from universal_simulator.identity import run_identity
+from universal_simulator.run_record import RunFolder, RunRecord, content_hash, read_document, write_json
+from universal_simulator.sweep.compute import compute_rows
 from universal_simulator.sweep.driver import locked, rebuild_reports, run_sweep
-from universal_simulator.sweep.executor import Executor, Job, JobEnd, JobState
+from universal_simulator.sweep.executor import Job, JobEnd
 from universal_simulator.sweep.journal import Journal
 from universal_simulator.sweep.leaderboard import PLAN_COLUMNS, leaderboard_path, result_digest
-from universal_simulator.sweep.plan import load_plan
+from universal_simulator.sweep.plan import Member, load_plan
 from universal_simulator.sweep.report import report_path
 from universal_simulator.sweep.state import SweepState, refuse_unjournalled_opening
 
-
-class FakeExecutor(Executor):
-    """Writes the records a real run would write. Quality of a config is fixed by its name."""
-
-    slots = 2
-    failure_kind: str | None = None
-
-    def __init__(self, *, exit_codes: dict[str, list[int]] | None = None, member: float = 0.05) -> None:
-        self.ended: list[JobEnd] = []
-        self.submitted: list[str] = []
-        self.exit_codes = exit_codes or {}
-        self.member = member
-
-    def submit(self, job: Job) -> None:
-        self.submitted.append(job.job_id)
-        codes = self.exit_codes.get(job.job_id, [])
-        code = codes.pop(0) if codes else 0
-        if code == 0:
-            self.work(job)
-        elif job.arguments[0] == "run":
-            self.fail(job)
-        self.ended.append(JobEnd(job.job_id, code, 0.1))
-
-    def work(self, job: Job) -> None:
-        arguments = list(job.arguments)
-        if arguments[0] == "data":
-            job.log.parent.mkdir(parents=True, exist_ok=True)
-            job.log.write_text(json.dumps({"identity": "d", "path": "p"}) + "\n")
-            return
-        if arguments[0] == "run":
-            folder, run_id = (
-                Path(arguments[arguments.index("--folder") + 1]),
-                arguments[arguments.index("--run-id") + 1],
-            )
-            seed = int(next(w for w in arguments if w.startswith("seed=")).removeprefix("seed="))
-            value = 0.1 + 0.002 * seed if arguments[1].startswith("rerun") else self.member
-            record = run_record(run_id, arguments[1], seed, {"small_eval": evaluation(run_id, value)})
-            write_json(RunFolder(folder, run_id).summary, record)
-            return
-        files = RunFolder.of_path(arguments[1])
-        suite = {"full": "full_eval", "test": "test"}[arguments[3]]
-        record = read_document(files.summary, RunRecord)
-        value = record.evaluations["small_eval"].result.regimes["nu=0.05"].metrics["nrmse"].value
-        assert value is not None
-        added = evaluation(files.run_id, value, suite=suite)
-        write_json(
-            files.summary, record.model_copy(update={"evaluations": {**record.evaluations, suite: added}})
-        )
-
-    def fail(self, job: Job) -> None:
-        words = list(job.arguments)
-        run_id = words[words.index("--run-id") + 1]
-        record = RunRecord(run_id=run_id, status="failed", failure="loss nan", failure_kind=self.failure_kind)
-        write_json(RunFolder(Path(words[words.index("--folder") + 1]), run_id).summary, record)
-
-    def wait(self, timeout_s: float) -> list[JobEnd]:
-        ended, self.ended = self.ended, []
-        return ended
-
-    def attach(self, job_id: str, folder: Path | str) -> bool:
-        return False
-
-    def state(self, job_id: str) -> JobState:
-        return "ended" if job_id in self.submitted else "unknown"
-
-    def cancel(self, job_id: str) -> JobEnd | None:
-        return next((end for end in self.ended if end.job_id == job_id), None)
-
-    def tail(self, job_id: str, lines: int = 12) -> str:
-        return ""
-
-    def cancel_all(self) -> None:
-        self.ended = []
+PLAN = load_plan("smoke")
 
 
 def test_whole_sweep_leaves_the_plans_artifacts(tmp_path: Path) -> None:
@@ -136,7 +67,7 @@ class Killed(BaseException):
 def test_driver_killed_at_every_append_ends_in_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
-    whole = run_sweep("smoke", tmp_path / "whole", executor=FakeExecutor())
+    whole = run_sweep(PLAN, tmp_path / "whole", executor=FakeExecutor())
     total, digest = len(whole.journal.events), result_digest(whole)
     original = Journal.append
     for point in range(total):
@@ -153,8 +84,8 @@ def test_driver_killed_at_every_append_ends_in_the_same_result(
         with monkeypatch.context() as patch:
             patch.setattr(Journal, "append", append)
             with pytest.raises(Killed):
-                run_sweep("smoke", folder, executor=FakeExecutor())
-        resumed = run_sweep("smoke", folder, executor=FakeExecutor())
+                run_sweep(PLAN, folder, executor=FakeExecutor())
+        resumed = run_sweep(PLAN, folder, executor=FakeExecutor())
         assert result_digest(resumed) == digest, point
 
 
@@ -353,3 +284,117 @@ def test_duplicate_members_are_refused(tmp_path: Path) -> None:
     doubled = plan.rounds[0].model_copy(update={"members": (*plan.rounds[0].members, member)})
     with pytest.raises(ConfigurationError, match="duplicate"):
         run_sweep(plan.model_copy(update={"rounds": (doubled,)}), tmp_path / "s", executor=FakeExecutor())
+
+
+class MeteredExecutor(FakeExecutor):
+    """Records carry the effective config; the Fourier operator uses ten times the baseline's FLOPs."""
+
+    def work(self, job: Job) -> None:
+        super().work(job)
+        if job.arguments[0] != "run":
+            return
+        words = list(job.arguments)
+        files = RunFolder(words[words.index("--folder") + 1], words[words.index("--run-id") + 1])
+        record = read_document(files.summary, RunRecord)
+        assert record.training is not None
+        given = [word for word in words[2:] if "=" in word]
+        config = load_config(words[1], given, profile="smoke").config
+        steps = config.training.operator.steps
+        changes = {
+            "effective_config": config.model_dump(mode="json"),
+            "training_flops": 1e6 * steps * (10 if words[1].startswith("fno") else 1),
+            "optimiser_steps": steps,
+            "stages": config.training.stages,
+        }
+        result = record.training.result.model_copy(update=changes)
+        training = record.training.model_copy(update={"result": result})
+        write_json(files.summary, record.model_copy(update={"training": training}))
+
+
+def test_compute_matched_reference_gets_the_measured_flops_of_its_target(tmp_path: Path) -> None:
+    plan = load_plan("smoke")
+    matched = Member(config="rerun_txxoc8a8", compute_matched_to="fno_reference")
+    plan = plan.model_copy(update={"references": (*plan.references, matched)})
+    state = run_sweep(plan, tmp_path, executor=MeteredExecutor())
+    run = next(run for run in state.runs if run.role == "compute_matched")
+    record, target = state.record(run.run_id), state.trained("fno_reference")
+    assert record is not None
+    assert target is not None
+    assert record.training is not None
+    assert target.training is not None
+    assert record.training.result.training_flops == target.training.result.training_flops
+    ours = load_config(run.config, run.overrides, profile="smoke").config.training
+    plain = load_config(run.config, profile="smoke").config.training
+    assert ours.operator.steps == 10 * plain.operator.steps
+    assert ours.codec.patience_steps == 10 * plain.codec.patience_steps
+    assert state.done(f"full:{run.run_id}")
+    (row, *_) = [row for row in compute_rows(state) if row.run_id == run.run_id]
+    assert row.flops_ratio == 10
+    page = report_path(tmp_path).read_text()
+    assert "The same compute for the baseline" in page
+    assert "breaks its own rule in 1 of 1 members" in page
+    again = MeteredExecutor()
+    run_sweep(plan, tmp_path, executor=again)
+    assert again.submitted == []
+
+
+def test_a_headline_regime_that_the_data_lack_stops_before_any_training(tmp_path: Path) -> None:
+    class Other(FakeExecutor):
+        def work(self, job: Job) -> None:
+            super().work(job)
+            if job.arguments[0] == "data":
+                job.log.write_text(json.dumps({"identity": "d", "regimes": ["nu=0.3"]}, indent=1) + "\n")
+
+    executor = Other()
+    with pytest.raises(UserError, match=r"'nu=0.05' is not in burgers_smoke, which holds nu=0.3"):
+        run_sweep("smoke", tmp_path, executor=executor)
+    assert executor.submitted == ["data"]
+
+
+def test_a_plan_on_a_data_file_tells_every_run_and_its_identity(tmp_path: Path) -> None:
+    path = tmp_path / "my data.hdf5"
+    path.write_bytes(b"")
+    plan = load_plan("smoke").model_copy(update={"dataset": str(path)})
+    commands: dict[str, tuple[str, ...]] = {}
+
+    class Listening(FakeExecutor):
+        def submit(self, job: Job) -> None:
+            commands[job.job_id] = job.arguments
+            super().submit(job)
+
+    state = run_sweep(plan, tmp_path / "sweep", executor=Listening())
+    assert commands["data"][:3] == ("data", "info", str(path))
+    words = commands[f"train:{state.runs[0].run_id}"]
+    loaded = load_config(words[1], [w for w in words[2:] if "=" in w], profile="smoke")
+    assert loaded.config.data.file == str(path)
+    assert loaded.config.data.dataset is None
+    assert state.runs[0].run_id == run_identity(
+        loaded.config.name, config_hash=loaded.hash, data_identity="d", seed=0
+    )
+
+
+def test_a_journal_of_before_plan_keys_were_added_is_still_read(tmp_path: Path) -> None:
+    """Stored plans lack keys of later versions: their hash is of what was stored."""
+    state = run_sweep("smoke", tmp_path / "new", executor=FakeExecutor())
+    old = Journal(tmp_path / "old" / "journal.jsonl")
+    for event in state.journal.events:
+        data = dict(event.data)
+        if event.kind == "sweep_started":
+            plan = dict(data["plan"])
+            plan["rounds"] = [
+                {
+                    **r,
+                    "members": [
+                        {k: m[k] for k in ("config", "forced", "cost", "ablates")} for m in r["members"]
+                    ],
+                }
+                for r in plan["rounds"]
+            ]
+            data = {"plan": plan, "plan_hash": content_hash(plan)}
+        if event.kind == "runs_planned":
+            keys = ("run_id", "config", "seed", "role", "round", "cost")
+            data["runs"] = [{k: run[k] for k in keys} for run in data["runs"]]
+        old.append(event.kind, **data)
+    again = SweepState(tmp_path / "old")
+    assert again.plan == state.plan
+    assert [run.key for run in again.runs] == [run.key for run in state.runs]

@@ -13,6 +13,7 @@ from universal_simulator.sweep.gates import (
     paired_interval,
     ratio_gate,
     seed_spread,
+    telling,
 )
 from universal_simulator.sweep.plan import Improvement, Limit, Ratio, load_plan
 from universal_simulator.sweep.rounds import (
@@ -176,6 +177,50 @@ def test_nothing_beats_the_baseline_is_an_outcome() -> None:
     assert verdict.champion == "base-0"
     assert not verdict.beat_baseline
     assert choose_champion("base-0", [], {}, {"base-0": SEEDS[0]}, headline=R).champion == "base-0"
+
+
+def test_candidates_that_cannot_be_told_apart_are_called_so() -> None:
+    """A paired interval that holds zero is an outcome, in the champion's sentence as well."""
+    even = evaluation("even", 0.0501)
+    flat = tuple(
+        v + (0.004 if i % 2 else -0.004) for i, v in enumerate(even.result.regimes[R].per_group["nrmse"])
+    )
+    regimes = {
+        name: result.model_copy(update={"per_group": {"nrmse": flat}})
+        for name, result in even.result.regimes.items()
+    }
+    even = even.model_copy(update={"result": even.result.model_copy(update={"regimes": regimes})})
+    records = {
+        "base-0": SEEDS[0],
+        "best": evaluation("best", 0.05),
+        "even": even,
+        "far": evaluation("far", 0.06),
+    }
+    gates = {name: results_of(record) for name, record in records.items() if name != "base-0"}
+    verdict = choose_champion("base-0", ["best", "even", "far"], gates, records, headline=R)  # type: ignore[arg-type]
+    assert verdict.champion == "best"
+    assert "Indistinguishable from it" in verdict.sentence
+    assert "even;" in verdict.sentence
+    assert "far" not in verdict.sentence
+    alone = choose_champion("base-0", ["far"], {"far": []}, records, headline=R)
+    assert "far at 0.0600, is stopped by its gates" in alone.sentence
+
+
+def test_a_hard_abort_is_shown_only_where_it_says_more_than_its_gate() -> None:
+    def shown(gap: float) -> set[str]:
+        gates = gate_results(
+            load_plan("sota").gates,
+            evaluation("x", 0.05, gap=gap),
+            SEEDS[0],
+            headline=R,
+            baseline_seeds=SEEDS,
+            hard=True,
+        )
+        return {gate["name"] for gate in telling([g.as_dict() for g in gates]) if "abort" in gate["name"]}
+
+    assert shown(0.01) == set()
+    assert shown(0.015) == {"hard_abort_conservation_gap"}  # the gate failed, the abort did not
+    assert shown(0.05) == {"hard_abort_conservation_gap"}  # both failed
 
 
 def test_ladder_tiers_and_forecasts() -> None:

@@ -28,7 +28,7 @@ def generate(
     made = ensure_dataset(dataset, path, progress=ProgressLine().update)
     made.audit()
     if as_json:
-        typer.echo(json.dumps({"path": str(path), "identity": made.identity}))
+        typer.echo(json.dumps({"path": str(path), "identity": made.identity, "regimes": made.info.regimes}))
     else:
         typer.echo(f"{path}\n{made.identity}")
 

@@ -94,6 +94,7 @@ def report(folder: Folder) -> None:
 def explain(folder: Folder, run: Annotated[str | None, typer.Argument(help="one run id")] = None) -> None:
     """What changed in each run, why it helped or hurt, what to do next; its gates."""
     from universal_simulator.errors import UserError
+    from universal_simulator.sweep.gates import telling
     from universal_simulator.sweep.state import SweepState
     from universal_simulator.sweep.verdicts import verdict
 
@@ -101,13 +102,15 @@ def explain(folder: Folder, run: Annotated[str | None, typer.Argument(help="one 
     known = [item.run_id for item in state.runs]
     if run is not None and run not in known:
         raise UserError(f"no run {run!r} in {folder}; runs: {', '.join(known)}")
-    gates = (state.decision("small_eval_gates") or {"gates": {}})["gates"]
+    suites = {suite: state.gates(suite) for suite in ("small_eval", "full_eval")}
     for run_id in [run] if run else known:
         typer.echo(run_id)
         for line in verdict(state, run_id):
             typer.echo(f"  {line}")
-        for gate in gates.get(run_id, ()):
-            typer.echo(f"    {gate['answer']:15} {gate['name']} ({gate['regime']}): {gate['sentence']}")
+        for suite, gates in suites.items():
+            for gate in telling(gates.get(run_id, ())):
+                where = f"{gate['name']} ({suite}, {gate['regime']})"
+                typer.echo(f"    {gate['answer']:15} {where}: {gate['sentence']}")
 
 
 def leaderboard(folder: Folder, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:

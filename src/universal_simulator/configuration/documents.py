@@ -17,7 +17,11 @@ from universal_simulator.errors import ConfigurationError
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-class _StrictLoader(yaml.SafeLoader):
+#: the parser written in C where there is one: a sweep reads a config per member
+_SafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _StrictLoader(_SafeLoader):  # type: ignore[valid-type, misc] # chosen at import
     """Safe loader that refuses duplicate keys and reads 1e-3 as the number it is."""
 
 

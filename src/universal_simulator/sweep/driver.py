@@ -29,10 +29,11 @@ from universal_simulator.sweep.rounds import choose_champion, gate_results, prom
 from universal_simulator.sweep.run_planning import (
     first_runs,
     identified,
+    plan_compute_matched_runs,
     plan_healed_runs,
     refuse_other_code,
 )
-from universal_simulator.sweep.state import JOURNAL, SweepState
+from universal_simulator.sweep.state import JOURNAL, REFERENCE_ROLES, SweepState
 
 #: fraction of the sweep done (0..1) and what is going on
 Progress = Callable[[float, str], None]
@@ -119,7 +120,13 @@ class _Driver:
         if self.state.runs:
             refuse_other_code(self.state)
             return
-        identity = answer(data_job(self.plan, self.folder).log)["identity"]
+        data = answer(data_job(self.plan, self.folder).log)
+        regimes, identity = data.get("regimes"), data["identity"]
+        if regimes is not None and self.plan.headline_regime not in regimes:
+            raise UserError(
+                f"headline_regime {self.plan.headline_regime!r} is not in {self.plan.dataset}, which holds "
+                f"{', '.join(regimes)}"
+            )
         runs = identified(self.plan, first_runs(self.plan), data_identity=identity, known=())
         self.journal.append(
             "runs_planned",
@@ -129,10 +136,10 @@ class _Driver:
         )
 
     def _train(self) -> None:
-        """Every planned run, then the healed ones of those that failed, until nothing can be healed."""
+        """Every planned run, then what follows from those that ended, until nothing more does."""
         while True:
             self._train_planned()
-            if not plan_healed_runs(self.state):
+            if not (plan_healed_runs(self.state) or plan_compute_matched_runs(self.state)):
                 break
         self._refuse_incomplete([run.run_id for run in self.state.runs], "train")
         baselines = self.state.baselines()
@@ -201,7 +208,7 @@ class _Driver:
         chosen = []
         for round_ in self.plan.rounds:
             # a healed run takes the place of the failed one it came from
-            runs = {run.config: run.run_id for run in self.state.members(round_.name)}
+            runs = {run.key: run.run_id for run in self.state.members(round_.name)}
             chosen += promotions(round_, runs, results, evaluations, headline=self.plan.headline_regime)
         self.journal.append("promotions", promoted=[vars(item) for item in chosen])
 
@@ -209,7 +216,7 @@ class _Driver:
         return [item["run_id"] for item in self._decided("promotions")["promoted"]]
 
     def _full_evals(self) -> None:
-        references = [run.run_id for run in self.state.runs if run.role in ("reference", "ablation")]
+        references = [run.run_id for run in self.state.runs if run.role in REFERENCE_ROLES]
         # references first: the pages of the others show them beside their own figures
         runs = [*references, *self._promoted(), *self.state.baselines()]
         done = [run for run in runs if self.state.done(training_id(run))]

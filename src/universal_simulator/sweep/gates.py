@@ -7,7 +7,7 @@ not_applicable (declared so, with the reason: shown, does not block).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from universal_simulator.sweep.plan import Improvement, Limit, Ratio
 
 Answer = Literal["pass", "fail", "not_evaluable", "not_applicable"]
 BOOTSTRAP_SAMPLES = 4000
+#: before the metric in the name of a hard-abort gate
+HARD_ABORT = "hard_abort_"
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,22 @@ def no_regression_gate(candidate: EvaluationRecord, reference: EvaluationRecord,
     return GateResult(
         "no_regression", regime, "fail" if worse else "pass", sentence, float(ours), float(theirs)
     )
+
+
+def telling(gates: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Gates as dictionaries, without hard aborts that only repeat the gate of their metric.
+
+    An abort is the looser line of the same ratio: where the stricter one passed (or could not
+    be asked for the same reason) it says nothing new. A failing gate keeps its abort beside it.
+    """
+    answers = {(gate["name"], gate["regime"]): gate["answer"] for gate in gates}
+    return [
+        dict(gate)
+        for gate in gates
+        if not gate["name"].startswith(HARD_ABORT)
+        or gate["answer"] == "fail"
+        or answers.get((gate["name"].removeprefix(HARD_ABORT), gate["regime"])) != gate["answer"]
+    ]
 
 
 def seed_spread(seeds: Sequence[EvaluationRecord], regime: str) -> float | None:

@@ -31,11 +31,13 @@ def live_share(path: Path) -> float:
 
 
 def answer(path: Path) -> dict[str, Any]:
-    """The last line of JSON that a `--json` command wrote."""
-    if path.exists():
-        for line in reversed(path.read_text(encoding="utf-8", errors="replace").splitlines()):
-            if line.startswith("{"):
-                value = json.loads(line)
-                assert isinstance(value, dict)
-                return value
+    """The last JSON object that a `--json` command wrote to its log, on one line or on several."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for index in reversed([number for number, line in enumerate(lines) if line.startswith("{")]):
+        try:
+            value, _ = json.JSONDecoder().raw_decode("\n".join(lines[index:]))
+        except json.JSONDecodeError:
+            continue
+        if isinstance(value, dict):
+            return value
     raise ExecutorError(f"{path} holds no result line")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from universal_simulator.run_record import RunFolder
 from universal_simulator.sweep.executor import Job
 from universal_simulator.sweep.plan import Plan
+from universal_simulator.sweep.plan_checks import data_words, is_data_file
 from universal_simulator.sweep.state import Run
 
 DATA = "data"
@@ -17,8 +19,16 @@ def log_path(folder: Path, name: str) -> Path:
 
 
 def data_job(plan: Plan, folder: Path) -> Job:
-    words = ("data", "generate", plan.dataset, "--folder", str(folder), "--json")
+    """Generates the plan's data set, or reads a file of the user's own; answers who it is."""
+    words: tuple[str, ...] = ("data", "generate", plan.dataset, "--folder", str(folder), "--json")
+    if is_data_file(plan.dataset):
+        words = ("data", "info", plan.dataset, "--verify", "--json")
     return Job(DATA, words, log_path(folder, DATA))
+
+
+def config_words(plan: Plan, *, seed: int, overrides: Sequence[str]) -> tuple[str, ...]:
+    """What a config is told in this plan: the same for its identity and for its job."""
+    return (f"seed={seed}", *data_words(plan.dataset), *overrides)
 
 
 def training_job(plan: Plan, folder: Path, run: Run) -> Job:
@@ -26,7 +36,7 @@ def training_job(plan: Plan, folder: Path, run: Run) -> Job:
     words = ("run", run.config, "--folder", str(folder), "--profile", plan.profile, "--run-id", run.run_id)
     return Job(
         training_id(run.run_id),
-        (*words, f"seed={run.seed}", *run.overrides),
+        (*words, *config_words(plan, seed=run.seed, overrides=run.overrides)),
         RunFolder(folder, run.run_id).log,
     )
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from universal_simulator.configuration.documents import read_extended, validate
 from universal_simulator.configuration.locations import find
 from universal_simulator.errors import ConfigurationError
 from universal_simulator.run_record import content_hash
+from universal_simulator.sweep.plan_checks import is_data_file, plan_faults
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -22,21 +23,43 @@ class Part(BaseModel):
 class Forecast(Part):
     """What a round's hypothesis expects of the headline metric, scored afterwards."""
 
-    metric: str = "nrmse"
+    metric: Literal["nrmse"] = "nrmse"
     #: relative reduction against the baseline, low to high
     relative_reduction: tuple[float, float] | None = None
     #: the absolute value expected to be undercut
     below: float | None = None
 
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.relative_reduction is None) == (self.below is None):
+            raise ValueError("give exactly one of relative_reduction (low to high) and below")
+        if self.relative_reduction is not None and self.relative_reduction[0] > self.relative_reduction[1]:
+            raise ValueError("relative_reduction goes from low to high")
+        return self
+
 
 class Member(Part):
+    """A config to run, with what this plan changes of it (`key=value` words)."""
+
     config: str
+    overrides: tuple[str, ...] = ()
+    #: a repeat of a config that is in the plan already needs another seed
+    seed: Annotated[int, Field(ge=0)] = 0
     #: promoted whatever the improvement gate says (never whatever physics says)
     forced: bool = False
     #: expected cost relative to the baseline; the longest start first
     cost: Annotated[float, Field(gt=0)] = 1.0
     #: for a reference: the config of this sweep that it is, with one thing taken away
     ablates: str | None = None
+    #: for a reference: trained for as many steps as use up the training FLOPs measured of this config
+    compute_matched_to: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Tells the members of one plan apart; the config's name where that is enough."""
+        words = [*self.overrides, *([f"seed={self.seed}"] if self.seed else [])]
+        words += [f"compute of {self.compute_matched_to}"] if self.compute_matched_to else []
+        return " ".join([self.config, *words])
 
 
 class Round(Part):
@@ -103,6 +126,14 @@ class Criterion(Part):
     absolute: NonNegative = 0.0
     not_applicable: str | None = None
 
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        names = ("at_most", "below", "at_least", "at_most_ratio", "below_ratio")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(names)}; given: {', '.join(given) or 'none'}")
+        return self
+
 
 class Tier(Part):
     name: str
@@ -114,6 +145,7 @@ class Plan(Part):
     name: str
     description: str = ""
     profile: str
+    #: a name in `configs/data`, generated where it is missing, or the path of a data file (.hdf5)
     dataset: str
     headline_regime: str
     predictor: Literal["deterministic, guarded, without TTC"] = "deterministic, guarded, without TTC"
@@ -135,20 +167,21 @@ class Plan(Part):
 
 
 def load_plan(name: str | Path) -> Plan:
+    """Read, merge and check a plan; every fault at once in one ConfigurationError.
+
+    Beyond types: every config exists and loads under the plan's profile, gates and tiers name
+    metrics that are measured, the headline regime is in the data, the ladder descends.
+    """
     path = find("plans", name)
-    plan = validate(Plan, read_extended(path, "plans"), str(path))
-    configs = [plan.baseline.config, *(m.config for r in plan.rounds for m in r.members)]
-    configs += [reference.config for reference in plan.references]
-    repeated = sorted({c for c in configs if configs.count(c) > 1})
-    if repeated:
-        raise ConfigurationError(
-            str(path), [f"{name} is a member twice; a repeat needs another seed" for name in repeated]
-        )
-    unknown = [r.ablates for r in plan.references if r.ablates is not None and r.ablates not in configs]
-    if unknown:
-        raise ConfigurationError(
-            str(path), [f"references: ablates {name!r} is no config of this plan" for name in unknown]
-        )
-    if len(set(plan.baseline.seeds)) < len(plan.baseline.seeds):
-        raise ConfigurationError(str(path), ["baseline.seeds: a seed is given twice"])
+    values = read_extended(path, "plans")
+    given = values.get("dataset")
+    if isinstance(given, str) and is_data_file(given) and Path(given).is_file():
+        values["dataset"] = str(Path(given).resolve())
+    faults = plan_faults(values)
+    try:
+        plan = validate(Plan, values, str(path))
+    except ConfigurationError as error:
+        raise ConfigurationError(str(path), [*error.faults, *faults]) from error
+    if faults:
+        raise ConfigurationError(str(path), faults)
     return plan

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from universal_simulator.run_record import Metric, RunRecord, write_atomically
-from universal_simulator.sweep.gates import paired_interval, seed_spread
+from universal_simulator.sweep.compute import compute_matches, compute_rows, rule_sentence
+from universal_simulator.sweep.gates import paired_interval, seed_spread, telling
 from universal_simulator.sweep.rounds import (
     headline_value,
     rung,
@@ -26,13 +28,18 @@ def report_path(folder: Path) -> Path:
 
 
 def write_sweep_report(state: SweepState) -> Path:
+    path = report_path(state.folder)
+    write_atomically(path, _template().render(**_context(state)))
+    return path
+
+
+@functools.cache
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("universal_simulator.sweep"), autoescape=True, undefined=StrictUndefined
     )
     environment.filters["number"] = _number
-    path = report_path(state.folder)
-    write_atomically(path, environment.get_template("sweep.html").render(**_context(state)))
-    return path
+    return environment.get_template("sweep.html")
 
 
 def _context(state: SweepState) -> dict[str, Any]:
@@ -55,7 +62,7 @@ def _context(state: SweepState) -> dict[str, Any]:
         "rows": [_row(state, run.run_id, records.get(run.run_id), promoted) for run in state.runs],
         "references": _references(full or small),
         "gates": {
-            suite: (state.decision(f"{suite}_gates") or {"gates": {}})["gates"]
+            suite: {run: telling(gates) for run, gates in state.gates(suite).items()}
             for suite in ("small_eval", "full_eval")
         },
         "tiers": tier_results(state.plan, records[champion["champion"]], records[champion["baseline"]])
@@ -69,7 +76,10 @@ def _context(state: SweepState) -> dict[str, Any]:
         "charts": {
             regime: _bars(state, regime, champion["champion"] if champion else None) for regime in regimes
         },
-        "seconds": sum(e.data["seconds"] for e in state.journal.of("job_ended")),
+        "seconds": state.seconds_spent,
+        "compute": compute_rows(state),
+        "compute_rule": rule_sentence(compute_rows(state)),
+        "compute_matches": compute_matches(state),
         "openings": len(state.journal.of("test_opened")),
         "test": {run: e for run, e in state.evaluations("test").items()},
         "failed": [e.data for e in state.journal.of("job_given_up")],

@@ -8,11 +8,13 @@ from typing import Any
 
 from universal_simulator.run_record import EvaluationRecord, RunRecord
 from universal_simulator.sweep.gates import (
+    HARD_ABORT,
     Answer,
     GateResult,
     improvement_gate,
     limit_gate,
     no_regression_gate,
+    paired_interval,
     ratio_gate,
 )
 from universal_simulator.sweep.plan import Criterion, Gates, Plan, Round
@@ -46,7 +48,7 @@ def gate_results(
             results.append(limit_gate(metric, limit, candidate, regime))
         for metric, rule in sorted(gates.hard_abort.items()) if hard else ():
             result = ratio_gate(metric, rule, candidate, reference, regime)
-            results.append(GateResult(**{**result.as_dict(), "name": f"hard_abort_{metric}"}))
+            results.append(GateResult(**{**result.as_dict(), "name": f"{HARD_ABORT}{metric}"}))
     if headline not in reference.result.regimes:
         results.append(
             GateResult("improvement", headline, "not_evaluable", "the headline regime was not evaluated")
@@ -75,14 +77,14 @@ def promotions(
     *,
     headline: str,
 ) -> list[Promotion]:
-    """`runs`: config -> run id. Top members among the passing ones, plus forced members.
+    """`runs`: key of a member -> run id. Top members among the passing ones, plus forced members.
 
     A forced member is excused from the accuracy gates, never from physics.
     """
     chosen: list[Promotion] = []
     passing = []
     for member in round_.members:
-        run_id = runs.get(member.config)
+        run_id = runs.get(member.key)
         if run_id is None or run_id not in evaluations:
             continue
         if member.forced:
@@ -120,26 +122,56 @@ def choose_champion(
     headline: str,
 ) -> Verdict:
     """Best full-eval among those that pass every gate against the baseline; else the baseline."""
-    passing = sorted(
-        (headline_value(evaluations[run], headline), run)
-        for run in candidates
-        if run in evaluations and passes(results.get(run, ()), forced=False)
+    standing = sorted(
+        (headline_value(evaluations[run], headline), run) for run in candidates if run in evaluations
     )
-    if not passing:
-        value = headline_value(evaluations[baseline], headline)
-        return Verdict(
-            baseline,
-            False,
-            f"Nothing beat the baseline beyond noise with its physics intact: {baseline} stays "
-            f"champion at nRMSE {value:.4f} ({headline}).",
-        )
-    value, run = passing[0]
+    passing = [item for item in standing if passes(results.get(item[1], ()), forced=False)]
     reference = headline_value(evaluations[baseline], headline)
-    return Verdict(
-        run,
-        True,
+    if not passing:
+        text = (
+            f"Nothing beat the baseline beyond noise with its physics intact: {baseline} stays "
+            f"champion at nRMSE {reference:.4f} ({headline})."
+        )
+        return Verdict(baseline, False, text + _closest(standing, baseline, evaluations, headline))
+    value, run = passing[0]
+    text = (
         f"{run} is champion: nRMSE {value:.4f} against {reference:.4f} of the baseline "
-        f"({1 - value / reference:.0%} lower, {headline}, full-eval), every gate passed.",
+        f"({1 - value / reference:.0%} lower, {headline}, full-eval), every gate passed."
+    )
+    return Verdict(run, True, text + _equals(passing, evaluations, headline))
+
+
+def indistinguishable(ours: EvaluationRecord, theirs: EvaluationRecord, regime: str) -> bool:
+    """The paired 95 % interval of the difference in nrmse holds zero: neither is better."""
+    sides = (record.result.regimes.get(regime) for record in (ours, theirs))
+    first, second = sides
+    interval = paired_interval(first, second) if first and second else None
+    return interval is not None and interval[0] <= 0 <= interval[1]
+
+
+def _closest(
+    standing: Sequence[tuple[float, str]], baseline: str, evaluations: Evaluations, headline: str
+) -> str:
+    """What the best candidate was worth that did not pass."""
+    if not standing:
+        return ""
+    value, run = standing[0]
+    alike = indistinguishable(evaluations[run], evaluations[baseline], headline)
+    said = (
+        "indistinguishable from it (the paired 95 % interval holds zero)" if alike else "stopped by its gates"
+    )
+    return f" The best candidate, {run} at {value:.4f}, is {said}."
+
+
+def _equals(passing: Sequence[tuple[float, str]], evaluations: Evaluations, headline: str) -> str:
+    """Which passing candidates cannot be told apart from the first."""
+    first = evaluations[passing[0][1]]
+    alike = [run for _, run in passing[1:] if indistinguishable(evaluations[run], first, headline)]
+    if not alike:
+        return ""
+    return (
+        f" Indistinguishable from it (the paired 95 % interval holds zero): {', '.join(alike)}; "
+        "the lower mean decided."
     )
 
 

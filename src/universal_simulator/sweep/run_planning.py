@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
-from universal_simulator.configuration import load_config
+from universal_simulator.configuration import LoadedConfig, load_config
 from universal_simulator.configuration.documents import flatten
 from universal_simulator.errors import ConfigurationError, UserError
 from universal_simulator.identity import IDENTITY_DIGITS, code_version, run_identity
-from universal_simulator.sweep.plan import Plan
+from universal_simulator.run_record import RunRecord
+from universal_simulator.sweep.jobs import config_words
+from universal_simulator.sweep.plan import Member, Plan
 from universal_simulator.sweep.recovery import MAX_GENERATIONS, heal
 from universal_simulator.sweep.state import Run, SweepState
 
@@ -25,16 +27,31 @@ class Wish:
     cost: float
     overrides: tuple[str, ...] = ()
     parent: str | None = None
+    key: str = ""
 
 
 def first_runs(plan: Plan) -> list[Wish]:
     """Baseline seeds, references, and the members of the plan's written rounds."""
-    wishes = [Wish(plan.baseline.config, seed, "baseline", "baseline", 1.0) for seed in plan.baseline.seeds]
+    config = plan.baseline.config
+    wishes = [Wish(config, seed, "baseline", "baseline", 1.0, key=config) for seed in plan.baseline.seeds]
     for peer in plan.references:
-        role = "ablation" if peer.ablates else "reference"
-        wishes.append(Wish(peer.config, 0, role, role, peer.cost))
-    wishes += [Wish(m.config, 0, "member", r.name, m.cost) for r in plan.rounds for m in r.members]
+        if peer.compute_matched_to is None:
+            wishes.append(_wish(peer, "ablation" if peer.ablates else "reference"))
+    for round_ in plan.rounds:
+        wishes += [_wish(member, "member", round_.name) for member in round_.members]
     return wishes
+
+
+def _wish(member: Member, role: str, round_name: str | None = None) -> Wish:
+    return Wish(
+        member.config,
+        member.seed,
+        role,
+        round_name or role,
+        member.cost,
+        member.overrides,
+        key=member.key,
+    )
 
 
 def identified(plan: Plan, wishes: Sequence[Wish], *, data_identity: str, known: Sequence[Run]) -> list[Run]:
@@ -42,7 +59,7 @@ def identified(plan: Plan, wishes: Sequence[Wish], *, data_identity: str, known:
     configs = {run.run_id[-IDENTITY_DIGITS:]: run.config for run in known}
     runs = []
     for wish in wishes:
-        loaded = load_config(wish.config, [f"seed={wish.seed}", *wish.overrides], profile=plan.profile)
+        loaded = _load(plan, wish)
         name = loaded.config.name
         run_id = run_identity(name, config_hash=loaded.hash, data_identity=data_identity, seed=wish.seed)
         digest = run_id[-IDENTITY_DIGITS:]
@@ -77,21 +94,59 @@ def plan_healed_runs(state: SweepState) -> bool:
         record = state.record(run.run_id)
         if record is None or state.generation(run) >= MAX_GENERATIONS:
             continue
-        loaded = load_config(run.config, [f"seed={run.seed}", *run.overrides], profile=plan.profile)
-        effective = flatten(loaded.config.model_dump(mode="json"))
+        effective = flatten(_load(plan, run).config.model_dump(mode="json"))
         healing = heal(record.failure_kind, record.failure or "", effective)
         if healing is None:
             continue
         wish = Wish(
-            run.config,
-            run.seed,
-            run.role,
-            run.round,
-            run.cost,
-            (*run.overrides, *healing.overrides),
-            run.run_id,
+            **{name: getattr(run, name) for name in ("config", "seed", "role", "round", "cost", "key")},
+            overrides=(*run.overrides, *healing.overrides),
+            parent=run.run_id,
         )
         (again,) = identified(plan, [wish], data_identity=state.data_identity, known=state.runs)
         state.journal.append("run_healed", run=asdict(again), healing=asdict(healing))
         found = True
     return found
+
+
+def plan_compute_matched_runs(state: SweepState) -> bool:
+    """Journal references that get as many training FLOPs as another run was measured to use.
+
+    With F the training FLOPs measured of the target, f those of the same config trained as the
+    plan has it, and n its steps: n F / f steps, in every stage alike. Only when both have ended.
+    """
+    plan = state.plan
+    planned = {run.key for run in state.runs}
+    found = False
+    for peer in plan.references:
+        if peer.compute_matched_to is None or peer.key in planned:
+            continue
+        target, own = state.trained(peer.compute_matched_to), state.trained(peer.config)
+        if target is None or own is None:
+            continue
+        overrides = (*peer.overrides, *_scaled_steps(own, target))
+        wish = replace(_wish(peer, "compute_matched"), overrides=overrides)
+        (run,) = identified(plan, [wish], data_identity=state.data_identity, known=state.runs)
+        state.journal.append("run_added", run=asdict(run), why=f"as many training FLOPs as {target.run_id}")
+        found = True
+    return found
+
+
+def _scaled_steps(own: RunRecord, target: RunRecord) -> list[str]:
+    """Overrides that scale the steps of every trained stage; a stage that stopped early counts in full."""
+    assert own.training is not None
+    assert target.training is not None
+    ours, training = own.training.result, own.training.result.effective_config["training"]
+    done = ours.optimiser_steps / training["operator"]["steps"]
+    ratio = target.training.result.training_flops / (ours.training_flops / done)
+    return [
+        f"training.{stage}.{key}={max(1, round(ratio * training[stage][key]))}"
+        for stage in ours.stages
+        if stage in training
+        for key in ("steps", "patience_steps")
+    ]
+
+
+def _load(plan: Plan, run: Wish | Run) -> LoadedConfig:
+    words = config_words(plan, seed=run.seed, overrides=run.overrides)
+    return load_config(run.config, words, profile=plan.profile)

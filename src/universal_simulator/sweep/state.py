@@ -22,6 +22,8 @@ from universal_simulator.sweep.journal import Event, Journal
 from universal_simulator.sweep.plan import Plan
 
 JOURNAL = "journal.jsonl"
+#: runs that stand beside the candidates and can win nothing
+REFERENCE_ROLES = ("reference", "ablation", "compute_matched")
 
 
 def refuse_unjournalled_opening(run_path: Path, opening: str) -> None:
@@ -45,7 +47,11 @@ def result_hashes(record: RunRecord) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as planned: `role` is baseline, reference or member."""
+    """A run as planned.
+
+    role: baseline, reference, ablation, compute_matched or member. key: tells the members of a
+    round apart (`Member.key`); a healed run has that of the one it heals.
+    """
 
     run_id: str
     config: str
@@ -57,6 +63,7 @@ class Run:
     overrides: tuple[str, ...] = ()
     #: the failed run that this one heals
     parent: str | None = None
+    key: str = ""
 
 
 class SweepState:
@@ -78,6 +85,8 @@ class SweepState:
         self._given_up: dict[str, list[Event]] = {}
         self._hashes: dict[str, dict[str, str]] = {}
         self._seconds = 0.0
+        #: what a record was read from (time, size, results held to it) and the record
+        self._records: dict[str, tuple[tuple[int, int, int], RunRecord]] = {}
 
     def _absorb(self) -> None:
         """Take in the events since the last look."""
@@ -86,7 +95,7 @@ class SweepState:
             match event.kind:
                 case "runs_planned":
                     self._runs += [_run(item) for item in data["runs"]]
-                case "run_healed":
+                case "run_healed" | "run_added":
                     self._runs.append(_run(data["run"]))
                 case "job_intent":
                     self._begun[data["job"]] += 1
@@ -146,8 +155,13 @@ class SweepState:
         path = RunFolder(self.folder, run_id).summary
         if not path.exists():
             return None
-        record = read_document(path, RunRecord)
         self._absorb()
+        about = path.stat()
+        seen = (about.st_mtime_ns, about.st_size, len(self._hashes.get(run_id, {})))
+        kept = self._records.get(run_id)
+        if kept is not None and kept[0] == seen:
+            return kept[1]
+        record = read_document(path, RunRecord)
         found = result_hashes(record)
         for name, digest in self._hashes.get(run_id, {}).items():
             if found.get(name) != digest:
@@ -156,6 +170,7 @@ class SweepState:
                     "ended; the file was changed or restored from elsewhere: bring back the "
                     "original, or start a new folder"
                 )
+        self._records[run_id] = (seen, record)
         return record
 
     def records(self) -> dict[str, RunRecord]:
@@ -168,6 +183,13 @@ class SweepState:
             for run_id, record in self.records().items()
             if suite in record.evaluations
         }
+
+    def trained(self, config: str) -> RunRecord | None:
+        """The record of the latest finished run of a config as this plan has it (or as it was healed)."""
+        for run in reversed(self.runs):
+            if run.config == config and run.role != "compute_matched" and self.done(f"train:{run.run_id}"):
+                return self.record(run.run_id)
+        return None
 
     def generation(self, run: Run) -> int:
         """How many healings lead to this run."""
@@ -190,6 +212,14 @@ class SweepState:
         events = self.journal.of(kind)
         return events[-1].data if events else None
 
+    def gates(self, suite: str) -> dict[str, list[dict[str, Any]]]:
+        """run id -> its gates as journalled, small_eval or full_eval."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for event in self.journal.of(f"{suite}_gates"):
+            found.update(event.data["gates"])
+        return found
+
 
 def _run(item: Mapping[str, Any]) -> Run:
-    return Run(**{**item, "overrides": tuple(item.get("overrides", ()))})
+    """As journalled; a journal from before members had keys knew them by their config."""
+    return Run(**{"key": item["config"], **item, "overrides": tuple(item.get("overrides", ()))})

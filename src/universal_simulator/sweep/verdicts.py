@@ -6,6 +6,7 @@ from typing import Any
 
 from universal_simulator.configuration.documents import flatten
 from universal_simulator.run_record import EvaluationRecord, RunRecord
+from universal_simulator.sweep.rounds import indistinguishable
 from universal_simulator.sweep.state import SweepState
 
 _SILENT = (
@@ -58,11 +59,14 @@ def _why(state: SweepState, record: RunRecord, baseline: RunRecord) -> str:
     assert baseline.training is not None
     regime = state.plan.headline_regime
     gain = 1 - _value(ours, regime, "nrmse") / _value(theirs, regime, "nrmse")
+    effect = "helped" if gain > 0 else "hurt"
+    if indistinguishable(ours, theirs, regime):
+        effect = "indistinguishable from the baseline (the paired 95 % interval holds zero)"
     flops = record.training.result.training_flops / baseline.training.result.training_flops
     validation = record.training.result.validation
     still = validation["best_step"] == record.training.result.optimiser_steps
     return (
-        f"{'helped' if gain > 0 else 'hurt'}: nrmse {_value(ours, regime, 'nrmse'):.4f} against "
+        f"{effect}: nrmse {_value(ours, regime, 'nrmse'):.4f} against "
         f"{_value(theirs, regime, 'nrmse'):.4f} ({gain:+.0%} gain, {regime}, {suite}) at {flops:.1f} x the "
         f"training FLOPs; one step {_value(ours, regime, 'nrmse_step'):.4f} against "
         f"{_value(theirs, regime, 'nrmse_step'):.4f}, codec floor {_value(ours, regime, 'reconstruction'):.4f} against "

@@ -1,0 +1,84 @@
+"""An executor without processes: it writes the records that real runs would write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.sweep.records import evaluation, run_record
+from universal_simulator.run_record import RunFolder, RunRecord, read_document, write_json
+from universal_simulator.sweep.executor import Executor, Job, JobEnd, JobState
+
+
+class FakeExecutor(Executor):
+    """Writes the records a real run would write. Quality of a config is fixed by its name."""
+
+    slots = 2
+    failure_kind: str | None = None
+
+    def __init__(self, *, exit_codes: dict[str, list[int]] | None = None, member: float = 0.05) -> None:
+        self.ended: list[JobEnd] = []
+        self.submitted: list[str] = []
+        self.exit_codes = exit_codes or {}
+        self.member = member
+
+    def submit(self, job: Job) -> None:
+        self.submitted.append(job.job_id)
+        codes = self.exit_codes.get(job.job_id, [])
+        code = codes.pop(0) if codes else 0
+        if code == 0:
+            self.work(job)
+        elif job.arguments[0] == "run":
+            self.fail(job)
+        self.ended.append(JobEnd(job.job_id, code, 0.1))
+
+    def work(self, job: Job) -> None:
+        arguments = list(job.arguments)
+        if arguments[0] == "data":
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            job.log.write_text(json.dumps({"identity": "d", "path": "p"}) + "\n")
+            return
+        if arguments[0] == "run":
+            folder, run_id = (
+                Path(arguments[arguments.index("--folder") + 1]),
+                arguments[arguments.index("--run-id") + 1],
+            )
+            seed = int(next(w for w in arguments if w.startswith("seed=")).removeprefix("seed="))
+            value = 0.1 + 0.002 * seed if arguments[1].startswith("rerun") else self.member
+            record = run_record(run_id, arguments[1], seed, {"small_eval": evaluation(run_id, value)})
+            write_json(RunFolder(folder, run_id).summary, record)
+            return
+        files = RunFolder.of_path(arguments[1])
+        suite = {"full": "full_eval", "test": "test"}[arguments[3]]
+        record = read_document(files.summary, RunRecord)
+        value = record.evaluations["small_eval"].result.regimes["nu=0.05"].metrics["nrmse"].value
+        assert value is not None
+        added = evaluation(files.run_id, value, suite=suite)
+        write_json(
+            files.summary, record.model_copy(update={"evaluations": {**record.evaluations, suite: added}})
+        )
+
+    def fail(self, job: Job) -> None:
+        words = list(job.arguments)
+        run_id = words[words.index("--run-id") + 1]
+        record = RunRecord(run_id=run_id, status="failed", failure="loss nan", failure_kind=self.failure_kind)
+        write_json(RunFolder(Path(words[words.index("--folder") + 1]), run_id).summary, record)
+
+    def wait(self, timeout_s: float) -> list[JobEnd]:
+        ended, self.ended = self.ended, []
+        return ended
+
+    def attach(self, job_id: str, folder: Path | str) -> bool:
+        return False
+
+    def state(self, job_id: str) -> JobState:
+        return "ended" if job_id in self.submitted else "unknown"
+
+    def cancel(self, job_id: str) -> JobEnd | None:
+        return next((end for end in self.ended if end.job_id == job_id), None)
+
+    def tail(self, job_id: str, lines: int = 12) -> str:
+        return ""
+
+    def cancel_all(self) -> None:
+        self.ended = []

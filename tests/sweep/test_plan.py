@@ -1,0 +1,91 @@
+"""A plan is judged whole before anything runs: every fault at once, each in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from universal_simulator.errors import ConfigurationError
+from universal_simulator.sweep.plan import load_plan
+
+FAULTY = """
+extends: smoke
+headline_regime: nu=0.3
+references:
+  - {config: fno_reference, ablates: nobody}
+  - {config: no_such_config}
+  - {config: fno_reference, compute_matched_to: fno_reference, forced: true}
+rounds:
+  - name: A
+    hypothesis: h
+    forecast: {relative_reduction: [0.2, 0.4], below: 0.05}
+    members:
+      - {config: sweep_round_a_lr3e4_w5, overrides: [training.operator.learnin_rate=1e-3]}
+      - {config: sweep_round_a_lr2e4_w3, ablates: rerun_txxoc8a8}
+  - {name: A, hypothesis: h, forecast: {}, members: [{config: sweep_round_a_lr2e4_w3}]}
+gates:
+  limits: {reconstructoin: {at_most: 0.5}}
+ladder:
+  - {name: one, below: 0.05}
+  - {name: two, below: 0.05}
+tiers:
+  - name: minimum
+    criteria:
+      - {metric: nrmse, at_most: 0.07, below: 0.05}
+      - {metric: speed, at_least: 1}
+      - {metric: wall_clock}
+"""
+
+
+def faults_of(tmp_path: Path, text: str) -> tuple[str, ...]:
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError) as error:
+        load_plan(path)
+    return error.value.faults
+
+
+@pytest.mark.parametrize("name", ["smoke", "sota", "sota_embedded", "sota_standard"])
+def test_the_committed_plans_have_no_fault(name: str) -> None:
+    load_plan(name)
+
+
+def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
+    faults = faults_of(tmp_path, FAULTY)
+    expected = [
+        "headline_regime: 'nu=0.3' is not in burgers_smoke",
+        "references.0: ablates 'nobody' is no config of this plan",
+        "references.1.config: no configs file 'no_such_config'",
+        "references.2: compute_matched_to names the config itself",
+        "references.2.forced: a reference is no candidate",
+        "rounds.0.forecast: Value error, give exactly one of relative_reduction",
+        "rounds.1.forecast: Value error, give exactly one of relative_reduction",
+        "rounds.0.members.0.config: sweep_round_a_lr3e4_w5.yaml: training.operator.learnin_rate: unknown key; did you mean",
+        "rounds.0.members.1.ablates: only a reference can say that",
+        "rounds: A is the name of two rounds",
+        "rounds.1.members.0: sweep_round_a_lr2e4_w3 is a member twice",
+        "gates.limits: 'reconstructoin' is no metric",
+        "ladder.1.below: 0.05 after 0.05",
+        "tiers.0.criteria.0: Value error, give exactly one of at_most",
+        "tiers.0.criteria.1: 'speed' is no metric",
+        "tiers.0.criteria.2: Value error, give exactly one of at_most",
+    ]
+    for start in expected:
+        assert any(fault.startswith(start) for fault in faults), (start, faults)
+    assert len(faults) == len(expected), faults
+
+
+def test_data_are_looked_for_before_anything_runs(tmp_path: Path) -> None:
+    (fault,) = faults_of(tmp_path, f"extends: smoke\ndataset: {tmp_path}/mine.hdf5\n")
+    assert "mine.hdf5 does not exist" in fault
+    assert any("no configs/data file" in f for f in faults_of(tmp_path, "extends: smoke\ndataset: nothing\n"))
+    assert any(f.startswith("profile:") for f in faults_of(tmp_path, "extends: smoke\nprofile: nothing\n"))
+
+
+def test_a_data_file_is_named_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep resumed from another folder still finds it."""
+    (tmp_path / "mine.hdf5").write_bytes(b"")
+    (tmp_path / "plan.yaml").write_text("extends: smoke\ndataset: mine.hdf5\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_plan("plan.yaml").dataset == str(tmp_path / "mine.hdf5")
