@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweep.test_driver import FakeExecutor
+from tests.sweep.fake_executor import FakeExecutor
 from universal_simulator import cli, credentials
 from universal_simulator.credentials import (
     find_ray_token,
