@@ -194,28 +194,32 @@ def recentre(box: Box, facts: Sequence[Fact], *, width: float) -> Box | None:
 
 
 def confirmation(
-    values: Sequence[float], champion: float, *, seed_cv: float | None, relative: float
+    winner: Sequence[float], champion: Sequence[float], baseline: Sequence[float], *, relative: float
 ) -> tuple[bool, str]:
     """Does the winner hold on fresh seeds? (answer, the sentence with its figures)
 
-    values: its nrmse with three seeds that the search never saw; the searched seed was chosen for
-    being the best of many and does not count. It holds when the mean beats the champion by the
-    plan's relative share and by 1.645 standard errors (one-sided 95 %): seed_cv, the measured
-    coefficient of variation, times the champion's value times sqrt(1/n + 1).
+    winner: nrmse with three seeds that the search never saw; the searched seed was chosen for being
+    the best of many and does not count. champion: nrmse of every seed of it that was run. With
+    d = mean log champion - mean log winner, it holds when 1 - exp(-d) reaches the plan's relative
+    share and d > t s sqrt(1/n + 1/m): s pooled over the seeds of winner, champion and baseline
+    (noise multiplies, so it is one number in the log), t the one-sided 95 % quantile of its degrees
+    of freedom.
     """
-    if len(values) < 3 or not all(math.isfinite(value) for value in values):
-        return False, f"a confirmation needs three finished seeds, {len(values)} did"
-    if seed_cv is None:
-        return (
-            False,
-            "the seed spread was not measured (three baseline seeds of one protocol), so nothing is beyond it",
-        )
-    mean = math.fsum(values) / len(values)
-    gain = champion - mean
-    noise = 1.645 * seed_cv * champion * math.sqrt(1 / len(values) + 1)
+    from scipy.special import stdtrit
+
+    if len(winner) < 3 or not champion or not all(map(math.isfinite, [*winner, *champion, *baseline])):
+        return False, f"a confirmation needs three finished seeds, {len(winner)} did"
+    groups = [[math.log(value) for value in values] for values in (winner, champion, baseline)]
+    means = [math.fsum(logs) / len(logs) if logs else 0.0 for logs in groups]
+    squares = math.fsum((x - mean) ** 2 for logs, mean in zip(groups, means, strict=True) for x in logs)
+    freedom = sum(max(0, len(logs) - 1) for logs in groups)
+    spread = math.sqrt(squares / freedom)
+    gain = means[1] - means[0]
+    noise = float(stdtrit(freedom, 0.95)) * spread * math.sqrt(1 / len(winner) + 1 / len(champion))
+    share, needed = 1 - math.exp(-gain), 1 - math.exp(-noise)
     tests = {
-        f"mean of {len(values)} fresh seeds {mean:.4g} against {champion:.4g} of the champion, "
-        f"gain {gain / champion:.1%} (needs {relative:.0%})": gain >= relative * champion,
-        f"gain {gain:.4g} beyond the noise of that comparison {noise:.4g}": gain > noise,
+        f"{math.exp(means[0]):.4g} over {len(winner)} fresh seeds against {math.exp(means[1]):.4g} of the "
+        f"champion, gain {share:.1%} (needs {relative:.0%})": share >= relative,
+        f"beyond the noise of that comparison, {needed:.1%} (seeds vary by {spread:.1%})": gain > noise,
     }
     return all(tests.values()), "; ".join(f"{text}: {'yes' if ok else 'no'}" for text, ok in tests.items())

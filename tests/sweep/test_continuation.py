@@ -1,0 +1,121 @@
+"""Rounds after the written ones: conditions, refinements, placebo, early stop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from universal_simulator.configuration import load_config
+from universal_simulator.configuration.documents import flatten
+from universal_simulator.sweep.continuation import (
+    Standing,
+    false_promotions,
+    live_change,
+    memory_growth,
+    placebo_verdict,
+    reason_to_skip,
+)
+from universal_simulator.sweep.early_stop import judge, window_value
+from universal_simulator.sweep.gates import GateResult
+
+STANDING = Standing(champion=0.05, tiers_met=("minimum",), hours_left=2.0, hours_per_run=0.1)
+
+
+def skip(standing: Standing = STANDING, **changes: object) -> str | None:
+    given = {
+        "runs": 12,
+        "not_below": 0.035,
+        "target_tier": "stretch",
+        "expected_gain": 0.2,
+        "needed_gain": 0.11,
+    }
+    return reason_to_skip(standing, **(given | changes))  # type: ignore[arg-type]  # a test's shorthand
+
+
+def test_a_round_begins_only_when_it_can_matter_and_says_why_not() -> None:
+    assert skip() is None
+    assert "not needed: the champion's nrmse 0.05 is below 0.06" in str(skip(not_below=0.06))
+    assert "target reached" in str(skip(target_tier="minimum"))
+    assert "12 runs of 6.0 minutes, measured on the champion, are 1.20 hours; 1.00 are left" in str(
+        skip(Standing(0.05, (), 1.0, 0.1))
+    )
+    assert "not worth it: its forecast hopes for 5% at most" in str(skip(expected_gain=0.05))
+    assert skip(not_below=None, target_tier=None, expected_gain=None) is None
+
+
+def test_a_refinement_keeps_its_live_keys_and_says_what_it_left_out() -> None:
+    effective = flatten(
+        load_config("sweep_aggressive_sota", profile="embedded").config.model_dump(mode="json")
+    )
+    longer = live_change(
+        "epochs 40+15+15",
+        {"training.operator.epochs": 40, "diff_residual.epochs": 15, "ttc.reward_weights.mass": 2.0},
+        effective,
+    )
+    assert longer.words == ("training.operator.epochs=40",)
+    assert "not run by this version" in longer.left_out["diff_residual.epochs"]
+    assert "off for this member" in longer.left_out["ttc.reward_weights.mass"]
+    assert longer.refused is None
+    # the words are what the loader takes, and they change the run
+    changed = load_config("sweep_aggressive_sota", longer.words, profile="embedded")
+    assert changed.config.training.operator.steps == 40 * 36
+    dropped = live_change("depth", {"model.options.operator.stochastic_depth": 0.1}, effective)
+    assert dropped.words == ("model.options.operator.stochastic_depth=0.1",)
+    only_ttc = live_change("rewards", {"ttc.reward_weights.mass": 2.0}, effective)
+    assert only_ttc.refused == "none of its keys is live for this champion"
+    same = live_change("same", {"model.options.latent_dim": 48}, effective)
+    assert "has it already" in same.left_out["model.options.latent_dim"]
+
+
+def test_a_larger_model_runs_only_where_its_memory_fits() -> None:
+    effective = {"model.options.latent_dim": 48, "model.options.latent_tokens": 48}
+    wide = {"model.options.latent_dim": 64, "model.options.latent_tokens": 64}
+    assert memory_growth(wide, effective) == pytest.approx((64 / 48) ** 4)
+    assert live_change("wide", wide, effective, peak_memory_gib=1.0, memory_limit_gib=4.0).refused is None
+    refused = live_change("wide", wide, effective, peak_memory_gib=2.0, memory_limit_gib=4.0).refused
+    assert "6.3 GiB, exceeds 4 GiB" in str(refused)
+    assert "not measured" in str(live_change("wide", wide, effective, memory_limit_gib=4.0).refused)
+
+
+def test_a_passing_placebo_voids_the_round_and_all_of_them_give_the_rate() -> None:
+    passing, failing = (GateResult("improvement", "nu", answer, "figures") for answer in ("pass", "fail"))
+    assert placebo_verdict([passing]).void
+    assert not placebo_verdict([failing]).void
+    assert "could not be judged" in placebo_verdict([]).sentence
+    rate = false_promotions([True, False, False, False])
+    # 2.5 % and 97.5 % quantiles of Beta(1.5, 3.5)
+    assert (rate.low, rate.high) == pytest.approx((0.0272, 0.7170), abs=2e-3)
+    assert "1 of 4 placebos" in rate.sentence
+    assert "unknown" in false_promotions([]).sentence
+    assert false_promotions([False]).low == 0.0
+
+
+def write_log(path: Path, losses: list[float], *, torn: bool = False) -> Path:
+    lines = [json.dumps({"step": i + 1, "rollout": loss, "total": loss}) for i, loss in enumerate(losses)]
+    lines.insert(len(lines) // 2, json.dumps({"step": len(lines) // 2, "validation_raw": 9.0}))
+    path.write_text("\n".join(lines) + ('\n{"step": 99' if torn else "\n"))
+    return path
+
+
+def test_curves_are_compared_at_the_same_fraction_of_each_schedule(tmp_path: Path) -> None:
+    """A member of twice the steps is judged at its own 30-40 %, not at the baseline's step."""
+    short = write_log(tmp_path / "short", [1.0 - i / 200 for i in range(100)])
+    long = write_log(tmp_path / "long", [1.0 - i / 400 for i in range(200)], torn=True)
+    ours, theirs = window_value(long, 200), window_value(short, 100)
+    assert ours is not None
+    assert ours == pytest.approx(theirs, abs=0.01)
+    assert window_value(write_log(tmp_path / "young", [1.0] * 39), 100) is None
+    assert window_value(write_log(tmp_path / "passed", [1.0] * 40), 100) == 1.0
+    assert window_value(tmp_path / "missing", 100) is None
+
+
+def test_a_member_far_behind_is_stopped_and_one_within_a_deviation_is_not() -> None:
+    seeds = [0.9, 1.0, 1.1]
+    assert judge(1.11, seeds).stop
+    assert not judge(1.09, seeds).stop
+    assert not judge(0.5, seeds).stop
+    assert "more than 1 standard deviation (0.1)" in judge(1.2, seeds).sentence
+    assert not judge(5.0, [1.0, 1.0, None]).stop
+    assert not judge(None, seeds).stop
