@@ -213,8 +213,12 @@ class ExecutorContract(abc.ABC):
             job = Job("train:it", words, folder / "run.log", folder, Resources(threads=1))
             executor.submit(job)
             if name == "broken":
+                # a driver goes on waiting meanwhile, in which distant checkpoints come home
                 until(
-                    lambda: any(tmp_path.glob("broken/artifacts/runs/*/checkpoints/*_state.pt")),
+                    lambda: (
+                        executor.wait(0.0) == []
+                        and any(tmp_path.glob("broken/artifacts/runs/*/checkpoints/*_state.pt"))
+                    ),
                     "a checkpoint",
                 )
                 assert executor.cancel("train:it") is not None

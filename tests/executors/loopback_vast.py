@@ -21,7 +21,9 @@ import json
 import re
 import threading
 from collections import Counter, defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -71,6 +73,7 @@ class Machine:
     stuck: bool = False
     silent_since: float | None = None
     frozen: bool = False
+    load_s: float = LOAD_S
     gpu_usd: float = 0.0
     disk_usd: float = 0.0
     billed_to: float = 0.0
@@ -80,7 +83,7 @@ class Machine:
             return "offline" if now - self.silent_since > OFFLINE_AFTER_S else "unknown"
         if self.cur_state == "stopped":
             return "exited"
-        if self.loading_since is not None and (self.stuck or now - self.loading_since < LOAD_S):
+        if self.loading_since is not None and (self.stuck or now - self.loading_since < self.load_s):
             return None if now == self.loading_since else "loading"
         return "frozen" if self.frozen else "running"
 
@@ -88,7 +91,7 @@ class Machine:
         """Between two calls nothing changes but the end of loading, and the host's silence."""
         start = self.billed_to
         if self.loading_since is not None:
-            start = now if self.stuck else max(start, self.loading_since + LOAD_S)
+            start = now if self.stuck else max(start, self.loading_since + self.load_s)
         if self.cur_state == "running" and self.silent_since is None:
             self.gpu_usd += self.usd_per_hour * max(0.0, now - start) / 3600
         self.disk_usd += self.disk_gb * DISK_USD_PER_GB_HOUR * (now - self.billed_to) / 3600
@@ -106,7 +109,7 @@ class Machine:
             "ssh_host": "ssh4.vast.ai",
             "ssh_port": 10600,
             "start_date": self.began,
-            "dph_total": self.usd_per_hour,
+            "dph_total": self.usd_per_hour + self.disk_gb * DISK_USD_PER_GB_HOUR,
             "gpu_util": None,
             "a_field_of_tomorrow": {"x": [1]},
         }
@@ -163,6 +166,12 @@ class LoopbackVast:
 
     def reset(self, clock: Clock) -> None:
         self.clock = clock
+        self.load_s = LOAD_S
+        #: the service's clock, as its answers date themselves, runs ahead of ours by this
+        self.ahead_s = 0.0
+        self.dated = True
+        #: what is done to the processes of a machine that is destroyed, stopped or dead
+        self.on_end: Callable[[Machine, bool], None] = lambda machine, for_good: None
         self.offers = [offer(1)]
         self.machines: dict[int, Machine] = {}
         self.buried: list[Machine] = []
@@ -171,6 +180,8 @@ class LoopbackVast:
         self.bodies: list[Any] = []
         #: requests that carried the key where it does not belong
         self.leaks: list[str] = []
+        #: instances that asked for their own stop, with the key that is good for nothing else
+        self.self_stopped: list[int] = []
         self.faults = 0
         self._next_id = 100
         self._moods: dict[str, deque[str]] = defaultdict(deque)
@@ -178,6 +189,9 @@ class LoopbackVast:
         self._ghosts: list[tuple[Machine, list[bool]]] = []
         self._shown: list[Machine] = []
         self._log_polls = 0
+
+    def instance_key(self, instance_id: int) -> str:
+        return f"instance-key-{instance_id}"
 
     def plan(self, endpoint: str, *moods: str) -> None:
         self._moods[endpoint].extend(moods)
@@ -197,20 +211,22 @@ class LoopbackVast:
     def outbid(self, machine: Machine) -> None:
         self.settle()
         machine.cur_state = machine.intended_status = machine.next_state = "stopped"
+        self.on_end(machine, False)
 
     def host_dies(self, machine: Machine) -> None:
         self.settle()
-        machine.silent_since = self.clock.now
+        machine.silent_since = self.clock()
+        self.on_end(machine, False)
 
     def settle(self) -> None:
         """Bill up to now, and let what was due happen."""
         for due, machine in list(self._late):
-            if due <= self.clock.now:
+            if due <= self.clock():
                 self._late.remove((due, machine))
                 machine.began = machine.loading_since = machine.billed_to = due
                 self.machines[machine.id] = machine
         for machine in self.machines.values():
-            machine.bill(self.clock.now)
+            machine.bill(self.clock())
 
     def spent_usd(self, prefix: str = "") -> float:
         self.settle()
@@ -232,7 +248,12 @@ class LoopbackVast:
             if "authorization" in headers:
                 self.leaks.append(target)
             return self._log_text(int(match[1]))
-        if headers.get("authorization") != f"Bearer {self.key}":
+        authorization = headers.get("authorization")
+        own = re.fullmatch(r"/api/v0/instances/(\d+)/", url.path)
+        if method == "PUT" and own and authorization == f"Bearer {self.instance_key(int(own[1]))}":
+            self.self_stopped.append(int(own[1]))
+            return _json(*self._change("good", int(own[1]), query={}, body=self.bodies[-1]))
+        if authorization != f"Bearer {self.key}":
             return _json(401, {"success": False, "error": "auth_error", "msg": "Invalid user key"})
         for verb, pattern, endpoint in _ROUTES:
             match = re.fullmatch(pattern, url.path)
@@ -274,10 +295,11 @@ class LoopbackVast:
         if found is None:
             return 404, {"success": False, "error": "no_such_ask", "msg": f"offer {offer_id} is gone"}
         bid = body["price"]
-        price = found["dph_total"] if bid is None else bid
+        # the total has the disk in it, which is billed on its own
+        price = bid or max(0.0, found["dph_total"] - body["disk"] * DISK_USD_PER_GB_HOUR)
         machine = self._machine(body["label"], price, body["disk"], body)
         if mood == "late":
-            self._late.append((self.clock.now + LATE_S, machine))
+            self._late.append((self.clock() + LATE_S, machine))
             raise Lost
         self.machines[machine.id] = machine
         if bid is not None and bid < found["min_bid"]:
@@ -293,7 +315,7 @@ class LoopbackVast:
             self._shown = [machine for machine, flags in self._ghosts if flags.pop(0)]
             self._ghosts = [(machine, flags) for machine, flags in self._ghosts if flags]
         everything = {m.id: m for m in [*self.machines.values(), *self._shown]}
-        rows = [everything[i].row(self.clock.now) for i in sorted(everything)]
+        rows = [everything[i].row(self.clock()) for i in sorted(everything)]
         last = int(query.get("after_token", "after:0").removeprefix("after:"))
         limit = int(query["limit"])
         page = [row for row in rows if row["id"] > last][:limit]
@@ -323,8 +345,8 @@ class LoopbackVast:
     def _one(self, mood: str, instance_id: int, *, query: Any, body: Any) -> tuple[int, Any]:
         machine = self.machines.get(instance_id)
         if mood == "other" and machine:
-            return 200, {"instances": machine.row(self.clock.now) | {"id": instance_id + 1}}
-        return 200, {"instances": machine and machine.row(self.clock.now)}
+            return 200, {"instances": machine.row(self.clock()) | {"id": instance_id + 1}}
+        return 200, {"instances": machine and machine.row(self.clock())}
 
     def _logs(self, mood: str, instance_id: int, *, query: Any, body: Any) -> tuple[int, Any]:
         self._log_polls = 0
@@ -342,6 +364,7 @@ class LoopbackVast:
         if mood != "ignored":
             machine = self.machines.pop(instance_id)
             self.buried.append(machine)
+            self.on_end(machine, True)
             if mood == "ghost":
                 self._ghosts.append((machine, [False, True]))
         return 200, {"success": True}
@@ -353,14 +376,24 @@ class LoopbackVast:
         machine.label = body.get("label", machine.label)
         if "state" in body:
             machine.cur_state = machine.intended_status = machine.next_state = body["state"]
-            machine.loading_since = self.clock.now
+            machine.loading_since = self.clock()
+            if body["state"] == "stopped":
+                self.on_end(machine, False)
         return 200, {"success": True}
 
     def _machine(self, label: str | None, usd_per_hour: float, disk_gb: float, body: Any) -> Machine:
         self._next_id += 1
-        now = self.clock.now
+        now = self.clock()
         return Machine(
-            self._next_id, label, usd_per_hour, disk_gb, now, body, loading_since=now, billed_to=now
+            self._next_id,
+            label,
+            usd_per_hour,
+            disk_gb,
+            now,
+            body,
+            loading_since=now,
+            load_s=self.load_s,
+            billed_to=now,
         )
 
 
@@ -384,6 +417,9 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     #: one packet a reply, or every request waits for a delayed acknowledgement
     wbufsize = 1 << 16
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return formatdate(self.vast.clock() + self.vast.ahead_s, usegmt=True) if self.vast.dated else ""
 
     def log_message(self, *_: object) -> None:
         pass

@@ -15,6 +15,9 @@ app = typer.Typer(help="Generate and inspect data sets.", no_args_is_help=True)
 def generate(
     dataset: Annotated[str, typer.Argument(help="a specification's name (configs/data/NAME.yaml) or path")],
     folder: Annotated[Path, typer.Option(help="written to FOLDER/data/NAME.hdf5")] = Path("runs"),
+    expect: Annotated[
+        str | None, typer.Option(help="fail unless the data come out with this identity", hidden=True)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Make a data set with the reference solver; interrupted and typed again, it goes on.
@@ -22,11 +25,16 @@ def generate(
     Example: usim data generate burgers_smoke --folder runs/smoke
     """
     from universal_simulator.cli.progress import ProgressLine
+    from universal_simulator.errors import IntegrityError
     from universal_simulator.experiment import dataset_path, ensure_dataset
 
     path = dataset_path(folder, Path(dataset).stem)
     made = ensure_dataset(dataset, path, progress=ProgressLine().update)
     made.audit()
+    if expect is not None and made.identity != expect:
+        raise IntegrityError(
+            f"{path}: made here it is {made.identity[:12]}, not {expect[:12]}: another machine"
+        )
     if as_json:
         typer.echo(json.dumps({"path": str(path), "identity": made.identity, "regimes": made.info.regimes}))
     else:

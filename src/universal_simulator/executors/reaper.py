@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from universal_simulator.errors import UserError
@@ -103,8 +103,10 @@ def reap(
     sweep: str | None,
     deadline_s: float = 300.0,
     looks: int = LOOKS,
+    before: Callable[[Verdict], None] | None = None,
 ) -> Verdict:
     """Destroy what `decide` condemns, verified; adopting is the caller's, who writes it down.
+    `before` hears the verdict while nothing has been destroyed.
 
     Raises UnknownOutcome, with nothing destroyed, where no complete listing is to be had, and where
     the end of a condemned instance could not be verified within `deadline_s` seconds.
@@ -115,5 +117,7 @@ def reap(
             client.pause(LOOK_PAUSE_S)
         seen |= {instance.id: instance for instance in client.list_instances(f"{project}-")}
     verdict = decide(journalled, seen.values(), project=project, sweep=sweep)
+    if before is not None:
+        before(verdict)
     client.destroy_and_verify(*(instance.id for instance in verdict.destroy), deadline_s=deadline_s)
     return verdict

@@ -80,6 +80,14 @@ class VastClient:
     def pause(self, seconds: float) -> None:
         self._connection.sleep(seconds)
 
+    def clock(self) -> float:
+        """Monotonic seconds, for deadlines."""
+        return self._connection.clock()
+
+    def service_now(self) -> float:
+        """Seconds since 1970 by the clock that bills."""
+        return self._connection.service_clock.now()
+
     def search(self, criteria: Criteria) -> tuple[Offer, ...]:
         """Offers that meet `criteria`, the cheapest first. The service has a daily quota of searches."""
         reply = self._connection.ask(replies.Search, "POST", "/api/v0/bundles/", body=criteria.query())

@@ -16,6 +16,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from universal_simulator.credentials import MASK, checked_key
 from universal_simulator.errors import UserError
+from universal_simulator.executors.service_clock import ServiceClock
 from universal_simulator.executors.vast_replies import (
     CloudError,
     Complaint,
@@ -122,6 +123,7 @@ class Connection:
         url = checked_url(base_url, loopback=True)
         self.loopback = url.host in _LOOPBACK
         self.clock, self.sleep, self.patience_s = clock, sleep, patience_s
+        self.service_clock = ServiceClock(clock)
         self._request_timeout_s = request_timeout_s
         self._http = httpx.Client(
             base_url=url,
@@ -194,6 +196,8 @@ class Connection:
             trouble = brief(f"{type(error).__name__}: {error}".replace(secret, MASK))
         if trouble:
             raise UnknownOutcome(f"{where}: no whole answer ({trouble}), so its outcome is unknown")
+        if signed:
+            self.service_clock.hear(reply.headers.get("Date"))
         after = reply.headers.get("Retry-After", "")
         return Answer(
             where,

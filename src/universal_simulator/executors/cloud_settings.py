@@ -1,0 +1,91 @@
+"""What a sweep may rent, for how much, and how long anybody waits for what."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from universal_simulator.errors import UserError
+from universal_simulator.executors.vast_replies import Criteria
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+#: the plan's two kinds of machine, by GPU memory (GB of 1000 MB, as the service counts them)
+GPU_RAM_GB = {"small": 40.0, "large": 80.0}
+_PYTHON = "env/bin/python"
+
+
+class CloudSettings(BaseModel):
+    """Prices in USD, times in seconds. `ceiling_usd` is the one thing nobody but the user can know.
+
+    reserve_s: so much rent of every instance is kept back below the ceiling, for copying results off
+    and for verifying that it is gone. unreachable_s: an instance is given up after this long without
+    a word, and only if others agree (`Silence`). silence_s: an instance that has not heard from the
+    driver for this long ends its work and stops itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    ceiling_usd: Positive
+    #: for all instances that one job ever had; None: the sweep's
+    run_ceiling_usd: Positive | None = None
+    price_usd_per_hour_at_most: Positive = 1.5
+    gpu_ram_gb: dict[str, Positive] = Field(default_factory=lambda: dict(GPU_RAM_GB))
+    reliability_above: Annotated[float, Field(ge=0, le=1)] = 0.95
+    disk_gb: Positive = 64.0
+    #: interruptible instances: cheaper, can be outbid at any moment
+    spot: bool = False
+    #: a bid is the least one times this
+    bid_factor: Annotated[float, Field(ge=1)] = 1.1
+
+    project: str = "usim"
+    image: str = "vastai/base-image:@vastai-automatic-tag"
+    #: commands that make `python` there able to run the pinned code
+    setup: tuple[tuple[str, ...], ...] = (
+        ("python3", "-m", "venv", "env"),
+        (_PYTHON, "-m", "pip", "install", "--quiet", "-c", "code/constraints.txt", "./code"),
+    )
+    python: str = _PYTHON
+    #: data are sent from here, or made there and sent only where they came out different
+    data_route: Literal["upload", "generate"] = "upload"
+    #: words of `usim` that the first instance must take to its end, copied back, before a second is rented
+    canary: tuple[str, ...] | None = None
+
+    startup_s: Positive = 900.0
+    poll_s: Positive = 30.0
+    heartbeat_s: Positive = 1800.0
+    unreachable_s: Positive = 900.0
+    checkpoint_s: Positive = 900.0
+    silence_s: Positive = 3600.0
+    reserve_s: Positive = 900.0
+    #: how long a create in doubt is looked for before another is sent
+    doubt_s: Positive = 90.0
+    #: pause between two looks for stray instances
+    reap_s: Positive = 600.0
+    #: pause between two searches that found nothing, and for how long they go on
+    search_pause_s: Positive = 120.0
+    search_patience_s: Positive = 3600.0
+
+    #: instances tried for one start of a job: stuck, refused or dead before it began
+    startups_per_start: Count = 4
+    #: instances that one job may lose at work
+    losses_per_run: Annotated[int, Field(ge=0)] = 3
+    launches_per_hour: Count = 12
+
+    @property
+    def run_limit_usd(self) -> float:
+        return self.ceiling_usd if self.run_ceiling_usd is None else self.run_ceiling_usd
+
+    def criteria(self, machine_class: str) -> Criteria:
+        """The plan's: one GPU with enough memory, reliability, disk, by price."""
+        if machine_class not in self.gpu_ram_gb:
+            known = ", ".join(sorted(self.gpu_ram_gb))
+            raise UserError(f"no machine class {machine_class!r}; classes: {known} (gpu_ram_gb)")
+        return Criteria(
+            gpu_ram_gb=self.gpu_ram_gb[machine_class],
+            reliability_above=self.reliability_above,
+            disk_gb=self.disk_gb,
+            spot=self.spot,
+            price_usd_per_hour_at_most=self.price_usd_per_hour_at_most,
+        )

@@ -1,0 +1,194 @@
+"""A workplace on an instance that a transport reaches: the pinned code, the agent, the job.
+
+./code.tar.gz  ./code/      the archive, checked by its SHA-256 before it is unpacked
+./agent.py                  `instance_agent`, beside the code so that it needs nothing installed
+./sweep/  ./inputs/         the job's files (`job_files`)
+./job/                      the agent's own: spec, log, exit code, lock
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from universal_simulator.credentials import masked
+from universal_simulator.errors import ExecutorError
+from universal_simulator.executors import instance_agent
+from universal_simulator.executors.code_archive import CodeArchive
+from universal_simulator.executors.job_files import (
+    RESULTS,
+    Errand,
+    check_results,
+    context_files,
+    data_files,
+    install,
+    own_files,
+    words_there,
+)
+from universal_simulator.executors.transport import InstanceRefused, Patience, RemoteFolder, Transport
+from universal_simulator.executors.workplace import Ending, Glance, Workplace
+from universal_simulator.identity import code_version
+
+USIM = ("-m", "universal_simulator.cli")
+#: a step that failed here says nothing about the job
+_OURS = ("setup", "code", "data")
+MAX_RESULT_BYTES = 8 << 30
+_CONTROL = bytes(b if b >= 32 or b in b"\n\t\r" else ord("?") for b in range(256)).replace(b"\x7f", b"?")
+
+
+class _Exit(BaseModel):
+    model_config = ConfigDict(strict=True)
+    code: int
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    step: str = Field("", max_length=40)
+
+
+class _Look(BaseModel):
+    """What the agent answers; foreign until it is this."""
+
+    model_config = ConfigDict(strict=True)
+    exit: _Exit | None
+    alive: bool
+    pulse: str = Field(max_length=128)
+    size: int = Field(ge=0)
+    log: str
+
+
+@dataclass(frozen=True)
+class Outfit:
+    """The same for every job of a sweep. `python` runs the pinned code once `setup` is done.
+
+    sweep: the sweep's folder there; the same absolute path as here where both share a disk. service:
+    where an instance asks to be stopped when the driver is silent. data: identities by name, which
+    data made there must have; those not named are sent from here.
+    """
+
+    archive: CodeArchive
+    setup: Sequence[Sequence[str]] = ()
+    python: str = "python3"
+    command: Sequence[str] | None = None
+    sweep: str = "sweep"
+    silence_s: float = 3600.0
+    service: str | None = None
+    data: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    patience: Patience = field(default_factory=Patience)
+
+
+class RemoteWorkplace(Workplace):
+    """`mirror` keeps how far the log was read, beside the ledger, so that no line is read twice."""
+
+    def __init__(self, transport: Transport, errand: Errand, outfit: Outfit, *, mirror: Path) -> None:
+        self.errand, self.outfit, self.mirror = errand, outfit, mirror
+        self.root = RemoteFolder(transport, "usim", outfit.patience)
+        self.staging = mirror.with_suffix(".incoming")
+
+    def start(self) -> None:
+        self.root.put(Path(instance_agent.__file__).read_bytes(), "agent.py")
+        if self._begun():
+            return
+        archive = self.outfit.archive
+        self.root.put(archive.content, "code.tar.gz")
+        self.root.run(
+            f"echo '{archive.file_hash}  code.tar.gz' | sha256sum -c - >/dev/null && rm -rf code && "
+            "mkdir code && tar -xzf code.tar.gz -C code && mkdir -p job sweep"
+        )
+        words, inputs = words_there(self.errand, self.outfit.sweep)
+        self.root.put_files(inputs)
+        if self.outfit.sweep == "sweep":
+            sent = own_files(self.errand) | context_files(self.errand)
+            made = {f"data/{name}.hdf5" for name in self.outfit.data}
+            sent |= {n: path for n, path in data_files(self.errand).items() if n not in made}
+            self.root.put_files({f"sweep/{name}": path for name, path in sent.items()})
+        self.root.put(json.dumps(self._spec(words)).encode(), "job/spec.json")
+        self._watch()
+
+    def _begun(self) -> bool:
+        """The spec is the last file to arrive; with it there, the watch may only have died."""
+        answer = self.root.run("if [ -f job/spec.json ]; then echo yes; else echo no; fi")
+        if answer.strip() != b"yes":
+            return False
+        self._watch()
+        return True
+
+    def _watch(self) -> None:
+        """A second watch finds the lock taken and leaves."""
+        self.root.run(
+            "touch job/alive; nohup setsid python3 agent.py watch job >>job/watch.log 2>&1 </dev/null &"
+        )
+
+    def _spec(self, words: Sequence[str]) -> dict[str, object]:
+        outfit, sweep = self.outfit, self.outfit.sweep
+        python = [outfit.python]
+        check = "import sys; from universal_simulator.identity import code_version; sys.exit(code_version() != sys.argv[1])"
+        steps = [{"name": "setup", "words": list(item)} for item in outfit.setup]
+        if outfit.command is None:
+            steps.append({"name": "code", "words": [*python, "-c", check, code_version()]})
+        for name, identity in outfit.data.items():
+            made = [*python, *USIM, "data", "generate", name, "--folder", sweep, "--expect", identity]
+            steps.append({"name": "data", "words": made})
+        command = [*python, *USIM] if outfit.command is None else list(outfit.command)
+        steps.append({"name": "job", "words": [*command, *words]})
+        return {
+            "steps": steps,
+            "environment": {"PYTHONPATH": "code/src", "PYTHONUNBUFFERED": "1", **outfit.environment},
+            "silence_s": outfit.silence_s,
+            "service": outfit.service,
+            "folder": sweep,
+            "results": [f"{sweep}/{name}" for name in RESULTS],
+            "context": sorted(context_files(self.errand)),
+        }
+
+    def look(self) -> Glance:
+        offset = self.mirror.stat().st_size if self.mirror.exists() else 0
+        while True:
+            seen = self._ask(offset)
+            self._keep(base64.b64decode(seen.log)[: instance_agent.MAX_LOG_BYTES])
+            offset = self.mirror.stat().st_size
+            if offset >= seen.size or not seen.log:
+                break
+        ending = seen.exit and Ending(seen.exit.code, seen.exit.seconds, seen.exit.step)
+        return Glance(ending or None, seen.pulse, seen.alive)
+
+    def _ask(self, offset: int) -> _Look:
+        answer = self.root.run(f"python3 agent.py look job {offset:d}")
+        try:
+            return _Look.model_validate_json(answer)
+        except ValidationError as error:
+            raise InstanceRefused(
+                f"{self.errand.job.job_id}: the agent's answer makes no sense: {error.error_count()} faults"
+            ) from None
+
+    def _keep(self, log: bytes) -> None:
+        """As told into the mirror; without control characters and secrets into the job's own log."""
+        if not log:
+            self.mirror.parent.mkdir(parents=True, exist_ok=True)
+            self.mirror.touch()
+            return
+        for path, data in ((self.errand.job.log, masked(log.translate(_CONTROL))), (self.mirror, log)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab") as file:
+                file.write(data)
+
+    def fetch(self, *, finished: bool) -> int:
+        script = "python3 agent.py pack job"
+        arrived = self.root.get(script, self.staging, max_bytes=MAX_RESULT_BYTES)
+        check_results(self.errand, self.staging, arrived, finished=finished)
+        install(self.errand, self.staging, arrived)
+        return len(arrived)
+
+    def halt(self) -> None:
+        try:
+            self.root.run("if [ -f job/spec.json ]; then python3 agent.py halt job; fi")
+        except InstanceRefused as error:
+            raise ExecutorError(f"{self.errand.job.job_id}: its processes did not end: {error}") from None
+
+
+def failed_before_the_job(ending: Ending) -> bool:
+    """The instance could not be made ready: another one is tried, the job was never at fault."""
+    return ending.exit_code != 0 and ending.step in _OURS

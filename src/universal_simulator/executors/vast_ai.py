@@ -1,0 +1,325 @@
+"""Jobs on rented Vast.ai instances, one instance a job, behind the contract of `sweep.executor`.
+
+The sweep's folder holds the ledger of all that was rented for it (`cloud_ledger`), so whoever drives next
+knows every instance: those wanted are taken over, all others are destroyed. Nothing is rented that could
+cross the ceiling, and nothing stays rented when the sweep ends. Jobs named in `local` run on this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from universal_simulator.errors import BudgetError, ExecutorError, UnreachableError
+from universal_simulator.executors.cloud_ledger import FILE, Lease, Ledger
+from universal_simulator.executors.cloud_settings import CloudSettings
+from universal_simulator.executors.rented_job import Phase, RentedJob, WorkplaceOf
+from universal_simulator.executors.tenant import Tenant
+from universal_simulator.executors.vast_client import VastClient
+from universal_simulator.executors.vast_replies import CloudError
+from universal_simulator.sweep.executor import Executor, Job, JobEnd, JobState, Resources
+from universal_simulator.sweep.job_log import tail
+from universal_simulator.sweep.journal import Journal
+
+#: between two looks at what is due
+TICK_S = 1.0
+#: for verifying at the end that everything is gone
+LAST_S = 900.0
+CANARY = "canary"
+_STATES: dict[Phase, JobState] = {
+    Phase.QUEUED: "waiting",
+    Phase.RENTING: "waiting",
+    Phase.LOADING: "waiting",
+    Phase.DISCARDING: "waiting",
+    Phase.WORKING: "running",
+    Phase.COLLECTING: "running",
+    Phase.CLOSING: "running",
+}
+
+
+class VastExecutor(Executor):
+    """`workplace_of` makes an instance's workplace; `local` runs the jobs whose ids begin with one of
+    `local_jobs`. `tell` hears what a person should know. One driver per folder, as the contract says."""
+
+    def __init__(
+        self,
+        client: VastClient,
+        settings: CloudSettings,
+        *,
+        slots: int,
+        workplace_of: WorkplaceOf,
+        local: Executor | None = None,
+        local_jobs: Sequence[str] = ("data",),
+        tell: Callable[[str], None] = lambda _: None,
+        journal_of: Callable[[Path], Journal] = Journal,
+    ) -> None:
+        if slots < 1:
+            raise ExecutorError(f"need at least one instance at a time, got {slots}")
+        self.slots = slots
+        self._client, self._settings, self._workplace_of = client, settings, workplace_of
+        self._local, self._local_jobs, self._tell = local, tuple(local_jobs), tell
+        self._journal_of = journal_of
+        self._tenants: dict[Path, Tenant] = {}
+        self._jobs: dict[str, RentedJob] = {}
+        self._untold: list[str] = []
+        self._said: dict[str, str] = {}
+
+    # --- the contract ---
+
+    def submit(self, job: Job) -> None:
+        if self._is_local(job.job_id):
+            assert self._local is not None
+            self._local.submit(job)
+            return
+        if job.folder is None:
+            raise ExecutorError(
+                f"{job.job_id}: what is rented is written down in the sweep's folder, and the job names none; "
+                "give Job.folder"
+            )
+        if job.resources.gpus > 1:
+            raise ExecutorError(
+                f"{job.job_id} asks for gpus {job.resources.gpus}, instances are rented with 1 each"
+            )
+        self._settings.criteria(job.resources.machine_class)
+        if job.job_id in self._jobs and self._jobs[job.job_id].end is None:
+            raise ExecutorError(f"{job.job_id} is at work already; wait for its end or cancel it")
+        tenant = self._tenant(job.folder, make=True)
+        assert tenant is not None
+        history = tenant.ledger.of_job(job.job_id)
+        if any(lease.live and lease.end is None for lease in history):
+            raise ExecutorError(f"{job.job_id} is at work already, for another driver; attach to it")
+        losses = sum(lease.end is not None and lease.end.lost for lease in history)
+        if losses > self._settings.losses_per_run:
+            raise ExecutorError(
+                f"{job.job_id} has lost {losses} instances at work, at most {self._settings.losses_per_run} "
+                "are replaced (losses_per_run); see its log for what became of them"
+            )
+        self._jobs[job.job_id] = RentedJob(job, tenant, self._workplace_of)
+        self._step()
+
+    def attach(self, job_id: str, folder: Path | str) -> bool:
+        if self._is_local(job_id):
+            assert self._local is not None
+            return self._local.attach(job_id, folder)
+        if job_id in self._jobs and self._jobs[job_id].end is None:
+            return self._jobs[job_id].job.folder == Path(folder)
+        tenant = self._tenant(Path(folder), make=False)
+        if tenant is None:
+            return False
+        history = tenant.ledger.of_job(job_id)
+        if not history or (history[-1].end is None and not history[-1].live):
+            return False
+        self._take_over(history[-1], tenant, Path(folder))
+        return True
+
+    def wait(self, timeout_s: float) -> list[JobEnd]:
+        until = self._client.clock() + timeout_s
+        while True:
+            self._step()
+            ends = self._ends() + ([] if self._local is None else self._local.wait(0.0))
+            at_work = any(job.end is None for job in self._jobs.values()) or self._local_at_work()
+            left_s = until - self._client.clock()
+            if ends or left_s <= 0 or not at_work:
+                return ends
+            if self._local_at_work() and self._local is not None:
+                local = self._local.wait(min(TICK_S, left_s))
+                if local:
+                    return local
+            else:
+                self._client.pause(min(TICK_S, left_s))
+
+    def state(self, job_id: str) -> JobState:
+        if self._is_local(job_id):
+            assert self._local is not None
+            return self._local.state(job_id)
+        job = self._jobs.get(job_id)
+        if job is None:
+            return "unknown"
+        if job.tellable and job.end is not None:
+            return "lost" if job.end.lost else "ended"
+        return _STATES[job.phase]
+
+    def cancel(self, job_id: str) -> JobEnd | None:
+        if self._is_local(job_id):
+            assert self._local is not None
+            return self._local.cancel(job_id)
+        job = self._jobs.get(job_id)
+        if job is None or (job.end is not None and job_id not in self._untold):
+            return None
+        try:
+            end = job.cancel()
+        except CloudError as error:
+            raise UnreachableError(f"{job_id} may still be at work: {error}") from error
+        self._untold = [name for name in self._untold if name != job_id]
+        return end
+
+    def tail(self, job_id: str, lines: int = 12) -> str:
+        if self._is_local(job_id):
+            assert self._local is not None
+            return self._local.tail(job_id, lines)
+        job = self._jobs.get(job_id)
+        return tail(job.job.log, lines) if job is not None and job.job.log.exists() else ""
+
+    def cancel_all(self) -> None:
+        """Also gives back what nobody drives any more, and raises ExecutorError, naming the instances,
+        if it cannot be verified that everything is gone: then they may still bill."""
+        if self._local is not None:
+            self._local.cancel_all()
+        troubles: list[str] = []
+        for tenant in self._tenants.values():
+            for lease in tenant.ledger.live():
+                if not any(
+                    job.lease is not None and job.lease.label == lease.label for job in self._jobs.values()
+                ):
+                    self._take_over(lease, tenant, tenant.ledger.path.parents[1])
+        until = self._client.clock() + LAST_S
+        troubles += [said for job in self._jobs.values() if (said := self._give_back(job, until))]
+        self._untold.clear()
+        for tenant in self._tenants.values():
+            troubles += self._last_look(tenant)
+        if troubles:
+            raise ExecutorError(
+                "not everything is verified to be gone; run `usim cloud reap FOLDER` again:\n"
+                + "\n".join(troubles)
+            )
+
+    # --- its parts ---
+
+    def spent_usd(self) -> float:
+        return sum(tenant.spent_usd() for tenant in self._tenants.values())
+
+    def _is_local(self, job_id: str) -> bool:
+        return self._local is not None and job_id.split(":")[0] in self._local_jobs
+
+    def _local_at_work(self) -> bool:
+        return self._local is not None and any(
+            self._local.state(name) in ("waiting", "running") for name in self._local_jobs
+        )
+
+    def _tenant(self, folder: Path, *, make: bool) -> Tenant | None:
+        """Of this folder; opened once, with a look for what is there and should not be."""
+        folder = folder.absolute()
+        if folder in self._tenants:
+            return self._tenants[folder]
+        path = folder / FILE
+        if not make and not path.exists():
+            return None
+        ledger = Ledger(path, self._journal_of(path))
+        try:
+            # an answer from the service comes first: nothing is written by another clock than its own
+            self._client.list_instances()
+            tenant = Tenant(self._client, ledger, self._settings)
+            ledger.open(self._settings.project, folder.name, tenant.now())
+            tenant.reap()
+        except CloudError as error:
+            raise UnreachableError(f"{folder}: nobody can say what is rented for it: {error}") from error
+        self._tenants[folder] = tenant
+        return tenant
+
+    def _take_over(self, lease: Lease, tenant: Tenant, folder: Path) -> None:
+        resources = Resources(gpus=1, machine_class=lease.machine_class)
+        job = Job(lease.job_id, lease.arguments, Path(lease.log), folder, resources)
+        self._jobs[lease.job_id] = RentedJob(job, tenant, self._workplace_of, lease=lease)
+        if lease.end is not None:
+            self._untold.append(lease.job_id)
+
+    def _step(self) -> None:
+        """Everything that is due, as far as it goes. Raises BudgetError when a ceiling ends the sweep."""
+        for tenant in self._tenants.values():
+            if tenant.must_stop():
+                self._wind_down(f"the ceiling of ${self._settings.ceiling_usd:.2f} would be crossed")
+            if tenant.now() - (tenant.reaped_at or 0.0) > self._settings.reap_s:
+                self._look_for_strays(tenant)
+        for name, job in list(self._jobs.items()):
+            if job.phase is Phase.QUEUED and not self._may_begin(job):
+                continue
+            try:
+                told = job.tellable
+                job.step()
+            except BudgetError as error:
+                if not any(other.at_work for other in self._jobs.values()):
+                    raise
+                job.due, job.trouble = job.now() + self._settings.poll_s, str(error)
+            if job.tellable and not told and name not in self._untold:
+                self._untold.append(name)
+            self._say(name, job)
+
+    def _may_begin(self, job: RentedJob) -> bool:
+        """There is a slot, and none before it in the row waits for one."""
+        at_work = sum(other.at_work for other in self._jobs.values())
+        return at_work < self.slots and self._canary_sings(job)
+
+    def _canary_sings(self, job: RentedJob) -> bool:
+        """The first instance takes a short run from end to end before a second job is let out."""
+        words = self._settings.canary
+        if words is None or job.job.job_id == CANARY:
+            return True
+        ends = [lease.end for lease in job.tenant.ledger.of_job(CANARY) if lease.end is not None]
+        if any(end.exit_code == 0 for end in ends):
+            return True
+        canary = self._jobs.get(CANARY)
+        if canary is None or (canary.end is not None and canary.end.lost):
+            assert job.job.folder is not None
+            folder = job.job.folder
+            errand = Job(
+                CANARY, words, folder / "logs" / "canary.log", folder / "cloud" / CANARY, job.job.resources
+            )
+            self._jobs = {CANARY: RentedJob(errand, job.tenant, self._workplace_of), **self._jobs}
+        elif canary.end is not None:
+            raise ExecutorError(
+                f"the canary ended with exit code {canary.end.exit_code}, so nothing else is rented; "
+                f"see {canary.job.log}:\n{tail(canary.job.log)}"
+            )
+        return False
+
+    def _ends(self) -> list[JobEnd]:
+        ended = [self._jobs[name].end for name in self._untold if name != CANARY]
+        self._untold.clear()
+        return [end for end in ended if end is not None]
+
+    def _say(self, name: str, job: RentedJob) -> None:
+        text = f"{name}: {job.phase.value}" + (f" ({job.trouble})" if job.trouble else "")
+        if self._said.get(name) != text:
+            self._said[name] = text
+            self._tell(f"{text}; ${self.spent_usd():.2f} spent")
+
+    def _look_for_strays(self, tenant: Tenant) -> None:
+        try:
+            tenant.reap()
+        except CloudError as error:
+            tenant.reaped_at = tenant.now()
+            self._tell(f"no complete look at what is rented: {error}")
+
+    def _wind_down(self, reason: str) -> None:
+        """Everything home and given back, then the end."""
+        told = (
+            f"{reason}, so all instances were given back, their results copied before; finished runs are "
+            "kept: raise the ceiling and type the command again to go on"
+        )
+        try:
+            self.cancel_all()
+        except ExecutorError as error:
+            raise BudgetError(f"{told}. But {error}") from error
+        raise BudgetError(told)
+
+    def _give_back(self, job: RentedJob, until: float) -> str | None:
+        """Cancel it and see its instance gone, or say what is in the way when time is up."""
+        while job.end is None or job.phase is not Phase.DONE:
+            try:
+                job.cancel()
+                trouble = job.trouble
+            except CloudError as error:
+                trouble = str(error)
+            if job.phase is not Phase.DONE:
+                if self._client.clock() > until:
+                    return f"{job.job.job_id}: {trouble}"
+                self._client.pause(TICK_S)
+        return None
+
+    def _last_look(self, tenant: Tenant) -> list[str]:
+        try:
+            tenant.reap()
+        except CloudError as error:
+            return [str(error)]
+        live = [lease for lease in tenant.ledger.live()]
+        return [f"{lease.label} (instance {lease.instance_id})" for lease in live]
