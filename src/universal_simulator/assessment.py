@@ -1,4 +1,4 @@
-"""Answers about a trained model: every evaluation suite, and rollouts as files."""
+"""Answers about a trained model: every evaluation suite and its record."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from universal_simulator.configuration.documents import read_mapping, validate
 from universal_simulator.configuration.schema import EvaluationConfig, GuardsConfig, RunConfig
 from universal_simulator.data.batch import GROUP_DIGITS, Trajectories
 from universal_simulator.data.dataset import OFFICIAL_TEST, Dataset, open_dataset
 from universal_simulator.errors import DataError, IntegrityError, LeakageError, UserError
+from universal_simulator.evaluation.contract import FieldPredictor, stochastic
+from universal_simulator.evaluation.ensemble import EnsembleRules
 from universal_simulator.evaluation.evaluator import Evaluator
 from universal_simulator.evaluation.protocols import PDEBENCH, FrameChoice, protocol_of, rollout_frames
 from universal_simulator.evaluation.references import Rows, cached_reference_rows, reference_rows
 from universal_simulator.evaluation.report import write_report
-from universal_simulator.inference.predictor import SurrogatePredictor
+from universal_simulator.inference.predictor import predictor_of
 from universal_simulator.model.surrogate import Surrogate, hash_of, load_surrogate
 from universal_simulator.physics.reference import classical_method
 from universal_simulator.run_record import (
@@ -64,30 +63,47 @@ def evaluate(
     suite: str,
     data_file: Path | None = None,
     parameter: float | None = None,
+    members: int | None = None,
     opening: str | None = None,
     progress: Progress | None = None,
 ) -> EvaluationRecord:
     """Evaluate a run folder, or a released model file on `data_file`.
 
-    A run's own record takes the answer, unless it is about another file (but for pdebench,
-    which is always about one). The test split answers only to a sweep's journalled `opening`.
+    members: of a stochastic model's ensemble (None: as configured). A run's own record takes the
+    answer, unless it is about another file (but for pdebench, which is always about one) or about
+    another number of members. The test split answers only to a sweep's journalled `opening`.
     """
     _refuse_unasked(suite, data_file, opening)
-    subject = _subject(path)
+    subject = subject_of(path)
     file = data_file or subject.data_file
     if file is None:
         raise UserError(f"{path} is a model without its run; give --data FILE")
-    started = time.monotonic()
+    started, evaluation = time.monotonic(), subject.evaluation
     truth, protocol = _question(subject, file, suite, data_file is not None, parameter)
     rows, seconds = _references(truth, protocol, subject.evaluation, subject.folder)
     references_s = time.monotonic() - started
     label = SUITES[suite][0]
-    predictor = SurrogatePredictor(subject.surrogate, subject.guards, frame_spacing_s=truth.frame_spacing_s)
+    configured = evaluation.small_members if suite == "small" else evaluation.members
+    predictor = predictor_of(
+        subject.surrogate,
+        subject.guards,
+        members=members or configured,
+        frame_spacing_s=truth.frame_spacing_s,
+    )
+    refuse_members(predictor, members)
+    rules = EnsembleRules.of(
+        truth,
+        subject.surrogate.calibration,
+        first_frame=protocol.first_frame,
+        headline=evaluation.headline,
+        noise_seed=evaluation.noise_seed,
+    )
     evaluator = Evaluator(
         truth,
         rows,
-        batch_size=subject.evaluation.batch_size,
-        bootstrap_samples=subject.evaluation.bootstrap_samples,
+        batch_size=evaluation.batch_size,
+        bootstrap_samples=evaluation.bootstrap_samples,
+        ensemble=rules,
         on_batch=None if progress is None else lambda done, total: progress(label, done, total),
     )
     regimes, examples = evaluator.run(predictor)
@@ -96,11 +112,7 @@ def evaluate(
         run_id=subject.name,
         result=EvaluationResult(
             protocol=protocol,
-            predictor=Predictor(
-                model_hash=hash_of(subject.surrogate),
-                weights="raw" if subject.surrogate.architecture.weights == "raw" else "ema",
-                guards=predictor.guards.names,
-            ),
+            predictor=_described(subject.surrogate, predictor, predictor.guards.names, rules),
             regimes=regimes,
             references=rows,
         ),
@@ -113,8 +125,8 @@ def evaluate(
             "opening": opening,
         },
     )
-    folder = subject.folder
-    if folder is not None and (data_file is None or suite in PDEBENCH_SUITES):
+    folder, as_configured = subject.folder, members in (None, configured)
+    if folder is not None and as_configured and (data_file is None or suite in PDEBENCH_SUITES):
         write_json(folder.evaluation(label), record)
         summary = read_document(folder.summary, RunRecord)
         summary = summary.model_copy(update={"evaluations": {**summary.evaluations, label: record}})
@@ -124,6 +136,32 @@ def evaluate(
         drawn = label if suite != "test" else None
         write_report(folder, summary, drawn, truth=truth, predictions=examples, peers=peers)
     return record
+
+
+def _described(
+    surrogate: Surrogate, predictor: FieldPredictor, guards: tuple[str, ...], rules: EnsembleRules
+) -> Predictor:
+    """Who answered, as the record names it."""
+    plain = Predictor(
+        model_hash=hash_of(surrogate),
+        weights="raw" if surrogate.architecture.weights == "raw" else "ema",
+        guards=guards,
+    )
+    sampler = stochastic(predictor)
+    if sampler is None:
+        return plain
+    return plain.model_copy(
+        update={"members": sampler.members, "kind": rules.headline, "noise_seed": rules.noise_seed}
+    )
+
+
+def refuse_members(predictor: FieldPredictor, members: int | None) -> None:
+    """Members asked of a model that cannot sample are no ensemble."""
+    if members is not None and members > 1 and stochastic(predictor) is None:
+        raise UserError(
+            f"--members {members}: this model is deterministic, it has no corrector to sample from; "
+            "leave --members out, or train the stage diff_residual"
+        )
 
 
 def _peers(folder: RunFolder, label: str, protocol: Protocol) -> dict[str, EvaluationRecord]:
@@ -156,7 +194,7 @@ def _refuse_unasked(suite: str, data_file: Path | None, opening: str | None) -> 
         raise UserError(f"--suite {suite} needs --data FILE (a PDEBench file)")
 
 
-def _subject(path: Path) -> Subject:
+def subject_of(path: Path) -> Subject:
     if not path.is_dir():
         return Subject(load_surrogate(path), None, path.stem, EvaluationConfig(), GuardsConfig(), None)
     folder = RunFolder.of_path(path)
@@ -187,7 +225,7 @@ def _question(
     frames = _frames(subject, suite)
     dataset = open_dataset(file, parameter=parameter, points=frames.points)
     architecture, evaluation = subject.surrogate.architecture, subject.evaluation
-    _refuse_foreign(subject.surrogate, dataset)
+    refuse_foreign(subject.surrogate, dataset)
     split = SUITES[suite][1]
     foreign = dataset.identity != architecture.data_identity
     if split == OFFICIAL_TEST and not foreign:
@@ -205,6 +243,7 @@ def _question(
         num_frames=frames.num_frames,
         max_groups={"small": evaluation.small_groups, "full": evaluation.full_groups}.get(suite),
     )
+    _refuse_calibrated(subject.surrogate, truth, file)
     if split != "validation":
         _refuse_seen(subject.surrogate, truth, file)
     return truth, protocol_of(frames, truth, dataset_identity=dataset.identity, split=split)
@@ -221,6 +260,17 @@ def _refuse_seen(surrogate: Surrogate, truth: Trajectories, file: Path) -> None:
         )
 
 
+def _refuse_calibrated(surrogate: Surrogate, truth: Trajectories, file: Path) -> None:
+    """Uncertainty is never scored where it was calibrated, whatever the suite."""
+    entry = surrogate.architecture.calibration
+    used = {group for group in truth.groups if entry is not None and group[:GROUP_DIGITS] in entry.groups}
+    if used:
+        raise LeakageError(
+            f"{file}: the model's ensembles were calibrated on {len(used)} of {len(set(truth.groups))} initial "
+            "conditions; evaluate on others"
+        )
+
+
 def _frames(subject: Subject, suite: str) -> FrameChoice:
     if suite in PDEBENCH_SUITES:
         return PDEBENCH
@@ -231,7 +281,7 @@ def _frames(subject: Subject, suite: str) -> FrameChoice:
     )
 
 
-def _refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
+def refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
     """A data set of another equation, grid or parameter range is not what the model knows."""
     architecture = surrogate.architecture
     if dataset.equation.name != architecture.equation:
@@ -285,53 +335,3 @@ def _references(
         bootstrap_samples=samples,
         method=method,
     )
-
-
-def rollout_to_file(
-    path: Path,
-    data_file: Path,
-    out: Path,
-    *,
-    steps: int,
-    index: int = 0,
-    count: int = 1,
-    parameter: float | None = None,
-) -> None:
-    """Roll out from first frames and write NetCDF: dimensions trajectory, time, x; names and units."""
-    import xarray
-
-    if out.suffix != ".nc":
-        raise UserError(f"--out {out}: the file is NetCDF, end its name in .nc")
-    subject = _subject(path)
-    surrogate = subject.surrogate
-    dataset = open_dataset(data_file, parameter=parameter)
-    _refuse_foreign(surrogate, dataset)
-    first = dataset.load("all", num_frames=2)
-    if index + count > len(first):
-        raise UserError(
-            f"{data_file} holds {len(first)} trajectories, asked for {index} to {index + count - 1}"
-        )
-    rows = torch.arange(index, index + count)
-    initial, parameters = first.fields[rows, 0], first.parameters[rows]
-    predictor = SurrogatePredictor(surrogate, subject.guards)
-    fields = predictor.guard(predictor.rollout(initial, parameters, steps), initial)
-    whole = torch.cat([initial[:, None], fields], dim=1).numpy()
-    times = torch.arange(steps + 1, dtype=torch.float64).numpy() * surrogate.architecture.dt_s
-    variables: dict[str, Any] = {
-        spec.name: (("trajectory", "time", "x"), whole[:, :, channel], {"units": spec.unit})
-        for channel, spec in enumerate(surrogate.equation.fields)
-    }
-    for column, spec in enumerate(surrogate.equation.parameters):
-        variables[spec.name] = (("trajectory",), parameters[:, column].numpy(), {"units": spec.unit})
-    xarray.Dataset(
-        variables,
-        coords={
-            "time": ("time", times, {"units": "s"}),
-            "x": ("x", dataset.grid.coordinates().numpy(), {"units": "m"}),
-        },
-        attrs={
-            "model_hash": hash_of(surrogate),
-            "equation": surrogate.equation.name,
-            "guards": " ".join(predictor.guards.names),
-        },
-    ).to_netcdf(out, engine="h5netcdf")

@@ -544,7 +544,10 @@ def test_the_key_comes_from_the_environment_or_the_users_file(tmp_path: Path) ->
 
 @pytest.mark.parametrize("bad", ["two words", "line\nbreak-in-key", "kéykéykéykéy", "short", "x" * 513])
 def test_a_key_that_fits_no_header_is_refused_unseen(bad: str) -> None:
-    for make in (lambda: read_vast_key({"VAST_API_KEY": bad}), lambda: VastClient("https://h", SecretStr(bad))):
+    for make in (
+        lambda: read_vast_key({"VAST_API_KEY": bad}),
+        lambda: VastClient("https://h", SecretStr(bad)),
+    ):
         with pytest.raises(UserError) as caught:
             make()
         assert bad not in "".join(traceback.format_exception(caught.value))

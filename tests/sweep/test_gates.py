@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.sweep.records import REGIMES, evaluation, run_record
-from universal_simulator.run_record import EvaluationRecord
+from universal_simulator.run_record import EvaluationRecord, Metric
 from universal_simulator.sweep.gates import (
     improvement_gate,
     limit_gate,
@@ -106,6 +106,35 @@ def test_missing_metric_blocks_and_declared_absence_does_not() -> None:
     )
     assert declared.answer == "not_applicable"
     assert not declared.blocks
+
+
+def with_ece(run: str, value: float | None) -> EvaluationRecord:
+    record = evaluation(run, 0.1)
+    metric = Metric(value=value, applicable=value is not None, reason="" if value else "deterministic")
+    regime = record.result.regimes[R]
+    regimes = {R: regime.model_copy(update={"metrics": {**regime.metrics, "ece": metric}})}
+    return record.model_copy(update={"result": record.result.model_copy(update={"regimes": regimes})})
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "answer", "words"),
+    [
+        (0.05, 0.045, "pass", "within 1.25 x"),
+        (0.06, 0.045, "fail", "above 1.25 x"),
+        (0.019, 0.002, "pass", "noise below 0.02"),
+        (0.021, 0.002, "fail", "above"),
+        (None, 0.045, "not_evaluable", "deterministic"),
+        (0.05, None, "not_evaluable", "deterministic"),
+    ],
+)
+def test_a_live_ece_gate_reads_members_and_is_not_skipped_without(
+    ours: float | None, theirs: float | None, answer: str, words: str
+) -> None:
+    rule = Ratio(max_ratio=1.25, absolute=0.02)
+    result = ratio_gate("ece", rule, with_ece("x", ours), with_ece("b", theirs), R)
+    assert result.answer == answer, result.sentence
+    assert words in result.sentence
+    assert result.blocks == (answer != "pass")
 
 
 def test_limits_hold_whatever_the_reference_does() -> None:

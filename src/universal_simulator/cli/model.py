@@ -15,6 +15,12 @@ def evaluate(
     nu: Annotated[
         float | None, typer.Option(help="the parameter, where neither file nor name says it")
     ] = None,
+    members: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="of a stochastic model's ensemble; other than configured, the run's record stays"
+        ),
+    ] = None,
     opening: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
@@ -29,7 +35,13 @@ def evaluate(
     if suite == "test" and opening is not None:
         refuse_unjournalled_opening(path, opening)
     record = evaluate_run(
-        path, suite=suite, data_file=data, parameter=nu, opening=opening, progress=ProgressLine().update
+        path,
+        suite=suite,
+        data_file=data,
+        parameter=nu,
+        members=members,
+        opening=opening,
+        progress=ProgressLine().update,
     )
     if as_json:
         typer.echo(record.model_dump_json(indent=1))
@@ -51,12 +63,17 @@ def rollout(
     nu: Annotated[
         float | None, typer.Option(help="the parameter, where neither file nor name says it")
     ] = None,
+    members: Annotated[
+        int, typer.Option(min=1, help="an ensemble of a stochastic model, with its mean and quantiles")
+    ] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="of the members' noise")] = 0,
 ) -> None:
     """Roll out from the first frames of a data file and write NetCDF with names and units.
 
-    Example: usim rollout RUN_FOLDER --data FILE --steps 100 --out rollout.nc
+    Example: usim rollout RUN_FOLDER --data FILE --steps 100 --members 32 --out rollout.nc
     """
-    from universal_simulator.assessment import rollout_to_file
+    from universal_simulator.rollout_file import RolloutRequest, rollout_to_file
 
-    rollout_to_file(path, data, out, steps=steps, index=index, count=count, parameter=nu)
+    request = RolloutRequest(steps=steps, index=index, count=count, parameter=nu, members=members, seed=seed)
+    rollout_to_file(path, data, out, request)
     typer.echo(str(out))

@@ -175,6 +175,14 @@ class EvaluationConfig(Section):
     steps: Count | None = None
     batch_size: Count = 64
     bootstrap_samples: Count = 2000
+    #: members of a stochastic model's ensembles, in full-eval and in the cheap small-eval (1: none,
+    #: the operator goes alone)
+    members: Count = 32
+    small_members: Count = 8
+    #: whose nrmse is the headline of a stochastic model; the other's stands beside
+    headline: Literal["ensemble_mean", "deterministic"] = "ensemble_mean"
+    #: of the members' noise, with each trajectory's own initial condition
+    noise_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     #: resolutions of the classical solver beside every number
     classical_points: tuple[Count, ...] = (64, 128, 256)
 

@@ -55,17 +55,21 @@ class EnsembleRules:
         calibration: Calibration | None,
         *,
         first_frame: int,
-        headline: Headline,
-        noise_seed: int,
+        steps: int | None = None,
+        spacing_s: float | None = None,
+        headline: Headline = "ensemble_mean",
+        noise_seed: int = 0,
     ) -> EnsembleRules:
-        """The rules for this truth, with whatever of a model's calibration is about it."""
+        """The rules for rollouts of these trajectories, with what of a model's calibration is about them.
+
+        steps, spacing_s: the rollout's, where they are not those of the truth's frames.
+        """
         if calibration is None:
             return cls(headline, noise_seed)
-        found, reasons, steps = {}, {}, truth.fields.shape[1] - 1
+        found, reasons = {}, {}
+        steps, spacing_s = steps or truth.fields.shape[1] - 1, spacing_s or truth.frame_spacing_s
         for label in truth.regimes():
-            why = calibration.why_not(
-                label, first_frame=first_frame, spacing_s=truth.frame_spacing_s, steps=steps
-            )
+            why = calibration.why_not(label, first_frame=first_frame, spacing_s=spacing_s, steps=steps)
             if why is None:
                 found[label] = calibration.of_regime(label, steps)
             else:

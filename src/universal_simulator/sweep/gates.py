@@ -21,6 +21,9 @@ Answer = Literal["pass", "fail", "not_evaluable", "not_applicable"]
 BOOTSTRAP_SAMPLES = 4000
 #: before the metric in the name of a hard-abort gate
 HARD_ABORT = "hard_abort_"
+#: what only a stochastic predictor has: a deterministic one cannot skip such a gate, only the plan
+#: can declare it not applicable
+OF_ENSEMBLES = ("ece", "ece_raw")
 
 
 @dataclass(frozen=True)
@@ -71,14 +74,16 @@ def ratio_gate(
     ours, theirs = (_metric(record, regime, metric) for record in (candidate, reference))
     if isinstance(ours, str) or isinstance(theirs, str):
         reason = ours if isinstance(ours, str) else theirs
-        answer: Answer = "not_applicable" if str(reason).startswith("not applicable") else "not_evaluable"
+        declared = str(reason).startswith("not applicable") and metric not in OF_ENSEMBLES
+        answer: Answer = "not_applicable" if declared else "not_evaluable"
         return GateResult(metric, regime, answer, str(reason))
     if ours <= rule.absolute and theirs <= rule.absolute:
+        why = "both are noise" if metric in OF_ENSEMBLES else "exact by construction: both are"
         return GateResult(
             metric,
             regime,
             "pass",
-            f"exact by construction: both are below {rule.absolute:g}",
+            f"{why} below {rule.absolute:g}",
             ours,
             theirs,
             rule.absolute,

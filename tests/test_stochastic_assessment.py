@@ -1,0 +1,217 @@
+"""Evaluations and rollout files of a run whose model samples; its noise here is one shift per member."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray
+from torch import Tensor
+from typer.testing import CliRunner
+
+from tests.training.test_training import tiny
+from universal_simulator import assessment, experiment, rollout_file
+from universal_simulator.cli import app
+from universal_simulator.configuration.schema import EvaluationConfig, GuardsConfig
+from universal_simulator.data.batch import GROUP_DIGITS
+from universal_simulator.data.dataset import Dataset
+from universal_simulator.errors import LeakageError, UserError
+from universal_simulator.evaluation.calibration_fit import fit_calibration
+from universal_simulator.inference.noise import generator_of
+from universal_simulator.inference.predictor import SurrogatePredictor
+from universal_simulator.model.surrogate import Surrogate, load_surrogate, save_surrogate
+from universal_simulator.rollout_file import QUANTILES, RolloutRequest, quantiles, rollout_to_file
+from universal_simulator.run_record import EvaluationResult, RunFolder, RunRecord, read_document
+
+SHIFT = 0.3
+
+
+class Shifted(SurrogatePredictor):
+    """The surrogate's rollout plus one Gaussian number per member; its mass guard is off."""
+
+    def __init__(self, surrogate: Surrogate, members: int, spacing: float | None) -> None:
+        super().__init__(surrogate, GuardsConfig(mass_projection=False), frame_spacing_s=spacing)
+        self.members = members
+
+    def rollout_members(self, initial: Tensor, parameters: Tensor, steps: int, *, seed: int) -> Tensor:
+        noise = [torch.randn(self.members, generator=generator_of(seed, first)) for first in initial]
+        shift = SHIFT * torch.stack(noise)[:, :, None, None, None]
+        return self.rollout(initial, parameters, steps)[:, None] + shift
+
+
+def sampling(
+    surrogate: Surrogate, guards: GuardsConfig, *, members: int, frame_spacing_s: float | None = None
+) -> SurrogatePredictor:
+    return Shifted(surrogate, members, frame_spacing_s)
+
+
+@pytest.fixture(scope="module")
+def run(smoke_data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    words = ["evaluation.members=6", "evaluation.small_members=4", "evaluation.full_groups=6"]
+    words += ["evaluation.bootstrap_samples=20"]
+    folder = tmp_path_factory.mktemp("run")
+    record = experiment.run(tiny(smoke_data, *words), folder)
+    return RunFolder(folder, record.run_id)
+
+
+@pytest.fixture
+def stochastic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assessment, "predictor_of", sampling)
+    monkeypatch.setattr(rollout_file, "predictor_of", sampling)
+
+
+def stored(run: RunFolder) -> RunRecord:
+    return read_document(run.summary, RunRecord)
+
+
+def configured(monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
+    """A released model file, evaluated as this config says."""
+    small = {"bootstrap_samples": 20, "steps": 8, "classical_points": (), "full_groups": 6, "small_groups": 2}
+    evaluation = EvaluationConfig(**small | values)
+    monkeypatch.setattr(assessment, "EvaluationConfig", lambda: evaluation)
+
+
+@pytest.mark.usefixtures("stochastic")
+def test_members_are_those_of_the_suite_and_the_record_says_who_answered(run: RunFolder) -> None:
+    small = assessment.evaluate(run.path, suite="small").result
+    full = assessment.evaluate(run.path, suite="full").result
+    assert (small.predictor.members, full.predictor.members) == (4, 6)
+    assert full.predictor.kind == "ensemble_mean"
+    assert full.predictor.noise_seed == 0
+    assert stored(run).evaluations["full_eval"].result == full
+
+
+@pytest.mark.usefixtures("stochastic")
+def test_headline_and_noise_are_the_configs(
+    run: RunFolder, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(**values: Any) -> EvaluationResult:
+        configured(monkeypatch, members=5, **values)
+        return assessment.evaluate(run.model, suite="full", data_file=smoke_data.path).result
+
+    mean, alone, noisy = answer(), answer(headline="deterministic"), answer(noise_seed=3)
+    assert len({result.predictor.hash for result in (mean, alone, noisy)}) == 3
+    for label, regime in mean.regimes.items():
+        ours, single, other = (result.regimes[label].metrics for result in (mean, alone, noisy))
+        assert single["nrmse"].value == single["nrmse_operator"].value == ours["nrmse_operator"].value
+        assert ours["nrmse"].value != ours["nrmse_operator"].value
+        assert single["ensemble_gain"].value == 0
+        assert single["ece_raw"].value == ours["ece_raw"].value != other["ece_raw"].value
+        assert len(regime.curves["rank_histogram"]) == 6
+
+
+@pytest.mark.usefixtures("stochastic")
+def test_another_number_of_members_leaves_the_runs_record_alone(run: RunFolder) -> None:
+    before = stored(run)
+    other = assessment.evaluate(run.path, suite="full", members=5)
+    assert other.result.predictor.members == 5
+    alone = assessment.evaluate(run.path, suite="full", members=1)
+    assert (alone.result.predictor.members, alone.result.predictor.kind) == (1, "deterministic")
+    assert not next(iter(alone.result.regimes.values())).metrics["ece"].applicable
+    assert stored(run) == before
+
+
+def test_members_of_a_deterministic_model_are_refused(
+    run: RunFolder, smoke_data: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="deterministic"):
+        assessment.evaluate(run.path, suite="full", members=8)
+    request = RolloutRequest(steps=3, members=8)
+    with pytest.raises(UserError, match="deterministic"):
+        rollout_to_file(run.path, smoke_data.path, tmp_path / "x.nc", request)
+
+
+@pytest.fixture
+def calibrated(run: RunFolder, smoke_data: Dataset, tmp_path: Path) -> Path:
+    """The run's model with its calibration, as a released file."""
+    surrogate = load_surrogate(run.model)
+    truth = smoke_data.load("calibration_uncertainty", time_stride=surrogate.architecture.time_stride)
+    surrogate.calibrate(fit_calibration(Shifted(surrogate, 16, None), truth, smoke_data))
+    save_surrogate(surrogate, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.usefixtures("stochastic")
+def test_calibration_of_the_file_is_used_and_never_scored_on_its_own_data(
+    calibrated: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured(monkeypatch)
+    record = assessment.evaluate(calibrated, suite="full", data_file=smoke_data.path, members=6)
+    for regime in record.result.regimes.values():
+        assert regime.metrics["crps_skill"].value is not None
+        assert regime.metrics["ece"].reason == ""
+        assert regime.metrics["ece"].value != regime.metrics["ece_raw"].value
+    assert record.result.protocol.split == "selection"
+    surrogate = load_surrogate(calibrated)
+    entry = surrogate.architecture.calibration
+    assert entry is not None
+    for suite, split in (("full", "selection"), ("small", "validation")):
+        seen = {group[:GROUP_DIGITS] for group in smoke_data.load(split).groups}
+        cheat = entry.model_copy(update={"groups": tuple(seen)})
+        surrogate.architecture = surrogate.architecture.model_copy(update={"calibration": cheat})
+        save_surrogate(surrogate, calibrated)
+        with pytest.raises(LeakageError, match="calibrated on"):
+            assessment.evaluate(calibrated, suite=suite, data_file=smoke_data.path)
+
+
+@pytest.mark.usefixtures("stochastic")
+def test_rollout_file_holds_members_mean_and_quantiles(
+    calibrated: Path, smoke_data: Dataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "members.nc"
+    request = RolloutRequest(steps=4, index=1, count=2, members=6, seed=7)
+    rollout_to_file(calibrated, smoke_data.path, out, request)
+    found = xarray.open_dataset(out, engine="h5netcdf")
+    assert found["u"].dims == ("trajectory", "member", "time", "x")
+    assert found["u"].shape == (2, 6, 5, 64)
+    assert found.attrs["recalibrated"] == "yes"
+    assert found.attrs["noise_seed"] == 7
+    members = torch.from_numpy(found["u"].values)
+    first = smoke_data.load("all", num_frames=2)
+    assert torch.equal(members[:, 0, 0], first.fields[1:3, 0, 0])
+    assert np.allclose(found["u_mean"], members.double().mean(dim=1), atol=1e-6)
+    assert found["u_quantile"].dims == ("quantile", "trajectory", "time", "x")
+    middle = members.sort(dim=1).values[:, 2:4].mean(dim=1)
+    assert np.allclose(found["u_quantile"].sel(quantile=0.5), middle, atol=1e-6)
+    assert (np.diff(found["u_quantile"].values, axis=0) >= 0).all()
+    surrogate = load_surrogate(calibrated)
+    assert surrogate.calibration is not None
+    raw = Shifted(surrogate, 6, None).rollout_members(first.fields[1:3, 0], first.parameters[1:3], 4, seed=7)
+    label = next(iter(first.subset(torch.tensor([1])).regimes()))
+    scale = surrogate.calibration.of_regime(label, 4).scale.float()
+    spread, whole = raw[0].std(dim=0), members[0, :, 1:, None].std(dim=0)
+    assert torch.allclose(whole, scale[:, None, None] * spread, rtol=1e-3)
+    rollout_to_file(calibrated, smoke_data.path, tmp_path / "long.nc", RolloutRequest(steps=200, members=4))
+    long = xarray.open_dataset(tmp_path / "long.nc", engine="h5netcdf")
+    assert "64 lead times" in long.attrs["recalibrated"]
+
+
+def test_quantiles_stand_at_plotting_positions() -> None:
+    members = torch.arange(1.0, 20.0)[torch.randperm(19, generator=torch.Generator().manual_seed(0))]
+    found = quantiles(members.reshape(1, 19, 1))
+    assert found[:, 0, 0] == pytest.approx([20 * p for p in QUANTILES])
+    few = quantiles(torch.tensor([3.0, 1.0, 2.0]).reshape(1, 3, 1))
+    assert few[:, 0, 0] == pytest.approx([1.0, 1.0, 2.0, 3.0, 3.0]), "never beyond the outermost member"
+
+
+def test_flags_reach_what_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: dict[str, Any] = {}
+
+    def evaluated(path: Path, **given: Any) -> None:
+        heard.update(given)
+        raise UserError("heard")
+
+    def rolled(path: Path, data: Path, out: Path, request: RolloutRequest) -> None:
+        heard["request"] = request
+
+    monkeypatch.setattr(assessment, "evaluate", evaluated)
+    monkeypatch.setattr(rollout_file, "rollout_to_file", rolled)
+    CliRunner().invoke(app, ["evaluate", "somewhere", "--members", "5"])
+    assert heard["members"] == 5
+    words = ["rollout", "m", "--data", "d", "--out", "o.nc", "--members", "9", "--seed", "4", "--steps", "2"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert heard["request"] == RolloutRequest(steps=2, members=9, seed=4)
+    assert CliRunner().invoke(app, ["evaluate", "somewhere", "--members", "0"]).exit_code == 2
