@@ -225,9 +225,15 @@ def _question(
     frames = _frames(subject, suite)
     dataset = open_dataset(file, parameter=parameter, points=frames.points)
     architecture, evaluation = subject.surrogate.architecture, subject.evaluation
+    dataset.require_unchanged()
     refuse_foreign(subject.surrogate, dataset)
     split = SUITES[suite][1]
     foreign = dataset.identity != architecture.data_identity
+    if foreign and not other_file:
+        raise IntegrityError(
+            f"{file} holds other data than {subject.name} was trained on (content {dataset.identity[:12]}, "
+            f"recorded {architecture.data_identity[:12]}); bring the original back, or name the file with --data"
+        )
     if split == OFFICIAL_TEST and not foreign:
         raise UserError(
             f"{file} is what the model was trained on, and PDEBench's test set (its first tenth) holds "

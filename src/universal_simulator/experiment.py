@@ -14,7 +14,7 @@ import torch
 from universal_simulator.assessment import evaluate
 from universal_simulator.configuration import LoadedConfig
 from universal_simulator.configuration.documents import read_mapping, validate
-from universal_simulator.configuration.locations import find
+from universal_simulator.configuration.locations import DATA_FILES, find
 from universal_simulator.configuration.schema import GuardsConfig, RunConfig, Stage, TrainingConfig
 from universal_simulator.data.batch import GROUP_DIGITS, Trajectories
 from universal_simulator.data.dataset import Dataset, open_dataset
@@ -60,6 +60,21 @@ def ensure_dataset(name: str | Path, path: Path, *, progress: Progress | None = 
     return generate(spec, path, progress=report)
 
 
+def prepare_dataset(named: str, folder: Path, *, progress: Progress | None = None) -> Dataset:
+    """What a config or plan calls its data, ready for use: audited, its content what its identity says.
+
+    named: a specification in `configs/data` (or the path of one), generated into `folder` where it
+    is missing or unfinished; or the path of a data file (.hdf5, .h5), taken where it lies.
+    """
+    if Path(named).suffix in DATA_FILES:
+        dataset = open_dataset(named)
+        dataset.require_unchanged()
+    else:
+        dataset = ensure_dataset(named, dataset_path(folder, Path(named).stem), progress=progress)
+    dataset.audit()
+    return dataset
+
+
 def run(
     loaded: LoadedConfig,
     folder: Path,
@@ -73,12 +88,7 @@ def run(
     """
     config = loaded.config
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    if config.data.file is not None:
-        dataset = open_dataset(config.data.file)
-    else:
-        name = str(config.data.dataset)
-        dataset = ensure_dataset(name, dataset_path(folder, name), progress=progress)
-    dataset.audit()
+    dataset = prepare_dataset(str(config.data.file or config.data.dataset), folder, progress=progress)
     expected = run_identity(
         config.name, config_hash=loaded.hash, data_identity=dataset.identity, seed=config.seed
     )

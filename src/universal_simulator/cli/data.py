@@ -13,7 +13,12 @@ app = typer.Typer(help="Generate and inspect data sets.", no_args_is_help=True)
 
 @app.command()
 def generate(
-    dataset: Annotated[str, typer.Argument(help="a specification's name (configs/data/NAME.yaml) or path")],
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            help="a specification's name (configs/data/NAME.yaml) or path, or a data file, which is checked"
+        ),
+    ],
     folder: Annotated[Path, typer.Option(help="written to FOLDER/data/NAME.hdf5")] = Path("runs"),
     expect: Annotated[
         str | None, typer.Option(help="fail unless the data come out with this identity", hidden=True)
@@ -26,19 +31,18 @@ def generate(
     """
     from universal_simulator.cli.progress import ProgressLine
     from universal_simulator.errors import IntegrityError
-    from universal_simulator.experiment import dataset_path, ensure_dataset
+    from universal_simulator.experiment import prepare_dataset
 
-    path = dataset_path(folder, Path(dataset).stem)
-    made = ensure_dataset(dataset, path, progress=ProgressLine().update)
-    made.audit()
+    made = prepare_dataset(dataset, folder, progress=ProgressLine().update)
     if expect is not None and made.identity != expect:
         raise IntegrityError(
-            f"{path}: made here it is {made.identity[:12]}, not {expect[:12]}: another machine"
+            f"{made.path}: made here it is {made.identity[:12]}, not {expect[:12]}: another machine"
         )
     if as_json:
-        typer.echo(json.dumps({"path": str(path), "identity": made.identity, "regimes": made.info.regimes}))
+        answer = {"path": str(made.path), "identity": made.identity, "regimes": made.info.regimes}
+        typer.echo(json.dumps(answer))
     else:
-        typer.echo(f"{path}\n{made.identity}")
+        typer.echo(f"{made.path}\n{made.identity}")
 
 
 @app.command()

@@ -19,7 +19,7 @@ from universal_simulator.configuration.documents import (
     parse_overrides,
     read_extended,
 )
-from universal_simulator.configuration.locations import find
+from universal_simulator.configuration.locations import DATA_FILES, find
 from universal_simulator.configuration.profiles import PLAN_TERMS, STAGES, apply_profile, load_profile
 from universal_simulator.configuration.schema import (
     BUILT_STAGES,
@@ -80,10 +80,22 @@ def config_hash(config: RunConfig) -> str:
     for key in (*_WITHOUT_EFFECT, *PENDING_SECTIONS):
         values.pop(key)
     values["data"].pop("resident_gib")
+    for key in ("dataset", "file"):
+        # its content counts, by the data identity; where it lies does not
+        if _is_file(values["data"][key]):
+            values["data"][key] = Path(values["data"][key]).name
     for stage in STAGES:
         if stage not in config.training.stages:
             values["training"].pop(stage)
     return content_hash(values)
+
+
+def _is_file(named: Any) -> bool:
+    return isinstance(named, str) and Path(named).suffix in DATA_FILES
+
+
+def _brings_file(data: dict[str, Any]) -> bool:
+    return bool(data.get("file")) or _is_file(data.get("dataset"))
 
 
 def _source_hash(import_path: str) -> str | None:
@@ -115,7 +127,7 @@ def load_config(
     loaded_profile = load_profile(chosen)
     values = merge(plan_values, loaded_profile.overlay)
     own_data = plan_values.get("data")
-    if isinstance(own_data, dict) and own_data.get("file") and isinstance(values.get("data"), dict):
+    if isinstance(own_data, dict) and _brings_file(own_data) and isinstance(values.get("data"), dict):
         values["data"]["dataset"] = own_data.get("dataset")
     values["profile"] = loaded_profile.name
     training = values.get("training", {})

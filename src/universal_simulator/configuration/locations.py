@@ -6,6 +6,8 @@ from pathlib import Path
 
 from universal_simulator.errors import UserError
 
+#: endings by which a data file is told from the name of a specification
+DATA_FILES = (".hdf5", ".h5")
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 

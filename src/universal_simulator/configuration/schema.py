@@ -36,7 +36,7 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    #: name of a dataset in `configs/data`, generated where it is missing; or
+    #: name of a dataset in `configs/data`, generated where it is missing, or a data file; or
     dataset: str | None = None
     #: path of a data file (PDEBench's layout, or ours)
     file: str | None = None

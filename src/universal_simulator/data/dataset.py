@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from universal_simulator.data import pdebench
+from universal_simulator.data import pdebench, verification
 from universal_simulator.data.batch import Trajectories, group_hash, regime_label
 from universal_simulator.data.splits import (
     CALIBRATION_HALVES,
@@ -78,10 +78,15 @@ class Dataset:
     @cached_property
     def identity(self) -> str:
         """Stored content hash, or computed where the file brings none."""
-        return self.header.identity or pdebench.content_identity(self.path)
+        return self.header.identity or verification.current_identity(self.path)
+
+    def require_unchanged(self) -> None:
+        """IntegrityError where the content no longer is what the file says of itself; cheap when asked again."""
+        if self.header.identity:
+            verification.require_identity(self.path, self.header.identity)
 
     def verify(self) -> None:
-        """Re-read everything and compare with the stored identity."""
+        """Re-read everything, whatever was noted, and compare with the stored identity."""
         if self.header.identity and pdebench.content_identity(self.path) != self.header.identity:
             raise IntegrityError(
                 f"{self.path} was changed after it was written (content hash); generate it again"

@@ -66,6 +66,7 @@ def _finished(spec: DatasetSpec, path: Path) -> Dataset:
         raise DataError(
             f"{path} holds another data set than {spec.name!r} asks for; move it away, or give another path"
         )
+    dataset.require_unchanged()
     return dataset
 
 
