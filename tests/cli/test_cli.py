@@ -25,6 +25,8 @@ COMMANDS = [
     ["sweep", "report"],
     ["sweep", "explain"],
     ["leaderboard"],
+    ["track", "sync"],
+    ["track", "watch"],
     ["doctor"],
 ]
 
@@ -47,7 +49,7 @@ def test_every_command_has_help(command: list[str]) -> None:
 
 
 def test_help_and_the_sweep_wing_import_no_torch() -> None:
-    code = "import sys, universal_simulator.cli, universal_simulator.sweep.driver, universal_simulator.executors.local_process; print('torch' in sys.modules or 'h5py' in sys.modules)"
+    code = "import sys, universal_simulator.cli, universal_simulator.sweep.driver, universal_simulator.tracking.mirror, universal_simulator.executors.local_process; print('torch' in sys.modules or 'h5py' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
 

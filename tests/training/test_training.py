@@ -41,6 +41,7 @@ from universal_simulator.physics.initial_conditions import draw_sine_family
 from universal_simulator.physics.spectral import resample
 from universal_simulator.physics.spectral_solver import solve_burgers
 from universal_simulator.run_record import RunFolder
+from universal_simulator.tracking.snapshot import read_snapshot
 from universal_simulator.training import loop
 from universal_simulator.training.augmentation import Augmentation
 from universal_simulator.training.loop import rollout_length, validation_steps
@@ -247,7 +248,11 @@ def unread(data: Dataset, folder: Path) -> set[tuple[str, str]]:
     config = load_config("rerun_txxoc8a8", words, profile="smoke")
     with recorded_reads() as reads:
         record = experiment.run(config, folder)
-        assessment.evaluate(RunFolder(folder, record.run_id).path, suite="full")
+        files = RunFolder(folder, record.run_id)
+        assessment.evaluate(files.path, suite="full")
+        # a mirror reads the section from the run's config.json, with no RunConfig at hand
+        if read_snapshot(files).group == "baseline-experiments":
+            reads.add(("RunConfig", "tracking"))
     return (all_keys(RunConfig) | all_keys(LatentSurrogateOptions)) - reads
 
 

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from universal_simulator import __version__
-from universal_simulator.cli import config, data, doctor, model, run, sweep
+from universal_simulator.cli import config, data, doctor, model, run, sweep, track
 from universal_simulator.credentials import masked
 from universal_simulator.errors import UsimError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(sweep.app, name="sweep")
+app.add_typer(track.app, name="track")
 app.command("run")(run.run)
 app.command("evaluate")(model.evaluate)
 app.command("rollout")(model.rollout)

@@ -13,12 +13,17 @@ app = typer.Typer(help="Run a written plan and see why each run was kept or reje
 Folder = Annotated[Path, typer.Argument(help="the sweep's folder")]
 Workers = Annotated[int, typer.Option(min=1, help="runs at a time; the cores are shared out")]
 
+Track = Annotated[
+    bool, typer.Option("--track", help="mirror to Weights & Biases beside it (docs/tracking.md)")
+]
+
 
 @app.command("run")
 def run_command(
     plan: Annotated[str, typer.Argument(help="a plan's name (plans/NAME.yaml) or path")],
     folder: Annotated[Path, typer.Option(help="the sweep's folder")],
     workers: Workers = 2,
+    track: Track = False,
 ) -> None:
     """Run a plan to its champion. Interrupted and typed again, it goes on where it was.
 
@@ -28,6 +33,7 @@ def run_command(
     from universal_simulator.executors.local_process import LocalProcessExecutor
     from universal_simulator.sweep.driver import run_sweep
 
+    _track(track, folder)
     line = ProgressLine()
     run_sweep(
         plan,
@@ -39,12 +45,13 @@ def run_command(
 
 
 @app.command()
-def resume(folder: Folder, workers: Workers = 2) -> None:
+def resume(folder: Folder, workers: Workers = 2, track: Track = False) -> None:
     """Go on with the sweep in a folder."""
     from universal_simulator.cli.progress import ProgressLine
     from universal_simulator.executors.local_process import LocalProcessExecutor
     from universal_simulator.sweep.driver import resume_sweep
 
+    _track(track, folder)
     line = ProgressLine()
     resume_sweep(
         folder,
@@ -151,6 +158,15 @@ def _short(text: str) -> str:
         return f"{float(text):.4g}" if "." in text or "e" in text else text
     except ValueError:
         return text
+
+
+def _track(wanted: bool, folder: Path) -> None:
+    """A mirror beside the sweep; one that cannot start is told, and the sweep goes on."""
+    from universal_simulator.tracking.mirror import start_detached
+
+    reason = start_detached(folder) if wanted else None
+    if reason is not None:
+        typer.echo(reason, err=True)
 
 
 def _outcome(folder: Path) -> None:

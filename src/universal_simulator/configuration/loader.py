@@ -32,7 +32,7 @@ from universal_simulator.errors import ConfigurationError
 from universal_simulator.run_record import content_hash
 
 #: keys that never change a result of the same hardware class
-_WITHOUT_EFFECT = ("name", "tags", "seed", "threads", "profile")
+_WITHOUT_EFFECT = ("name", "tags", "seed", "threads", "profile", "tracking")
 #: what can be trained one after the other
 STAGE_ORDERS = (("operator",), ("codec", "operator"))
 BUILT_IN_OPTIONS: dict[str, type[BaseModel]] = {

@@ -15,9 +15,9 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
-#: Sections of stages and mirrors that the plan names and this version cannot run yet. They are
+#: Sections of stages that the plan names and this version cannot run yet. They are
 #: validated and shown, never read, and do not enter the effective hash while inactive.
-PENDING_SECTIONS = ("diff_residual", "consistency_distill", "steady_prior", "ttc", "tracking")
+PENDING_SECTIONS = ("diff_residual", "consistency_distill", "steady_prior", "ttc")
 BUILT_STAGES = ("codec", "operator")
 
 
@@ -188,8 +188,12 @@ class EvaluationConfig(Section):
 
 
 class TrackingConfig(Section):
-    project: str = "universal-simulator"
-    group: str = ""
+    """Under which names a mirror shows this run; read by `tracking.snapshot`, changes no result."""
+
+    project: Annotated[str, Field(pattern=r"^[^/\\#?%:]{1,128}$")] = "universal-simulator"
+    group: Annotated[str, Field(max_length=128)] = ""
+    #: beside the run's own `tags`
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
 
 
 class DiffResidualSection(Section):
