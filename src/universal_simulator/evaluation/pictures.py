@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from universal_simulator.data.batch import Trajectories
+from universal_simulator.evaluation.canvas import (
+    BLUE,
+    FAINT,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    as_png,
+    blank,
+    holes,
+    quiet_axis,
+)
 from universal_simulator.evaluation.evaluator import Examples
 from universal_simulator.evaluation.stability import CORRELATION_FLOOR
 from universal_simulator.evaluation.trivial import TRIVIAL
@@ -20,18 +30,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, FAINT = "#1c2733", "#8a94a0"
-#: prediction, classical solver, predictors that know nothing, other neural predictors
-BLUE, ORANGE, GREY, GREEN = "#1f5fa8", "#c2571a", "#8a94a0", "#2b8a63"
 #: steps of a colour map: two maps and the lettering fit an indexed PNG without loss to the eye
-LEVELS, PALETTE = 81, 256
+LEVELS = 81
 
 
 def field_picture(examples: Examples, truth: Trajectories, *, dpi: int) -> str:
     """Space-time truth, prediction and error of a median, a p95 and the worst trajectory."""
     part = truth.subset(examples.rows)
     count = len(examples.names)
-    figure = _figure(10.0, 1.75 * count + 0.5, dpi)
+    figure = blank(10.0, 1.75 * count + 0.5, dpi)
     axes = figure.subplots(
         count,
         5,
@@ -70,7 +77,7 @@ def field_picture(examples: Examples, truth: Trajectories, *, dpi: int) -> str:
                 vmax=limit,
                 interpolation="nearest",
             )
-            _quiet(axis, left=column == 0, bottom=row == count - 1)
+            quiet_axis(axis, left=column == 0, bottom=row == count - 1)
             axis.locator_params(nbins=4, axis="x")
             axis.set_title(title, fontsize=8, color=INK, loc="left", pad=3, y=1.0)
             if row == count - 1:
@@ -79,7 +86,7 @@ def field_picture(examples: Examples, truth: Trajectories, *, dpi: int) -> str:
                 _colour_bar(figure, image, axes[row][column + 1])
         axes[row][0].set_ylabel("x", fontsize=8, color=INK, labelpad=1)
         _narrow_pair(axes[row])
-    return _png(figure)
+    return as_png(figure)
 
 
 def _largest(error: np.ndarray) -> float:
@@ -111,14 +118,14 @@ def curve_picture(
     dpi: int,
 ) -> str:
     """Error against time, correlation against time, energy spectra of truth and prediction."""
-    figure = _figure(10.0, 2.9, dpi)
+    figure = blank(10.0, 2.9, dpi)
     margins = {"width_ratios": (1.25, 0.9, 1), "left": 0.05, "right": 0.985, "bottom": 0.14, "top": 0.91}
     error, likeness, spectrum = figure.subplots(1, 3, gridspec_kw={**margins, "wspace": 0.3})
     box = error.get_position()
     error.set_position((box.x0, box.y0, box.width - 0.05, box.height))
     times = truth.times_s[1:].tolist()
     _error_curves(error, times, regime, references)
-    likeness.plot(times, _holes(regime.curves["correlation"]), color=BLUE, lw=1.6)
+    likeness.plot(times, holes(regime.curves["correlation"]), color=BLUE, lw=1.6)
     likeness.axhline(CORRELATION_FLOOR, color=FAINT, lw=0.8, ls=(0, (4, 3)))
     likeness.set_title("correlation with the truth", fontsize=8.5, color=INK, loc="left", y=1.0)
     lowest = min((v for v in regime.curves["correlation"] if v is not None), default=0.0)
@@ -129,17 +136,17 @@ def curve_picture(
         axis.set_xlim(0, times[-1])
         axis.locator_params(nbins=5, axis="x")
     for axis in (error, likeness, spectrum):
-        _quiet(axis, left=True, bottom=True)
+        quiet_axis(axis, left=True, bottom=True)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(visible=True, color="#e8ebee", lw=0.6)
         axis.set_axisbelow(True)
-    return _png(figure)
+    return as_png(figure)
 
 
 def _error_curves(
     axis: Axes, times: Sequence[float], regime: RegimeResult, references: dict[str, dict[str, Metric]]
 ) -> None:
-    curves = {name: _holes(values) for name, values in regime.curves.items()}
+    curves = {name: holes(values) for name, values in regime.curves.items()}
     axis.set_yscale("log")
     axis.fill_between(times, curves["nrmse_median"], curves["nrmse_p95"], color=BLUE, alpha=0.15, lw=0)
     axis.plot(times, curves["nrmse"], color=BLUE, lw=1.8)
@@ -194,11 +201,6 @@ def _colour(name: str) -> str:
     return GREY if name in TRIVIAL else ORANGE if name.startswith("classical") else GREEN
 
 
-def _holes(values: Sequence[float | None]) -> list[float]:
-    """A frame without a value is a hole in the line, not a zero."""
-    return [math.nan if v is None else v for v in values]
-
-
 def _colours(name: str) -> Any:
     from matplotlib import colormaps
 
@@ -209,26 +211,3 @@ def _few_ticks() -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(nbins=4, symmetric=True)
-
-
-def _quiet(axis: Axes, *, left: bool, bottom: bool) -> None:
-    axis.tick_params(labelsize=7, colors=INK, length=2, labelleft=left, labelbottom=bottom)
-    for spine in axis.spines.values():
-        spine.set_color("#c4cbd2")
-
-
-def _figure(width: float, height: float, dpi: int) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=dpi)
-
-
-def _png(figure: Figure) -> str:
-    """Base64 of an indexed PNG; the same figure gives the same bytes."""
-    from PIL import Image
-
-    whole, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(whole, format="png", metadata={"Software": None})
-    image = Image.open(whole).convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
-    image.save(small, format="PNG", optimize=True)
-    return base64.b64encode(small.getvalue()).decode()

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from universal_simulator.data.batch import Trajectories
+from universal_simulator.evaluation.ensemble_pictures import ensemble_picture
 from universal_simulator.evaluation.evaluator import Examples
 from universal_simulator.evaluation.glossary import entry
 from universal_simulator.evaluation.ladder import Rung, ladder
@@ -17,6 +18,7 @@ from universal_simulator.evaluation.pictures import curve_picture, field_picture
 from universal_simulator.run_record import (
     EvaluationRecord,
     Metric,
+    RegimeResult,
     RunFolder,
     RunRecord,
     write_atomically,
@@ -31,7 +33,16 @@ RESOLUTIONS = (120, 96, 76, 60, 44)
 GROUPS: dict[str, tuple[str, ...]] = {
     "Accuracy": ("nrmse", "reconstruction", "trivial_ratio", "rel_l2", "vrmse", "rmse", "max_error"),
     "Physics": ("conservation", "dissipation", "bc_", "pde_", "spectrum"),
-    "Stability and uncertainty": ("horizon", "failure", "excluded", "ece"),
+    "Stability and uncertainty": (
+        "horizon",
+        "failure",
+        "excluded",
+        "ece",
+        "crps",
+        "spread_skill",
+        "sharpness",
+        "ensemble",
+    ),
     "PDEBench's own estimators": ("pdebench_",),
 }
 
@@ -143,10 +154,19 @@ def _regime_pictures(
     evaluation: EvaluationRecord, label: str, truth: Trajectories, examples: Examples, dpi: int
 ) -> dict[str, str]:
     regime, references = evaluation.result.regimes[label], evaluation.result.references.get(label, {})
-    return {
+    drawn = {
         "curves": curve_picture(regime, references, examples, truth, dpi=dpi),
         "fields": field_picture(examples, truth, dpi=dpi),
     }
+    if examples.members is not None:
+        drawn["ensemble"] = ensemble_picture(regime, examples, truth, dpi=dpi)
+    return drawn
+
+
+def _operator(regime: RegimeResult) -> dict[str, dict[str, Metric]]:
+    """The deterministic operator beside the ensemble that is built on it."""
+    found = regime.metrics.get("nrmse_operator")
+    return {} if found is None else {"operator alone": {"nrmse": found}}
 
 
 def _ladders(
@@ -163,6 +183,7 @@ def _ladders(
         label: ladder(
             regime.metrics,
             evaluation.result.references.get(label, {})
+            | _operator(regime)
             | {name: peer.result.regimes[label].metrics for name, peer in peers.items()},
             {
                 key.rpartition("/")[2]: value

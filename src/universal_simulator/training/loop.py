@@ -149,7 +149,9 @@ class StageTraining:
         self._refuse_divergence(values["total"], float(norm), step)
         self.optimiser.step()
         self.average.update(self.surrogate, step)
-        self._log({"step": step + 1, "rollout_length": length, "lr": rate, "grad_norm": float(norm), **values})
+        self._log(
+            {"step": step + 1, "rollout_length": length, "lr": rate, "grad_norm": float(norm), **values}
+        )
 
     def _micro_batch(self, batch: TrainingBatch, length: int) -> LossTerms:
         """Forward and backward of one micro-batch; floating-point operations counted once per length."""
