@@ -75,10 +75,12 @@ def started_pid(path: Path) -> int:
 
 class ExecutorContract(abc.ABC):
     """`outlives_driver`: jobs go on when their driver dies. `tells_loss`: a worker taken away is
-    told as lost (else as the signal that ended the job)."""
+    told as lost (else as the signal that ended the job). `knows_its_size`: what can never fit is
+    refused; a cluster that may grow waits instead."""
 
     outlives_driver: ClassVar[bool]
     tells_loss: ClassVar[bool]
+    knows_its_size: ClassVar[bool] = True
 
     @pytest.fixture
     @abc.abstractmethod
@@ -199,8 +201,17 @@ class ExecutorContract(abc.ABC):
 
     def test_what_can_never_fit_is_refused(self, make: Make, tmp_path: Path) -> None:
         executor = make(1)
+        huge = errand(tmp_path, "huge", "exit", "0", resources=Resources(gpus=4096))
+        if not self.knows_its_size:
+            executor.submit(huge)
+            assert executor.wait(1.0) == []
+            assert executor.state("huge") == "waiting"
+            end = executor.cancel("huge")
+            assert end is not None
+            assert end.exit_code < 0
+            return
         with pytest.raises(ExecutorError, match="gpus 4096"):
-            executor.submit(errand(tmp_path, "huge", "exit", "0", resources=Resources(gpus=4096)))
+            executor.submit(huge)
         assert executor.state("huge") == "unknown"
 
     @pytest.mark.slow

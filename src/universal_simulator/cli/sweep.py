@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
+from universal_simulator.cli.executors import On, RayAddress, Where, Workers, opened
+
 app = typer.Typer(help="Run a written plan and see why each run was kept or rejected.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="the sweep's folder")]
-Workers = Annotated[int, typer.Option(min=1, help="runs at a time; the cores are shared out")]
 
 Track = Annotated[
     bool, typer.Option("--track", help="mirror to Weights & Biases beside it (docs/tracking.md)")
@@ -24,40 +25,48 @@ def run_command(
     folder: Annotated[Path, typer.Option(help="the sweep's folder")],
     workers: Workers = 2,
     track: Track = False,
+    executor: On = Where.local,
+    ray_address: RayAddress = "local",
 ) -> None:
     """Run a plan to its champion. Interrupted and typed again, it goes on where it was.
 
     Example: usim sweep run smoke --folder runs/smoke
     """
     from universal_simulator.cli.progress import ProgressLine
-    from universal_simulator.executors.local_process import LocalProcessExecutor
     from universal_simulator.sweep.driver import run_sweep
 
     _track(track, folder)
     line = ProgressLine()
-    run_sweep(
-        plan,
-        folder,
-        executor=LocalProcessExecutor(workers),
-        progress=lambda share, what: line.update("sweep", share, 1.0, what),
-    )
+    with opened(executor, workers=workers, ray_address=ray_address) as place:
+        run_sweep(
+            plan,
+            folder,
+            executor=place,
+            progress=lambda share, what: line.update("sweep", share, 1.0, what),
+        )
     _outcome(folder)
 
 
 @app.command()
-def resume(folder: Folder, workers: Workers = 2, track: Track = False) -> None:
+def resume(
+    folder: Folder,
+    workers: Workers = 2,
+    track: Track = False,
+    executor: On = Where.local,
+    ray_address: RayAddress = "local",
+) -> None:
     """Go on with the sweep in a folder."""
     from universal_simulator.cli.progress import ProgressLine
-    from universal_simulator.executors.local_process import LocalProcessExecutor
     from universal_simulator.sweep.driver import resume_sweep
 
     _track(track, folder)
     line = ProgressLine()
-    resume_sweep(
-        folder,
-        executor=LocalProcessExecutor(workers),
-        progress=lambda share, what: line.update("sweep", share, 1.0, what),
-    )
+    with opened(executor, workers=workers, ray_address=ray_address) as place:
+        resume_sweep(
+            folder,
+            executor=place,
+            progress=lambda share, what: line.update("sweep", share, 1.0, what),
+        )
     _outcome(folder)
 
 

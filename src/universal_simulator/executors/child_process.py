@@ -27,19 +27,13 @@ def start_child(
 ) -> subprocess.Popen[bytes]:
     """Start `command` as leader of a new group, killed when the calling thread's process dies.
 
-    memory_gib bounds its private writable memory (RLIMIT_DATA: heaps and anonymous maps, not
-    address space merely reserved), so that an allocation beyond it fails inside the child.
-    Raises OSError where it cannot be started.
+    memory_gib: see `limit_memory`. Raises OSError where it cannot be started.
     """
 
     def prepare() -> None:
         if memory_gib is not None:
-            import resource
-
-            limit = int(memory_gib * GIB)
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            limit_memory(memory_gib)
+        die_with_parent()
 
     return subprocess.Popen(
         list(command),
@@ -50,6 +44,24 @@ def start_child(
         start_new_session=True,
         preexec_fn=prepare,
     )
+
+
+def die_with_parent() -> None:
+    """Between fork and exec: SIGKILL for this process when its parent dies (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def limit_memory(memory_gib: float) -> None:
+    """Bound the private writable memory of this process and what it becomes.
+
+    RLIMIT_DATA: heaps and anonymous maps, not address space merely reserved; an allocation beyond
+    it fails inside the process.
+    """
+    import resource
+
+    limit = int(memory_gib * GIB)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def reap_if_ended(process: subprocess.Popen[bytes]) -> int | None:

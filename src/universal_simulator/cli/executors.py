@@ -1,0 +1,44 @@
+"""Which executor a sweep runs on: `--executor`, and what belongs to each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from universal_simulator.sweep.executor import Executor
+
+
+class Where(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
+Workers = Annotated[int, typer.Option(min=1, help="runs at a time; the cores are shared out")]
+On = Annotated[
+    Where, typer.Option("--executor", help="local: processes of this machine; ray: a Ray cluster")
+]
+RayAddress = Annotated[
+    str,
+    typer.Option(
+        help="with --executor ray: `local` starts a head on this machine, `auto` joins the one of "
+        "RAY_API_SERVER_ADDRESS or of this machine, or the URL of a job API (http://HOST:8265)"
+    ),
+]
+
+
+@contextmanager
+def opened(where: Where, *, workers: int, ray_address: str) -> Iterator[Executor]:
+    """The executor, and the end of what it holds; only the chosen one is imported."""
+    if where is Where.ray:
+        from universal_simulator.executors.ray_cluster import RayClusterExecutor
+
+        with closing(RayClusterExecutor(workers, address=ray_address)) as executor:
+            yield executor
+        return
+    from universal_simulator.executors.local_process import LocalProcessExecutor
+
+    yield LocalProcessExecutor(workers)
