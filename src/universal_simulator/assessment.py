@@ -18,7 +18,7 @@ from universal_simulator.evaluation.evaluator import Evaluator
 from universal_simulator.evaluation.protocols import PDEBENCH, FrameChoice, protocol_of, rollout_frames
 from universal_simulator.evaluation.references import Rows, cached_reference_rows, reference_rows
 from universal_simulator.evaluation.report import write_report
-from universal_simulator.inference.predictor import predictor_of
+from universal_simulator.inference.ensemble import predictor_of
 from universal_simulator.model.surrogate import Surrogate, hash_of, load_surrogate
 from universal_simulator.physics.reference import classical_method
 from universal_simulator.run_record import (

@@ -15,16 +15,18 @@ from universal_simulator.assessment import evaluate
 from universal_simulator.configuration import LoadedConfig
 from universal_simulator.configuration.documents import read_mapping, validate
 from universal_simulator.configuration.locations import DATA_FILES, find
-from universal_simulator.configuration.schema import GuardsConfig, RunConfig, Stage, TrainingConfig
+from universal_simulator.configuration.schema import RunConfig
 from universal_simulator.data.batch import GROUP_DIGITS, Trajectories
 from universal_simulator.data.dataset import Dataset, open_dataset
 from universal_simulator.data.generator import generate
 from universal_simulator.data.specification import DatasetSpec
+from universal_simulator.data.splits import CALIBRATION_HALVES
 from universal_simulator.data.windows import StreamingWindowSource, WindowSource
 from universal_simulator.errors import UserError, UsimError
-from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames
+from universal_simulator.evaluation.calibration_fit import fit_calibration
+from universal_simulator.evaluation.contract import stochastic
 from universal_simulator.identity import code_version, input_hash, run_identity
-from universal_simulator.inference.predictor import SurrogatePredictor
+from universal_simulator.inference.ensemble import predictor_of
 from universal_simulator.model.surrogate import (
     Architecture,
     Surrogate,
@@ -38,8 +40,9 @@ from universal_simulator.run_record import (
     read_document,
     write_json,
 )
+from universal_simulator.stages import train_stages
 from universal_simulator.training.batches import CanonicalBatches
-from universal_simulator.training.loop import StageOutcome, StageTraining, rollout_length, step_seed
+from universal_simulator.training.loop import StageOutcome
 
 Progress = Callable[[str, int, int], None]
 #: every k-th frame of the training sample enters the normalisation
@@ -154,13 +157,30 @@ def _train(
         start_fraction=config.training.windows_from_start,
         augmentation=config.training.augmentation,
     )
-    outcomes = _train_stages(config, surrogate, source, validation, files, inputs, progress)
+    outcomes = train_stages(
+        config,
+        surrogate,
+        source,
+        validation,
+        files=files,
+        inputs=inputs,
+        on_step=None if progress is None else functools.partial(progress, "train"),
+    )
     surrogate.architecture = surrogate.architecture.model_copy(
         update={"weights": outcomes["operator"].progress.best_weights}
     )
-    model_hash = save_surrogate(surrogate, files.model, plain_checkpoint=files.operator_ema)
+    trained = time.monotonic()
+    _calibrate(config, dataset, surrogate, progress)
+    calibration_s = time.monotonic() - trained
+    model_hash = save_surrogate(
+        surrogate,
+        files.model,
+        plain_checkpoint=files.operator_ema,
+        corrector_checkpoint=None if surrogate.corrector is None else files.diffusion_ema,
+    )
     result = _training_result(config, config_hash, dataset, surrogate, outcomes, model_hash)
     seconds = {name: outcome.progress.seconds for name, outcome in outcomes.items()}
+    seconds["calibration"] = calibration_s
     observation = {
         "wall_clock_s": sum(seconds.values()),
         "wall_clock_s_by_stage": seconds,
@@ -181,61 +201,31 @@ def _train(
     )
 
 
-def _train_stages(
-    config: RunConfig,
-    surrogate: Surrogate,
-    batches: CanonicalBatches,
-    validation: Trajectories,
-    files: RunFolder,
-    inputs: str,
-    progress: Progress | None,
-) -> dict[str, StageOutcome]:
-    """Each stage trains its own part of the model, from the best weights of the one before.
-
-    A member without a codec of its own has no codec stage. After a codec stage the codec is
-    held still: rolled out together, it would learn to blur what the operator cannot place.
-    """
-    training = config.training
-    codec = {id(parameter) for parameter in surrogate.member.codec_parameters()}
-    stages: list[tuple[str, Stage, int]] = [("operator", training.operator, training.batch_size)]
-    if codec and "codec" in training.stages:
-        stages.insert(0, ("codec", training.codec, training.codec.batch_size))
-    total = sum(stage.steps for _, stage, _ in stages)
-    outcomes: dict[str, StageOutcome] = {}
-    before = 0
-    for index, (name, stage, batch_size) in enumerate(stages):
-        for parameter in surrogate.member.parameters():
-            parameter.requires_grad_(len(stages) == 1 or (id(parameter) in codec) == (name == "codec"))
-
-        def report(done: int, _: int, before: int = before) -> None:
-            if progress is not None:
-                progress("train", before + done, total)
-
-        outcomes[name] = StageTraining(
-            surrogate,
-            training,
-            stage,
-            batch_size=batch_size,
-            rollout_length=functools.partial(_rollout_length, training, name),
-            seed=step_seed(config.seed, index),
-            batches=batches,
-            validate=functools.partial(
-                reconstruction_score if name == "codec" else rollout_score,
-                guards=config.guards,
-                truth=validation,
-            ),
-            state_path=files.training_state(name),
-            log_path=files.metrics_log(name),
-            input_hash=inputs,
-            on_step=report,
-        ).run()
-        surrogate.load_state_dict(outcomes[name].weights)
-        before += stage.steps
-    return outcomes
-
-
-def _rollout_length(training: TrainingConfig, stage: str, step: int) -> int:
-    return 0 if stage == "codec" else rollout_length(training, step)
+def _calibrate(
+    config: RunConfig, dataset: Dataset, surrogate: Surrogate, progress: Progress | None
+) -> None:
+    """Recalibrate the ensembles of a model that has them, on its half of the calibration split."""
+    predictor = stochastic(predictor_of(surrogate, config.guards, members=config.evaluation.members))
+    if predictor is None:
+        return
+    steps = config.evaluation.steps
+    truth = dataset.load(
+        CALIBRATION_HALVES[0],
+        time_stride=config.data.time_stride,
+        first_frame=config.evaluation.first_frame,
+        num_frames=None if steps is None else steps + 1,
+        device=config.device,
+    )
+    calibration = fit_calibration(
+        predictor,
+        truth,
+        dataset,
+        first_frame=config.evaluation.first_frame,
+        batch_size=config.evaluation.batch_size,
+        noise_seed=config.evaluation.noise_seed,
+        on_batch=None if progress is None else functools.partial(progress, "calibration"),
+    )
+    surrogate.calibrate(calibration)
 
 
 def _training_data(config: RunConfig, dataset: Dataset) -> tuple[WindowSource, Trajectories]:
@@ -292,24 +282,6 @@ def seen_groups(dataset: Dataset, train_groups: int | None) -> tuple[str, ...]:
     return tuple(sorted({dataset.groups[row][:GROUP_DIGITS] for row in rows}))
 
 
-def reconstruction_score(surrogate: Surrogate, guards: GuardsConfig, truth: Trajectories) -> float:
-    """Mean nrmse of decode(encode(u)) over frames: what the codec stage is judged by."""
-    frames = truth.fields[:, ::STATISTICS_STRIDE]
-    parameters = truth.parameters.repeat_interleave(frames.shape[1], 0)
-    again = SurrogatePredictor(surrogate, guards).reconstruct(frames.flatten(0, 1), parameters)
-    error, valid, _ = nrmse_frames(again.unflatten(0, frames.shape[:2]), frames, frames[:, 0])
-    return float(mean_valid(error, valid, dims=(1, 2)).nanmean())
-
-
-def rollout_score(surrogate: Surrogate, guards: GuardsConfig, truth: Trajectories) -> float:
-    """Mean guarded rollout nrmse over regimes: what early stopping watches."""
-    predictor = SurrogatePredictor(surrogate, guards)
-    initial = truth.fields[:, 0]
-    raw = predictor.rollout(initial, truth.parameters, truth.fields.shape[1] - 1)
-    error, valid, _ = nrmse_frames(predictor.guard(raw, initial), truth.fields[:, 1:], initial)
-    return float(mean_valid(error, valid, dims=(1, 2)).nanmean())
-
-
 def _training_result(
     config: RunConfig,
     config_hash: str,
@@ -326,6 +298,9 @@ def _training_result(
     }
     if "codec" in outcomes:
         validation["reconstruction"] = outcomes["codec"].progress.best_score
+    for stage in ("diff_residual", "consistency_distill"):
+        if stage in outcomes:
+            validation[f"crps_{stage}"] = outcomes[stage].progress.best_score
     return TrainingResult(
         config_name=config.name,
         config_hash=config_hash,

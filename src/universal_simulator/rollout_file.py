@@ -18,7 +18,7 @@ from universal_simulator.evaluation.contract import EnsemblePredictor, stochasti
 from universal_simulator.evaluation.ensemble import EnsembleRules, guard_members
 from universal_simulator.evaluation.recalibration import Recalibration
 from universal_simulator.evaluation.uncertainty import ensemble_mean
-from universal_simulator.inference.predictor import predictor_of
+from universal_simulator.inference.ensemble import predictor_of
 from universal_simulator.model.surrogate import hash_of
 
 #: probabilities of the quantiles that stand beside the members

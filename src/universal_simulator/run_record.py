@@ -62,6 +62,10 @@ class RunFolder:
     def operator_ema(self) -> Path:
         return self.path / "checkpoints" / "operator_ema.pt"
 
+    @property
+    def diffusion_ema(self) -> Path:
+        return self.path / "checkpoints" / "diffusion_ema.pt"
+
     def training_state(self, stage: str) -> Path:
         """Everything a killed training needs to go on bit for bit."""
         return self.path / "checkpoints" / f"{stage}_state.pt"

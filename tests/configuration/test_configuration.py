@@ -35,7 +35,7 @@ TABLE: dict[str, tuple[object, ...]] = {
     OP + "depths": ([1, 1, 1],) * 5 + ([2, 2, 2],) * 2,
     OP + "group_size": (8, 8, 8, 8, 12, 10, 16),
     OP + "heads": (4, 4, 4, 4, 6, 5, 8),
-    "diff_residual.hidden": (64, 64, 64, 64, 96, 80, 128),
+    "model.corrector.hidden": (64, 64, 64, 64, 96, 80, 128),
     D + "hidden": (64, 64, 64, 64, 96, 80, 128),
     D + "mlp_hidden": (128, 128, 128, 128, 192, 160, 256),
     D + "layers": (3, 3, 3, 3, 3, 4, 4),
@@ -44,8 +44,8 @@ TABLE: dict[str, tuple[object, ...]] = {
     T + "batch_size": (12, 12, 12, 12, 10, 10, 8),
     T + "accumulation": (4, 4, 4, 4, 5, 5, 6),
     S + "epochs": (15, 20, 20, 20, 20, 22, 30),
-    "diff_residual.epochs": (5, 8, 8, 8, 8, 8, 12),
-    "consistency_distill.epochs": (6, 8, 8, 8, 8, 8, 12),
+    T + "diff_residual.epochs": (5, 8, 8, 8, 8, 8, 12),
+    T + "consistency_distill.epochs": (6, 8, 8, 8, 8, 8, 12),
     S + "learning_rate": (1e-3, 2e-4, 3e-4, 4.5e-4, 4e-4, 3.5e-4, 3.5e-4),
     S + "warmup_ratio": (0, 0.03, 0.05, 0.05, 0.05, 0.06, 0.06),
     S + "schedule": ("constant",) + ("cosine",) * 6,
@@ -55,13 +55,13 @@ TABLE: dict[str, tuple[object, ...]] = {
     S + "weight_decay": (0.01,) * 6 + (0.03,),
     S + "grad_clip": (1.0,) * 5 + (0.8,) * 2,
     T + "loss.lambda_spectral": (0.05,) * 6 + (0.08,),
-    "diff_residual.learning_rate": (3e-5, 2e-5, 2.5e-5, 3e-5, 3e-5, 2.5e-5, 3.5e-5),
-    "diff_residual.weight_decay": (0.01, 0.01, 0.01, 0.01, 0.01, 0.015, 0.02),
-    "consistency_distill.learning_rate": (2e-5, 1.5e-5, 1.8e-5, 2.2e-5, 2e-5, 1.8e-5, 2.5e-5),
-    "consistency_distill.weight_decay": (0.01, 0.01, 0.01, 0.01, 0.01, 0.015, 0.02),
-    "consistency_distill.batch_size": (6, 6, 6, 6, 5, 5, 4),
-    "consistency_distill.accumulation": (2, 2, 2, 2, 2, 2, 3),
-    "consistency_distill.taus": (5, 5, 5, 5, 5, 5, 8),
+    T + "diff_residual.learning_rate": (3e-5, 2e-5, 2.5e-5, 3e-5, 3e-5, 2.5e-5, 3.5e-5),
+    T + "diff_residual.weight_decay": (0.01, 0.01, 0.01, 0.01, 0.01, 0.015, 0.02),
+    T + "consistency_distill.learning_rate": (2e-5, 1.5e-5, 1.8e-5, 2.2e-5, 2e-5, 1.8e-5, 2.5e-5),
+    T + "consistency_distill.weight_decay": (0.01, 0.01, 0.01, 0.01, 0.01, 0.015, 0.02),
+    T + "consistency_distill.batch_size": (6, 6, 6, 6, 5, 5, 4),
+    T + "consistency_distill.accumulation": (2, 2, 2, 2, 2, 2, 3),
+    T + "consistency_distill.taus": (5, 5, 5, 5, 5, 5, 8),
     S + "patience_epochs": (10,) * 6 + (15,),
     "ttc.steps": (1,) * 6 + (2,),
     "ttc.candidates": (8,) * 6 + (12,),
@@ -154,7 +154,9 @@ def test_all_faults_are_told_at_once_with_the_nearest_key() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.stages=[operator,diff_residual]", "not built yet"),
+        ("training.stages=[operator,consistency_distill]", "training.stages"),
+        ("training.stages=[operator,steady_prior]", "not built yet"),
+        ("model.corrector.heads=5", "does not divide"),
         ("ttc.enabled=true", "not built yet"),
         ("steady_prior.epochs=3", "not built yet"),
         ("model.options.operator.heads=5", "does not divide"),
@@ -191,7 +193,8 @@ def test_exponents_duplicates_and_circles(tmp_path: Path) -> None:
 
 def test_hash_is_what_changes_results() -> None:
     base = load_config("rerun_txxoc8a8", profile="smoke").hash
-    for same in ("seed=5", "threads=2", "tags=[x]", "ttc.gamma=3.0", "tracking.group=mine"):
+    unused = "training.diff_residual.learning_rate=0.1"
+    for same in ("seed=5", "threads=2", "tags=[x]", "ttc.gamma=3.0", "tracking.group=mine", unused):
         assert load_config("rerun_txxoc8a8", [same], profile="smoke").hash == base
     for other in (
         "training.operator.learning_rate=1e-4",

@@ -53,6 +53,16 @@ TINY = [
     "training.codec.batch_size=6",
     "training.operator.steps=6",
     "training.operator.patience_steps=6",
+    "training.diff_residual.steps=4",
+    "training.diff_residual.patience_steps=4",
+    "training.consistency_distill.steps=3",
+    "training.consistency_distill.patience_steps=3",
+    "training.consistency_distill.batch_size=2",
+    "training.ensemble_validation.members=2",
+    "training.ensemble_validation.groups=1",
+    "training.ensemble_validation.steps=8",
+    "training.ensemble_validation.validations=1",
+    "model.corrector.teacher_steps=1",
     "training.validations=1",
     "training.validation_groups=2",
     "training.batch_size=4",
@@ -60,7 +70,12 @@ TINY = [
     "evaluation.bootstrap_samples=50",
     "evaluation.classical_points=[32]",
     "evaluation.steps=8",
+    "evaluation.members=2",
+    "evaluation.small_members=2",
 ]
+
+
+STOCHASTIC = "training.stages=[codec,operator,diff_residual,consistency_distill]"
 
 
 def tiny(data: Dataset, *overrides: str) -> LoadedConfig:
@@ -68,17 +83,19 @@ def tiny(data: Dataset, *overrides: str) -> LoadedConfig:
     return load_config("rerun_txxoc8a8", words, profile="smoke")
 
 
-def outcome(folder: Path, config: LoadedConfig) -> tuple[dict[str, torch.Tensor], str]:
+def outcome(
+    folder: Path, config: LoadedConfig, *, stage: str = "operator"
+) -> tuple[dict[str, torch.Tensor], str]:
     """Weights kept, and the log of training with both validation scores."""
     files = RunFolder(folder, experiment.run(config, folder).run_id)
-    return load_surrogate(files.model).state_dict(), files.metrics_log("operator").read_text()
+    return load_surrogate(files.model).state_dict(), files.metrics_log(stage).read_text()
 
 
-@pytest.mark.parametrize("killed_at", [2, 4, 7])
+@pytest.mark.parametrize("killed_at", [2, 4, 7, 12, 16])
 def test_interrupted_training_resumes_bit_for_bit(
     tmp_path: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
-    config = tiny(smoke_data, "model.options.operator.stochastic_depth=0.2")
+    config = tiny(smoke_data, STOCHASTIC, "model.options.operator.stochastic_depth=0.2")
     whole = experiment.run(config, tmp_path / "whole")
     monkeypatch.setattr(loop, "CHECKPOINT_INTERVAL_S", 0.0)
 
@@ -211,6 +228,53 @@ def test_every_knob_changes_the_result(
     assert not same_shape or any(not torch.equal(after[k], before[k]) for k in after)
 
 
+STOCHASTIC_KNOBS = [
+    "training.diff_residual.steps=5",
+    "training.diff_residual.learning_rate=5e-4",
+    "training.diff_residual.warmup_ratio=0.5",
+    "training.diff_residual.schedule=constant",
+    "training.diff_residual.betas=[0.8,0.9]",
+    "training.diff_residual.weight_decay=0.3",
+    "training.diff_residual.grad_clip=0.01",
+    "training.consistency_distill.steps=4",
+    "training.consistency_distill.learning_rate=5e-4",
+    "training.consistency_distill.weight_decay=0.3",
+    "training.consistency_distill.batch_size=3",
+    "training.consistency_distill.accumulation=2",
+    "training.consistency_distill.taus=3",
+    "model.corrector.hidden=32",
+    "model.corrector.layers=1",
+    "model.corrector.heads=2",
+    "model.corrector.group_size=4",
+    "model.corrector.teacher_steps=2",
+]
+
+
+@pytest.fixture(scope="module")
+def stochastic(
+    smoke_data: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, torch.Tensor], str]:
+    return outcome(
+        tmp_path_factory.mktemp("stochastic"), tiny(smoke_data, STOCHASTIC), stage="diff_residual"
+    )
+
+
+@pytest.mark.parametrize("knob", STOCHASTIC_KNOBS)
+def test_every_knob_of_the_stochastic_stages_changes_the_result(
+    tmp_path: Path, smoke_data: Dataset, stochastic: tuple[dict[str, torch.Tensor], str], knob: str
+) -> None:
+    before, log_before = stochastic
+    after, log_after = outcome(tmp_path, tiny(smoke_data, STOCHASTIC, knob), stage="diff_residual")
+    if knob.startswith("model.corrector.teacher_steps"):
+        assert log_after.splitlines()[-1] != log_before.splitlines()[-1]
+        return
+    changed = {k for k in after if k not in before or after[k].shape != before[k].shape}
+    changed |= {k for k in after.keys() & before.keys() - changed if not torch.equal(after[k], before[k])}
+    assert changed
+    if not knob.startswith("model"):
+        assert all(k.startswith(("corrector.", "calibration_")) for k in changed), "only its own part is trained"
+
+
 @contextmanager
 def recorded_reads() -> Iterator[set[tuple[str, str]]]:
     """(section class, key) of every attribute read of a configuration section."""
@@ -244,7 +308,7 @@ def all_keys(kind: type[BaseModel]) -> set[tuple[str, str]]:
 def unread(data: Dataset, folder: Path) -> set[tuple[str, str]]:
     (folder / "data").mkdir()
     (folder / "data" / "burgers_smoke.hdf5").symlink_to(data.path)
-    words = [*TINY, "training.operator.schedule=cosine"]
+    words = [*TINY, STOCHASTIC, "training.operator.schedule=cosine"]
     config = load_config("rerun_txxoc8a8", words, profile="smoke")
     with recorded_reads() as reads:
         record = experiment.run(config, folder)

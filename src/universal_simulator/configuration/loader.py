@@ -34,7 +34,11 @@ from universal_simulator.run_record import content_hash
 #: keys that never change a result of the same hardware class
 _WITHOUT_EFFECT = ("name", "tags", "seed", "threads", "profile", "tracking")
 #: what can be trained one after the other
-STAGE_ORDERS = (("operator",), ("codec", "operator"))
+STAGE_ORDERS = tuple(
+    (*first, "operator", *last)
+    for first in ((), ("codec",))
+    for last in ((), ("diff_residual",), ("diff_residual", "consistency_distill"))
+)
 BUILT_IN_OPTIONS: dict[str, type[BaseModel]] = {
     "universal_simulator.model.latent_surrogate:LatentSurrogate": LatentSurrogateOptions,
     "universal_simulator.model.fno:FNO": FNOOptions,
@@ -84,6 +88,9 @@ def config_hash(config: RunConfig) -> str:
         # its content counts, by the data identity; where it lies does not
         if _is_file(values["data"][key]):
             values["data"][key] = Path(values["data"][key]).name
+    if "diff_residual" not in config.training.stages:
+        values["model"].pop("corrector")
+        values["training"].pop("ensemble_validation")
     for stage in STAGES:
         if stage not in config.training.stages:
             values["training"].pop(stage)
@@ -218,6 +225,10 @@ def _impossible(config: RunConfig) -> list[str]:
     if not faults and training.stages not in STAGE_ORDERS:
         allowed = " or ".join(f"[{', '.join(order)}]" for order in STAGE_ORDERS)
         faults.append(f"training.stages: expected {allowed}, got [{', '.join(training.stages)}]")
+    if "diff_residual" in training.stages and config.model.reencode_every is None:
+        faults.append(
+            "model.reencode_every: the diff_residual stage needs it, the steps of a segment that it corrects"
+        )
     if config.steady_prior.epochs:
         faults.append("steady_prior.epochs: this stage is not built yet, only 0 is allowed")
     if config.ttc.enabled:
@@ -235,6 +246,12 @@ def _impossible(config: RunConfig) -> list[str]:
             if operator["hidden"] % operator[key]:
                 faults.append(
                     f"model.options.operator.{key}: {operator[key]} does not divide hidden {operator['hidden']}"
+                )
+        corrector = config.model.corrector
+        for key, value in (("heads", corrector.heads), ("group_size", corrector.group_size)):
+            if corrector.hidden % value:
+                faults.append(
+                    f"model.corrector.{key}: {value} does not divide hidden {corrector.hidden}"
                 )
         if decoder["hidden"] % decoder["heads"]:
             faults.append(

@@ -4,11 +4,12 @@ With r = steps_per_epoch of the profile and R = REFERENCE_STEPS_PER_EPOCH:
 
     steps          = round(epochs * r)           patience_steps = round(patience_epochs * r)
     EMA memory     = m * r / R                   where decay = 1 - 1/m
-    learning rate  = f * rate                    eta_min = f * eta_min
+    learning rate  = f * rate                    eta_min = f * eta_min        f of the stage
 
 An EMA decay is a memory in steps: kept as a share of the run it stays different between
 members and never outlives the run. f is the profile's learning_rate_factor: short runs need
-larger steps. Accumulation is either collapsed into one micro-batch or, where the profile says
+larger steps; `learning_rate_factors` names stages with a factor of their own (the plan's rates of
+the stochastic stages continue a training, ours begins one). Accumulation is either collapsed into one micro-batch or, where the profile says
 `accumulation: drop`, dropped: then every optimiser step sees the plan's micro-batch.
 """
 
@@ -23,7 +24,7 @@ from universal_simulator.configuration.locations import find
 
 REFERENCE_STEPS_PER_EPOCH = 2000
 #: the stages whose optimiser the rule rescales
-STAGES = ("codec", "operator")
+STAGES = ("codec", "operator", "diff_residual", "consistency_distill")
 #: a plan counts in epochs, a run in optimiser steps
 PLAN_TERMS = (("epochs", "steps"), ("patience_epochs", "patience_steps"))
 #: beyond this an epoch count is a slip, not a plan
@@ -39,6 +40,8 @@ class Profile(BaseModel):
     description: str = ""
     steps_per_epoch: Annotated[float, Field(gt=0)]
     learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
+    #: stage -> its own factor
+    learning_rate_factors: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     accumulation: Literal["keep", "collapse", "drop"] = "keep"
     overlay: dict[str, Any] = Field(default_factory=dict)
 
@@ -57,14 +60,25 @@ def apply_profile(
     training = dict(values.get("training", {}))
     for name in STAGES:
         training[name] = _rescaled(dict(training.get(name, {})), f"training.{name}", profile, rules, faults)
-    batch, accumulation = training.get("batch_size"), training.get("accumulation", 1)
-    if profile.accumulation != "keep" and _is_number(batch) and _is_number(accumulation):
-        if profile.accumulation == "collapse":
-            training["batch_size"] = batch * accumulation
-            rules["training.batch_size"] = "accumulation collapsed into one micro-batch"
-        training["accumulation"] = 1
-        rules["training.accumulation"] = f"accumulation: {profile.accumulation}"
+    for section, where in (
+        (training, "training"),
+        (training["consistency_distill"], "training.consistency_distill"),
+    ):
+        _without_accumulation(section, where, profile, rules)
     return {**values, "training": training}, rules, faults
+
+
+def _without_accumulation(
+    section: dict[str, Any], where: str, profile: Profile, rules: dict[str, str]
+) -> None:
+    batch, accumulation = section.get("batch_size"), section.get("accumulation", 1)
+    if profile.accumulation == "keep" or not _is_number(batch) or not _is_number(accumulation):
+        return
+    if profile.accumulation == "collapse":
+        section["batch_size"] = batch * accumulation
+        rules[f"{where}.batch_size"] = "accumulation collapsed into one micro-batch"
+    section["accumulation"] = 1
+    rules[f"{where}.accumulation"] = f"accumulation: {profile.accumulation}"
 
 
 def _rescaled(
@@ -87,10 +101,11 @@ def _rescaled(
         else:
             stage[key] = max(1, round(epochs * rate))
             rules[f"{where}.{key}"] = f"{plan_key} x {rate:g} steps per epoch"
+    factor = profile.learning_rate_factors.get(where.rpartition(".")[2], profile.learning_rate_factor)
     for key in ("learning_rate", "eta_min"):
-        if _is_number(stage.get(key)) and profile.learning_rate_factor != 1:
-            stage[key] = stage[key] * profile.learning_rate_factor
-            rules[f"{where}.{key}"] = f"x {profile.learning_rate_factor:g}"
+        if _is_number(stage.get(key)) and factor != 1:
+            stage[key] = stage[key] * factor
+            rules[f"{where}.{key}"] = f"x {factor:g}"
     decay = stage.get("ema_decay")
     if _is_number(decay) and 0 <= decay < 1 and rate != REFERENCE_STEPS_PER_EPOCH:
         memory = max(1.0, rate / REFERENCE_STEPS_PER_EPOCH / (1 - decay))

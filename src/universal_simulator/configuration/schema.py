@@ -17,8 +17,8 @@ Count = Annotated[int, Field(ge=1)]
 
 #: Sections of stages that the plan names and this version cannot run yet. They are
 #: validated and shown, never read, and do not enter the effective hash while inactive.
-PENDING_SECTIONS = ("diff_residual", "consistency_distill", "steady_prior", "ttc")
-BUILT_STAGES = ("codec", "operator")
+PENDING_SECTIONS = ("steady_prior", "ttc")
+BUILT_STAGES = ("codec", "operator", "diff_residual", "consistency_distill")
 
 
 class Section(BaseModel):
@@ -81,6 +81,20 @@ class FNOOptions(Section):
     layers: Count = 4
 
 
+class CorrectorOptions(Section):
+    """Networks of the stochastic corrector (`model/corrector.py`)."""
+
+    hidden: Count = 64
+    #: blocks of each of its networks
+    layers: Count = 2
+    heads: Count = 4
+    group_size: Count = 8
+    #: Heun steps of the teacher, two evaluations each
+    teacher_steps: Count = 3
+    #: jumps of the student, one evaluation each
+    student_evaluations: Count = 1
+
+
 class ModelConfig(Section):
     """`import_path` names any class that keeps the model contract (`model/contract.py`)."""
 
@@ -90,6 +104,8 @@ class ModelConfig(Section):
     #: decode and encode anew, in the field's own canonical frame, after this many steps of a
     #: rollout (None: the first frame alone is encoded)
     reencode_every: Count | None = None
+    #: networks of the stochastic stages
+    corrector: CorrectorOptions = CorrectorOptions()
     #: constructor options: checked against the schema of the built-in members, or
     #: against the constructor's signature of a user's own class
     options: dict[str, Any] = Field(default_factory=dict)
@@ -120,12 +136,32 @@ class CodecStage(Stage):
     batch_size: Count = 48
 
 
+class StudentStage(Stage):
+    """`consistency_distill`: the student on the trajectories of its teacher."""
+
+    batch_size: Count = 6
+    accumulation: Count = 2
+    #: points of a teacher's trajectory: Heun steps from noise to data
+    taus: Count = 5
+
+
 class LossConfig(Section):
     """Weights of the terms of the operator loss; rollout steps weigh 1 together."""
 
     lambda_reconstruction: NonNegative = 1.0
     lambda_latent: NonNegative = 0.3
     lambda_spectral: NonNegative = 0.05
+
+
+class EnsembleValidation(Section):
+    """How the stochastic stages are judged: CRPS of ensembles, which cost what rollouts cost."""
+
+    validations: Count = 4
+    members: Annotated[int, Field(ge=2)] = 8
+    #: groups of the validation split
+    groups: Count = 16
+    #: rollout steps (None: to the end of the trajectory)
+    steps: Count | None = None
 
 
 class TrainingConfig(Section):
@@ -149,6 +185,7 @@ class TrainingConfig(Section):
     windows_from_start: Fraction = 0.4
     validations: Count = 8
     validation_groups: Count = 32
+    ensemble_validation: EnsembleValidation = EnsembleValidation()
     #: a loss that stays above this many times the running median stops the run
     divergence_factor: Annotated[float, Field(gt=1)] = 100.0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -156,6 +193,9 @@ class TrainingConfig(Section):
     loss: LossConfig = LossConfig()
     codec: CodecStage
     operator: Stage
+    #: the stochastic corrector of the operator's residual
+    diff_residual: Stage
+    consistency_distill: StudentStage
 
 
 class GuardsConfig(Section):
@@ -194,23 +234,6 @@ class TrackingConfig(Section):
     group: Annotated[str, Field(max_length=128)] = ""
     #: beside the run's own `tags`
     tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
-
-
-class DiffResidualSection(Section):
-    epochs: Annotated[int, Field(ge=0)] = 5
-    hidden: Count = 64
-    learning_rate: Positive = 3e-5
-    weight_decay: NonNegative = 0.01
-    latent_cache: bool = True
-
-
-class ConsistencySection(Section):
-    epochs: Annotated[int, Field(ge=0)] = 6
-    learning_rate: Positive = 2e-5
-    weight_decay: NonNegative = 0.01
-    batch_size: Count = 6
-    accumulation: Count = 2
-    taus: Count = 5
 
 
 class SteadyPriorSection(Section):
@@ -252,7 +275,5 @@ class RunConfig(Section):
     guards: GuardsConfig = GuardsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
-    diff_residual: DiffResidualSection = DiffResidualSection()
-    consistency_distill: ConsistencySection = ConsistencySection()
     steady_prior: SteadyPriorSection = SteadyPriorSection()
     ttc: TTCSection = TTCSection()

@@ -60,10 +60,3 @@ class SurrogatePredictor:
             return decode_at(
                 self.surrogate, fields, parameters, fields.new_tensor(positions, dtype=torch.float64)
             )
-
-
-def predictor_of(
-    surrogate: Surrogate, guards: GuardsConfig, *, members: int, frame_spacing_s: float | None = None
-) -> SurrogatePredictor:
-    """How this model is asked: with `members` where it can sample, as it is where it cannot."""
-    return SurrogatePredictor(surrogate, guards, frame_spacing_s=frame_spacing_s)

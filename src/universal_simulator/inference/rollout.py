@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from universal_simulator.errors import UserError
 from universal_simulator.model.canonical import FrameState
 from universal_simulator.model.contract import Conditions
+from universal_simulator.model.corrector import Corrector
 from universal_simulator.model.surrogate import Surrogate
 
 #: decoded together: large enough to fill the cores, small enough to stay in cache
@@ -22,12 +24,15 @@ def rollout(
     *,
     steps: int,
     dt_s: float | None = None,
+    noise: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Yield decoded fields (B, k, C, X) of the next k steps until `steps` are out, unguarded.
 
     initial: (B, C, X) physical; parameters: (B, P) physical. Between two encodings the state
     does not leave the model's own space; what is yielded is in physical units. dt_s: another
-    step than the one trained on (the model is conditioned on it).
+    step than the one trained on (the model is conditioned on it). noise: (B, S, N, D) of N(0, 1),
+    one for each of the S = `num_segments` segments: the rollout is a sample of the corrected model;
+    without it the operator goes alone.
 
     Where the equation conserves the mean, a field is encoded anew with the mean it started
     from, and what the segment before lost of it is carried beside: the yielded fields show
@@ -37,9 +42,11 @@ def rollout(
     segment = surrogate.architecture.reencode_every or steps
     conserved = "integral" in surrogate.equation.conserved
     fields, drift = initial, torch.zeros_like(initial[..., :1])
-    for start in range(0, steps, segment):
+    carried = None if noise is None else persistent(noise, surrogate)
+    for index, start in enumerate(range(0, steps, segment)):
         last = fields
-        for decoded in _segment(surrogate, fields, parameters, min(segment, steps - start), dt_s):
+        given = None if carried is None else carried[:, index]
+        for decoded in _segment(surrogate, fields, parameters, min(segment, steps - start), dt_s, given):
             last = decoded[:, -1]
             yield decoded + drift[:, None]
         fields = last
@@ -48,13 +55,58 @@ def rollout(
             fields, drift = last - lost, drift + lost
 
 
+def num_segments(surrogate: Surrogate, steps: int) -> int:
+    """Stretches between two encodings in a rollout of `steps`."""
+    return -(-steps // (surrogate.architecture.reencode_every or steps))
+
+
+def persistent(noise: Tensor, surrogate: Surrogate) -> Tensor:
+    """e_1 = n_1, e_i+1 = p e_i + sqrt(1 - p^2) n_i+1: N(0, 1) with the corrector's persistence p."""
+    corrector = _corrector_of(surrogate)
+    kept = corrector.persistence
+    fresh = (1 - kept.square()).sqrt()
+    parts = [noise[:, 0]]
+    for index in range(1, noise.shape[1]):
+        parts.append(kept * parts[-1] + fresh * noise[:, index])
+    return torch.stack(parts, dim=1)
+
+
+def correct(
+    surrogate: Surrogate, start: Tensor, states: Tensor, first_step: int, conditions: Conditions, noise: Tensor
+) -> Tensor:
+    """Operator states (B, k, N, D) of a segment, from its step `first_step` on, with a sampled residual.
+
+    start: the segment's z_0 (B, N, D); noise (B, N, D) serves all its steps.
+    """
+    corrector = _corrector_of(surrogate)
+    size, count = states.shape[:2]
+    steps = torch.arange(first_step, first_step + count, device=states.device).repeat(size)
+    context = corrector.context(
+        start.repeat_interleave(count, 0), states.flatten(0, 1), steps, repeat_conditions(conditions, count)
+    )
+    student = surrogate.architecture.sampler == "student"
+    residual = corrector.sample(
+        context,
+        noise.repeat_interleave(count, 0),
+        evaluations=corrector.options.student_evaluations if student else corrector.options.teacher_steps,
+        student=student,
+    )
+    return states + residual.unflatten(0, (size, count))
+
+
+def _corrector_of(surrogate: Surrogate) -> Corrector:
+    if surrogate.corrector is None:
+        raise UserError("this model has no corrector, so its rollouts have no members: train diff_residual")
+    return surrogate.corrector
+
+
 def _segment(
-    surrogate: Surrogate, first: Tensor, parameters: Tensor, steps: int, dt_s: float
+    surrogate: Surrogate, first: Tensor, parameters: Tensor, steps: int, dt_s: float, noise: Tensor | None
 ) -> Iterator[Tensor]:
     """A rollout in latent space alone, from fields (B, C, X) in the canonical frame of their own."""
     frame = surrogate.frame_of(first)
     conditions = surrogate.conditions(frame, parameters, dt_s)
-    state = surrogate.member.encode(_to_member(surrogate, frame, first), conditions)
+    state = start = surrogate.member.encode(_to_member(surrogate, frame, first), conditions)
     done = 0
     while done < steps:
         states = []
@@ -62,7 +114,10 @@ def _segment(
             state = surrogate.member.advance(state, conditions)
             states.append(state)
         times = dt_s * torch.arange(done + 1, done + 1 + len(states), device=first.device)
-        yield _decode(surrogate, frame, conditions, torch.stack(states, dim=1), times)
+        stacked = torch.stack(states, dim=1)
+        if noise is not None:
+            stacked = correct(surrogate, start, stacked, done + 1, conditions, noise)
+        yield _decode(surrogate, frame, conditions, stacked, times)
         done += len(states)
 
 
@@ -73,10 +128,12 @@ def rollout_fields(
     *,
     steps: int,
     dt_s: float | None = None,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """The whole rollout (B, steps, C, X), without gradients, unguarded."""
     with torch.inference_mode():
-        return torch.cat(list(rollout(surrogate, initial, parameters, steps=steps, dt_s=dt_s)), dim=1)
+        parts = rollout(surrogate, initial, parameters, steps=steps, dt_s=dt_s, noise=noise)
+        return torch.cat(list(parts), dim=1)
 
 
 def reconstruct(surrogate: Surrogate, fields: Tensor, parameters: Tensor) -> Tensor:

@@ -66,6 +66,10 @@ class Simulator(nn.Module, abc.ABC):
     def advance(self, state: Tensor, conditions: Conditions) -> Tensor:
         """One step of `conditions.dt`; same shape as `state`."""
 
+    def token_shape(self) -> tuple[int, int] | None:
+        """(N, D) where the state is N latent tokens of D numbers; None where it is something else."""
+        return None
+
     def codec_parameters(self) -> Iterator[nn.Parameter]:
         """What encodes and decodes; none where fields are carried as they are."""
         return iter(())

@@ -61,19 +61,24 @@ def student_loss(student: Field, teacher_path: list[Tensor], s_index: Tensor) ->
     return error.square().flatten(1).mean(dim=1)
 
 
-def jump(student: Field, noise: Tensor, *, evaluations: int, generator: torch.Generator) -> Tensor:
-    """Noise to data by `evaluations` jumps; between two, fresh noise is mixed in again.
+def jump(
+    student: Field, noise: Tensor, *, evaluations: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Noise to data by `evaluations` jumps.
 
-    One evaluation is f(noise, 0). Each further one returns to x_s with s = i / evaluations and
-    new noise (multistep consistency sampling, Song et al. 2023, algorithm 1).
+    One evaluation is f(noise, 0). Each further one returns to x_s with s = i / evaluations: with
+    fresh noise of `generator` (multistep consistency sampling, Song et al. 2023, algorithm 1), or,
+    without one, with the noise it came from, which keeps the answer a function of the noise.
     """
     if evaluations < 1:
         raise ValueError(f"a jump needs at least one evaluation, got {evaluations}")
     data = student(noise, noise.new_zeros(noise.shape[:1]))
     for index in range(1, evaluations):
         s = noise.new_full(noise.shape[:1], index / evaluations)
-        fresh = torch.randn(noise.shape, generator=generator, dtype=noise.dtype).to(noise.device)
-        data = student(interpolate(fresh, data, s), s)
+        again = noise
+        if generator is not None:
+            again = torch.randn(noise.shape, generator=generator, dtype=noise.dtype).to(noise.device)
+        data = student(interpolate(again, data, s), s)
     return data
 
 

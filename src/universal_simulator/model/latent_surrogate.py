@@ -86,6 +86,7 @@ class LatentSurrogate(Simulator):
         decoder = parsed.decoder
         hidden = parsed.operator.hidden
         self.tokens = parsed.latent_tokens
+        self.latent_dim = parsed.latent_dim
         self.domain_length = problem.domain_length
         self.points = problem.points
         self.condition = ConditionEmbedding(problem.num_parameters, 64)
@@ -101,6 +102,9 @@ class LatentSurrogate(Simulator):
             heads=decoder.heads,
             frequencies=decoder.frequencies,
         )
+
+    def token_shape(self) -> tuple[int, int]:
+        return self.tokens, self.latent_dim
 
     def codec_parameters(self) -> Iterator[nn.Parameter]:
         return itertools.chain(self.encoder.parameters(), self.decoder.parameters())

@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,11 +21,13 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
+from universal_simulator.configuration.schema import CorrectorOptions
 from universal_simulator.errors import IntegrityError, UserError
 from universal_simulator.model.calibration import Calibration, CalibrationEntry
 from universal_simulator.model.canonical import CanonicalFrame, FrameState
 from universal_simulator.model.conditioning import ConditionEmbedding
 from universal_simulator.model.contract import Conditions, GridStepper, Problem, Simulator
+from universal_simulator.model.corrector import Corrector
 from universal_simulator.model.trial import try_member
 from universal_simulator.physics.domain import Grid
 from universal_simulator.physics.equations import Equation, equation_named
@@ -34,7 +36,7 @@ from universal_simulator.run_record import write_atomically
 FORMAT = "usim-model-1"
 #: entries that came after the first files of this format: written and hashed only where they say
 #: something, so that a file without them keeps its bytes and its hash
-LATER_ENTRIES = ("calibration",)
+LATER_ENTRIES = ("calibration", "corrector", "sampler")
 
 
 class Architecture(BaseModel):
@@ -64,6 +66,10 @@ class Architecture(BaseModel):
     seen_groups: tuple[str, ...] = ()
     #: on what its ensembles were calibrated, where they were
     calibration: CalibrationEntry | None = None
+    #: the stochastic corrector, where its stage was trained
+    corrector: CorrectorOptions | None = None
+    #: what corrects a rollout
+    sampler: Literal["teacher", "student"] | None = None
 
     def canonical_json(self) -> str:
         """What is stored and hashed."""
@@ -93,6 +99,11 @@ class Surrogate(nn.Module):
         self.member = build_member(architecture.import_path, problem, architecture.options)
         self.register_buffer("offset", torch.zeros(problem.num_fields))
         self.register_buffer("scale", torch.ones(problem.num_fields))
+        self.corrector: Corrector | None = None
+        if architecture.corrector is not None:
+            self.add_corrector(architecture.corrector)
+            if architecture.sampler == "student":
+                self.add_student()
         if architecture.calibration is not None:
             rows = (len(architecture.calibration.regimes), architecture.calibration.steps)
             self._hold_calibration(torch.ones(rows).double(), torch.zeros(*rows, problem.num_fields).double())
@@ -119,8 +130,46 @@ class Surrogate(nn.Module):
         self.register_buffer("calibration_scale", scale.double().to(self.offset.device))
         self.register_buffer("calibration_width", width.double().to(self.offset.device))
 
+    def require_segments(self) -> tuple[int, int, int]:
+        """(N, D, K): latent tokens, numbers per token, steps between two encodings; or a UserError."""
+        shape, segment = self.member.token_shape(), self.architecture.reencode_every
+        if shape is None or segment is None:
+            raise UserError(
+                "a corrector needs a member that carries latent tokens and model.reencode_every, "
+                f"the length of the segments it corrects; {self.architecture.import_path} "
+                f"has token shape {shape}, model.reencode_every is {segment}"
+            )
+        return (*shape, segment)
+
+    def add_corrector(self, options: CorrectorOptions) -> Corrector:
+        """Give the model an untrained corrector; its member must carry latent tokens."""
+        tokens, latent_dim, segment = self.require_segments()
+        self.corrector = Corrector(
+            options,
+            num_parameters=len(self.architecture.parameter_names),
+            tokens=tokens,
+            latent_dim=latent_dim,
+            segment=segment,
+        ).to(self.offset.device)
+        self.architecture = self.architecture.model_copy(
+            update={"corrector": options, "sampler": "teacher"}
+        )
+        return self.corrector
+
+    def add_student(self) -> None:
+        if self.corrector is None:
+            raise UserError("a student needs a corrector to learn from: train diff_residual first")
+        self.corrector.add_student()
+        self.architecture = self.architecture.model_copy(update={"sampler": "student"})
+
     def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.member.parameters())
+        """Of what a stochastic rollout uses: the member, and its corrector without the unused sampler."""
+        total = sum(parameter.numel() for parameter in self.member.parameters())
+        if self.corrector is not None:
+            total += sum(parameter.numel() for parameter in self.corrector.parameters())
+            if self.corrector.student is not None:
+                total -= sum(parameter.numel() for parameter in self.corrector.teacher.parameters())
+        return total
 
     def normalise(self, fields: Tensor) -> Tensor:
         """Canonical fields (..., C, X) -> the member's units."""
@@ -189,8 +238,18 @@ def hash_of(surrogate: Surrogate) -> str:
     return model_hash(surrogate.architecture, surrogate.state_dict())
 
 
-def save_surrogate(surrogate: Surrogate, path: Path, *, plain_checkpoint: Path | None = None) -> str:
-    """Write the model file (and the plan's `.pt` of plain tensors beside it); returns its hash."""
+def save_surrogate(
+    surrogate: Surrogate,
+    path: Path,
+    *,
+    plain_checkpoint: Path | None = None,
+    corrector_checkpoint: Path | None = None,
+) -> str:
+    """Write the model file; returns its hash.
+
+    Beside it, where asked, the plan's `.pt` files of plain tensors: the deterministic model and
+    its corrector (with student).
+    """
     tensors = {name: t.detach().cpu().contiguous() for name, t in surrogate.state_dict().items()}
     digest = model_hash(surrogate.architecture, tensors)
     metadata = {
@@ -199,10 +258,12 @@ def save_surrogate(surrogate: Surrogate, path: Path, *, plain_checkpoint: Path |
         "architecture": surrogate.architecture.canonical_json(),
     }
     write_atomically(path, save_safetensors(tensors, metadata))
-    if plain_checkpoint is not None:
-        buffer = io.BytesIO()
-        torch.save({"hash": digest, "state": tensors}, buffer)
-        write_atomically(plain_checkpoint, buffer.getvalue())
+    for checkpoint, corrects in ((plain_checkpoint, False), (corrector_checkpoint, True)):
+        if checkpoint is not None:
+            part = {k: v for k, v in tensors.items() if k.startswith("corrector.") == corrects}
+            buffer = io.BytesIO()
+            torch.save({"hash": digest, "state": part}, buffer)
+            write_atomically(checkpoint, buffer.getvalue())
     return digest
 
 

@@ -24,7 +24,7 @@ from universal_simulator.configuration.schema import Stage, TrainingConfig
 from universal_simulator.errors import DivergenceError, MemoryExhaustedError
 from universal_simulator.model.surrogate import Surrogate
 from universal_simulator.training.checkpoint import load_state, save_state
-from universal_simulator.training.losses import LossTerms, TrainingBatch, weighted_mean, window_loss
+from universal_simulator.training.losses import LossTerms, TrainingBatch, weighted_mean
 from universal_simulator.training.optimisation import WeightAverage, learning_rate, make_optimiser
 
 #: steps over which the running median of the loss is taken
@@ -33,6 +33,10 @@ MEDIAN_WINDOW = 50
 EXPLODED_STEPS = 5
 #: seconds between stored training states
 CHECKPOINT_INTERVAL_S = 15.0
+
+
+#: loss of one batch, every term a mean over samples; randomness from torch's seeded generator
+LossFunction = Callable[[Surrogate, TrainingBatch], LossTerms]
 
 
 class BatchSource(Protocol):
@@ -65,8 +69,9 @@ class StageOutcome:
 class StageTraining:
     """Trains what of `surrogate` requires gradients; returns the better of raw and EMA weights.
 
+    loss(surrogate, batch) is minimised over `accumulation` batches of `batch_size` windows.
     rollout_length(step) -> steps of the windows that optimiser step `step` is trained on.
-    validate(surrogate) -> score (lower is better). `on_step(done, total)` is called after
+    validate(surrogate) -> score (lower is better), asked `validations` times. `on_step(done, total)` is called after
     every optimiser step. Raises DivergenceError; the last state stays on disk.
     """
 
@@ -76,11 +81,14 @@ class StageTraining:
         config: TrainingConfig,
         stage: Stage,
         *,
+        loss: LossFunction,
         batch_size: int,
+        accumulation: int,
         rollout_length: Callable[[int], int],
         seed: int,
         batches: BatchSource,
         validate: Callable[[Surrogate], float],
+        validations: int,
         state_path: Path,
         log_path: Path,
         input_hash: str,
@@ -89,11 +97,14 @@ class StageTraining:
         self.surrogate = surrogate
         self.config = config
         self.stage = stage
+        self.loss = loss
         self.batch_size = batch_size
+        self.accumulation = accumulation
         self.rollout_length = rollout_length
         self.seed = seed
         self.batches = batches
         self.validate = validate
+        self.validations = validations
         self.state_path = state_path
         self.log_path = log_path
         self.input_hash = input_hash
@@ -103,12 +114,12 @@ class StageTraining:
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.flops_of_length: dict[int, float] = {}
-        self.forward = torch.compile(window_loss) if config.compile else window_loss
+        self.forward: LossFunction = torch.compile(loss) if config.compile else loss
 
     def run(self) -> StageOutcome:
         self._restore()
         stop_at = self.stage.steps
-        milestones = validation_steps(self.stage.steps, self.config.validations)
+        milestones = validation_steps(self.stage.steps, self.validations)
         stored_at = started = time.monotonic()
         self.surrogate.train()
         while self.progress.step < stop_at and not self.progress.stopped_early:
@@ -139,7 +150,7 @@ class StageTraining:
         parts: list[LossTerms] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(step_seed(self.seed, step) ^ 0x5DEECE66D)
-            for _ in range(self.config.accumulation):
+            for _ in range(self.accumulation):
                 batch = self.batches(generator, self.batch_size, length)
                 parts.append(self._micro_batch(batch, length))
         # only what this stage trains: others may still hold gradients of the stage before
@@ -159,7 +170,7 @@ class StageTraining:
             terms = self._forward_backward(batch)
         else:
             # counted on the plain function: a compiled one that first runs under a counter never compiles
-            compiled, self.forward = self.forward, window_loss
+            compiled, self.forward = self.forward, self.loss
             with FlopCounterMode(display=False) as counter:
                 terms = self._forward_backward(batch)
             self.forward = compiled
@@ -178,8 +189,8 @@ class StageTraining:
                     batch.truth.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
                 ),
             ):
-                terms = self.forward(self.surrogate, part, self.config.loss)
-                (share * terms.total / self.config.accumulation).backward()
+                terms = self.forward(self.surrogate, part)
+                (share * terms.total / self.accumulation).backward()
             parts.append((share, terms))
         return parts[0][1] if len(parts) == 1 else weighted_mean(parts)
 

@@ -48,23 +48,28 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class LossTerms:
+    """What is minimised, and the terms it is made of, for the log."""
+
     total: Tensor
-    reconstruction: Tensor
-    rollout: Tensor
-    latent: Tensor
-    spectral: Tensor
+    parts: dict[str, Tensor]
 
     def floats(self) -> dict[str, float]:
-        return {name: float(value.detach()) for name, value in vars(self).items()}
+        named = {"total": self.total, **self.parts}
+        return {name: float(value.detach()) for name, value in named.items()}
 
 
 def weighted_mean(parts: Sequence[tuple[float, LossTerms]]) -> LossTerms:
     """Terms of a batch from those of its parts, weighted by their share of the samples."""
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
+        shares = [share for share, _ in parts]
+        return torch.stack(
+            [share * value.detach() for share, value in zip(shares, values, strict=True)]
+        ).sum()
+
     return LossTerms(
-        **{
-            name: torch.stack([share * vars(terms)[name].detach() for share, terms in parts]).sum()
-            for name in vars(parts[0][1])
-        }
+        mean([terms.total for _, terms in parts]),
+        {name: mean([terms.parts[name] for _, terms in parts]) for name in parts[0][1].parts},
     )
 
 
@@ -94,7 +99,8 @@ def window_loss(surrogate: Surrogate, batch: TrainingBatch, config: LossConfig) 
         + config.lambda_latent * latent
         + config.lambda_spectral * spectral
     )
-    return LossTerms(total, reconstruction, rollout, latent, spectral)
+    parts = {"reconstruction": reconstruction, "rollout": rollout, "latent": latent, "spectral": spectral}
+    return LossTerms(total, parts)
 
 
 def _rms(values: Tensor, *, dims: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,287 @@
+"""The training stages: what each trains, on what, by which loss, and what it is judged by.
+
+    codec                encoder and decoder on single frames, judged by reconstruction
+    operator             the latent step on growing rollouts, judged by rollout nrmse
+    diff_residual        the corrector on the operator's segments, judged by CRPS of rollouts
+    consistency_distill  its student on the teacher's trajectories, judged by the same
+
+Each goes on from the best weights of the one before and holds still what it does not train: a
+codec rolled out together with the operator would learn to blur what the operator cannot place.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from universal_simulator.configuration.schema import (
+    EnsembleValidation,
+    GuardsConfig,
+    RunConfig,
+    Stage,
+    TrainingConfig,
+)
+from universal_simulator.data.batch import Trajectories
+from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames
+from universal_simulator.evaluation.uncertainty import crps_frames
+from universal_simulator.inference.ensemble import StochasticPredictor
+from universal_simulator.inference.predictor import SurrogatePredictor
+from universal_simulator.model.corrector import Corrector
+from universal_simulator.model.surrogate import Surrogate
+from universal_simulator.run_record import RunFolder
+from universal_simulator.training.batches import CanonicalBatches
+from universal_simulator.training.loop import (
+    LossFunction,
+    StageOutcome,
+    StageTraining,
+    rollout_length,
+    step_seed,
+)
+from universal_simulator.training.losses import LossTerms, TrainingBatch, window_loss
+from universal_simulator.training.stochastic import consistency_loss, corrector_loss, fit_units, segments
+
+#: every k-th frame of validation is reconstructed
+RECONSTRUCTION_STRIDE = 10
+#: windows from which the corrector's units are measured
+UNIT_WINDOWS = 256
+#: seed of the noise of validation ensembles
+VALIDATION_SEED = 0
+#: what the noise's persistence (0 at first) and temperature (1 at first) are chosen from
+PERSISTENCES = (0.5, 0.8)
+TEMPERATURES = (0.6, 0.8, 1.25)
+
+#: score(surrogate, guards=..., truth=validation), lower is better
+Score = Callable[..., float]
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """One stage of one run."""
+
+    name: str
+    stage: Stage
+    batch_size: int
+    accumulation: int
+    loss: LossFunction
+    #: optimiser step -> steps of the windows it is trained on
+    length: Callable[[int], int]
+    score: Score
+    validations: int
+    #: what of the surrogate it trains; called once the stage begins, may add parts
+    begin: Callable[[Surrogate], Iterator[nn.Parameter]]
+
+
+def train_stages(
+    config: RunConfig,
+    surrogate: Surrogate,
+    batches: CanonicalBatches,
+    validation: Trajectories,
+    *,
+    files: RunFolder,
+    inputs: str,
+    on_step: Callable[[int, int], None] | None = None,
+) -> dict[str, StageOutcome]:
+    """Run the configured stages in order; resumable; `surrogate` ends with the best weights."""
+    work = planned(config, surrogate, batches)
+    total = sum(item.stage.steps for item in work)
+    outcomes: dict[str, StageOutcome] = {}
+    before = 0
+    for index, item in enumerate(work):
+        surrogate.requires_grad_(False)
+        for parameter in item.begin(surrogate):
+            parameter.requires_grad_(True)
+
+        def report(done: int, _: int, before: int = before) -> None:
+            if on_step is not None:
+                on_step(before + done, total)
+
+        outcomes[item.name] = StageTraining(
+            surrogate,
+            config.training,
+            item.stage,
+            loss=item.loss,
+            batch_size=item.batch_size,
+            accumulation=item.accumulation,
+            rollout_length=item.length,
+            seed=step_seed(config.seed, index),
+            batches=batches,
+            validate=functools.partial(item.score, guards=config.guards, truth=validation),
+            validations=item.validations,
+            state_path=files.training_state(item.name),
+            log_path=files.metrics_log(item.name),
+            input_hash=inputs,
+            on_step=report,
+        ).run()
+        surrogate.load_state_dict(outcomes[item.name].weights)
+        before += item.stage.steps
+    if surrogate.corrector is not None:
+        choose_noise(
+            surrogate, guards=config.guards, truth=validation, rules=config.training.ensemble_validation
+        )
+    return outcomes
+
+
+def planned(config: RunConfig, surrogate: Surrogate, batches: CanonicalBatches) -> list[StageWork]:
+    """The stages of a config; a member without a codec of its own has no codec stage.
+
+    A stochastic stage of a member that carries no latent tokens is refused before anything trains.
+    """
+    training, member = config.training, surrogate.member
+    codec = list(member.codec_parameters())
+    held = {id(parameter) for parameter in codec}
+    alone = not codec or "codec" not in training.stages
+    operator = [p for p in member.parameters() if alone or id(p) not in held]
+    score = functools.partial(ensemble_score, rules=training.ensemble_validation)
+    single_frames = functools.partial(_operator_loss, training)
+    work = []
+    if not alone:
+        work.append(
+            StageWork(
+                "codec",
+                training.codec,
+                training.codec.batch_size,
+                training.accumulation,
+                single_frames,
+                lambda step: 0,
+                reconstruction_score,
+                training.validations,
+                lambda _: iter(codec),
+            )
+        )
+    work.append(
+        StageWork(
+            "operator",
+            training.operator,
+            training.batch_size,
+            training.accumulation,
+            single_frames,
+            functools.partial(rollout_length, training),
+            rollout_score,
+            training.validations,
+            lambda _: iter(operator),
+        )
+    )
+    if "diff_residual" in training.stages:
+        surrogate.require_segments()
+        work.append(
+            StageWork(
+                "diff_residual",
+                training.diff_residual,
+                training.batch_size,
+                training.accumulation,
+                corrector_loss,
+                lambda step: _segment_of(surrogate),
+                score,
+                training.ensemble_validation.validations,
+                functools.partial(_begin_corrector, config=config, batches=batches),
+            )
+        )
+    if "consistency_distill" in training.stages:
+        student = training.consistency_distill
+        work.append(
+            StageWork(
+                "consistency_distill",
+                student,
+                student.batch_size,
+                student.accumulation,
+                functools.partial(consistency_loss, taus=student.taus),
+                lambda step: _segment_of(surrogate),
+                score,
+                training.ensemble_validation.validations,
+                _begin_student,
+            )
+        )
+    return work
+
+
+def _operator_loss(training: TrainingConfig, surrogate: Surrogate, batch: TrainingBatch) -> LossTerms:
+    return window_loss(surrogate, batch, training.loss)
+
+
+def _begin_corrector(
+    surrogate: Surrogate, *, config: RunConfig, batches: CanonicalBatches
+) -> Iterator[nn.Parameter]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        corrector = surrogate.add_corrector(config.model.corrector)
+    generator = torch.Generator().manual_seed(config.seed)
+    fit_units(corrector, segments(surrogate, batches(generator, UNIT_WINDOWS, corrector.segment)))
+    return corrector.parameters()
+
+
+def _begin_student(surrogate: Surrogate) -> Iterator[nn.Parameter]:
+    surrogate.add_student()
+    student = _corrector(surrogate).student
+    assert student is not None
+    return student.parameters()
+
+
+def _corrector(surrogate: Surrogate) -> Corrector:
+    assert surrogate.corrector is not None, "the stage before adds it"
+    return surrogate.corrector
+
+
+def _segment_of(surrogate: Surrogate) -> int:
+    return _corrector(surrogate).segment
+
+
+def reconstruction_score(surrogate: Surrogate, guards: GuardsConfig, truth: Trajectories) -> float:
+    """Mean nrmse of decode(encode(u)) over frames."""
+    frames = truth.fields[:, ::RECONSTRUCTION_STRIDE]
+    parameters = truth.parameters.repeat_interleave(frames.shape[1], 0)
+    again = SurrogatePredictor(surrogate, guards).reconstruct(frames.flatten(0, 1), parameters)
+    return _mean_nrmse(again.unflatten(0, frames.shape[:2]), frames)
+
+
+def rollout_score(surrogate: Surrogate, guards: GuardsConfig, truth: Trajectories) -> float:
+    """Mean guarded rollout nrmse over regimes: what early stopping watches."""
+    predictor = SurrogatePredictor(surrogate, guards)
+    initial = truth.fields[:, 0]
+    raw = predictor.rollout(initial, truth.parameters, truth.fields.shape[1] - 1)
+    return _mean_nrmse(predictor.guard(raw, initial), truth.fields[:, 1:], initial=initial)
+
+
+def ensemble_score(
+    surrogate: Surrogate, *, guards: GuardsConfig, truth: Trajectories, rules: EnsembleValidation
+) -> float:
+    """Mean fair CRPS of guarded rollouts, relative to each frame's rms.
+
+    The rms has a floor of a thousandth of the first frame's, so that a field that has died does
+    not decide.
+    """
+    groups = set(list(dict.fromkeys(truth.groups))[: rules.groups])
+    part = truth.subset(torch.tensor([i for i, group in enumerate(truth.groups) if group in groups]))
+    predictor = StochasticPredictor(surrogate, guards, members=rules.members)
+    initial = part.fields[:, 0]
+    target = part.fields[:, 1 : None if rules.steps is None else 1 + rules.steps]
+    members = predictor.rollout_members(initial, part.parameters, target.shape[1], seed=VALIDATION_SEED)
+    guarded = torch.stack([predictor.guard(member, initial) for member in members.unbind(1)], dim=1)
+    rms = target.square().mean(dim=(-2, -1)).sqrt()
+    floor = 1e-3 * initial.square().mean(dim=(-2, -1)).sqrt()
+    return float((crps_frames(guarded, target) / torch.maximum(rms, floor[:, None])).mean())
+
+
+def choose_noise(
+    surrogate: Surrogate, *, guards: GuardsConfig, truth: Trajectories, rules: EnsembleValidation
+) -> None:
+    """Set the corrector's persistence, then its temperature, to the lowest CRPS of validation."""
+    corrector = _corrector(surrogate)
+    score = functools.partial(ensemble_score, surrogate, guards=guards, truth=truth, rules=rules)
+    best = score()
+    for buffer, choices in ((corrector.persistence, PERSISTENCES), (corrector.temperature, TEMPERATURES)):
+        kept = float(buffer)
+        for value in choices:
+            buffer.fill_(value)
+            found = score()
+            if found < best:
+                best, kept = found, value
+        buffer.fill_(kept)
+
+
+def _mean_nrmse(prediction: Tensor, truth: Tensor, *, initial: Tensor | None = None) -> float:
+    error, valid, _ = nrmse_frames(prediction, truth, truth[:, 0] if initial is None else initial)
+    return float(mean_valid(error, valid, dims=(1, 2)).nanmean())
