@@ -137,6 +137,9 @@ def test_fair_crps_is_the_loop(members: int) -> None:
     expected = per_frame(ensemble, truth, fair_crps_by_hand)
     assert u.crps_frames(ensemble, truth).numpy() == pytest.approx(expected)
     assert u.crps_fair(ensemble, truth).numpy() == pytest.approx(expected.mean(axis=1))
+    rising = ensemble.sort(dim=1).values
+    assert torch.allclose(u.crps_frames(rising, truth, ordered=True), u.crps_frames(ensemble, truth))
+    assert torch.equal(u.sharpness_frames(rising, truth, ordered=True), u.sharpness_frames(ensemble, truth))
 
 
 def test_gaussian_crps_is_the_integral() -> None:
@@ -235,10 +238,14 @@ def test_rank_histogram_is_the_loop_and_sums_to_the_points() -> None:
     expected = np.zeros((B, M + 1))
     for (b, _), members, true in each(ensemble, truth):
         expected[b, sum(v < true for v in members)] += 1
-    assert u.rank_histogram(ensemble, truth, draws(0)).numpy() == pytest.approx(expected)
-    tied = u.rank_histogram(*tiny(ties=True), draws(0))
-    assert tied.sum(dim=1).tolist() == [T * C * X] * B
-    assert torch.equal(tied, u.rank_histogram(*tiny(ties=True), draws(0)))
+    assert u.rank_histogram(ensemble, truth).numpy() == pytest.approx(expected)
+    expected = np.zeros((B, M + 1))
+    for (b, _), members, true in each(*tiny(ties=True)):
+        below, same = sum(v < true for v in members), sum(v == true for v in members)
+        expected[b, below : below + same + 1] += 1 / (same + 1)
+    tied = u.rank_histogram(*tiny(ties=True))
+    assert tied.numpy() == pytest.approx(expected)
+    assert tied.sum(dim=1).tolist() == pytest.approx([T * C * X] * B)
 
 
 @pytest.mark.parametrize("rounded", [False, True])
@@ -246,11 +253,11 @@ def test_rank_histogram_of_a_perfect_ensemble_is_flat(rounded: bool) -> None:
     ensemble, truth, _ = perfect(5, 8)
     if rounded:
         ensemble, truth = ensemble.round(), truth.round()
-    counts = u.rank_histogram(ensemble, truth, draws(1)).sum(dim=0)
+    counts = u.rank_histogram(ensemble, truth).sum(dim=0)
     expected = counts.sum() / 9
     chi_square = float(((counts - expected) ** 2 / expected).sum())
     assert chi_square < 20.1, "chi-square with 8 degrees of freedom exceeds this once in a hundred"
-    narrow = u.rank_histogram(ensemble.mean(1, keepdim=True) + 0.5 * ensemble, truth, draws(1)).sum(dim=0)
+    narrow = u.rank_histogram(ensemble.mean(1, keepdim=True) + 0.5 * ensemble, truth).sum(dim=0)
     assert float(((narrow - expected) ** 2 / expected).sum()) > 100
 
 
@@ -390,7 +397,7 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "spread_and_error": lambda x, y: torch.stack(u.spread_and_error(x, y), dim=-1),
     "spread_bins": lambda x, y: torch.stack(u.spread_bins(x, y, 3), dim=-1),
     "sharpness": u.sharpness,
-    "rank_histogram": lambda x, y: u.rank_histogram(x, y, draws(0)),
+    "rank_histogram": u.rank_histogram,
 }
 
 

@@ -32,8 +32,6 @@ VALUES_AT_ONCE = 16 * 1024**2
 BINNED_POINTS = 4 * 1024**2
 #: members kept for the pictures, at the frames of the spectra
 SHOWN_MEMBERS = 8
-#: ties of ranks are broken at random, alike in every trajectory
-TIES_SEED = 20251018
 #: what a member may differ by when its trajectory is rolled out alone, in units of the spread
 BATCH_TOLERANCE = 1e-2
 
@@ -189,16 +187,17 @@ def measure_ensemble(
     ensemble: Tensor, truth: Tensor, calibration: RegimeCalibration | None, *, x_stride: int
 ) -> EnsembleMeasurement:
     """ensemble (B, M, T, C, X) guarded, truth (B, T, C, X) -> what pooled metrics need of it."""
+    rising = ensemble.sort(dim=1).values
     spread, error = uncertainty.spread_and_error(ensemble, truth)
-    width = uncertainty.sharpness_frames(ensemble, truth)
+    width = uncertainty.sharpness_frames(rising, truth, ordered=True)
     pieces = {"spread_raw": spread, "error": error, "sharpness_raw": width}
-    pieces |= {f"{name}_raw": values for name, values in _scores(ensemble, truth).items()}
+    pieces |= {f"{name}_raw": values for name, values in _scores(rising, truth).items()}
     if calibration is None:
         pieces |= {name.removesuffix("_raw"): pieces[name] for name in list(pieces) if name.endswith("_raw")}
     else:
         scale = calibration.scale.to(spread)
         seen = Recalibration(scale).seen_from_raw(ensemble.double().mean(dim=1), truth)
-        pieces |= _scores(ensemble, seen)
+        pieces |= _scores(rising, seen)
         pieces["crps"] = scale * pieces["crps"]
         pieces["spread"] = scale.square() * spread
         pieces["sharpness"] = scale * width
@@ -212,18 +211,13 @@ def measure_ensemble(
     return EnsembleMeasurement(ensemble.shape[1], pieces)
 
 
-def _scores(ensemble: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """What depends on where the truth lies among the members."""
-    ranks = [
-        uncertainty.rank_histogram(
-            ensemble[row : row + 1], truth[row : row + 1], torch.Generator().manual_seed(TIES_SEED)
-        )
-        for row in range(len(truth))
-    ]
+def _scores(rising: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """What depends on where the truth lies among the members, which ascend at each point."""
+    ranks = uncertainty.rank_frames(rising, truth)
     return {
-        "coverage": uncertainty.coverage(ensemble, truth),
-        "crps": uncertainty.crps_frames(ensemble, truth),
-        "ranks": torch.cat(ranks),
+        "coverage": uncertainty.shares_covered(ranks),
+        "crps": uncertainty.crps_frames(rising, truth, ordered=True),
+        "ranks": ranks.sum(dim=1),
     }
 
 

@@ -18,6 +18,7 @@ from universal_simulator.evaluation.uncertainty import (
     ece_frames,
     frames_at_once,
     pooled,
+    rank_counts,
     shares_covered,
     spread_and_error,
     spread_skill,
@@ -124,7 +125,8 @@ def _best_scale(members: Tensor, truth: Tensor) -> Tensor:
             places = misses / factors.reshape(-1, *[1] * (misses.ndim - 2))
             below = torch.searchsorted(distances, places)[..., 0]
             up_to = torch.searchsorted(distances, places, right=True)[..., 0]
-            found.append(ece_frames(shares_covered(below, up_to, broken, members.shape[1]), levels))
+            counts = rank_counts(below, up_to, broken, members.shape[1])
+            found.append(ece_frames(shares_covered(counts), levels))
         scale = tried.gather(0, torch.stack(found).argmin(dim=0, keepdim=True))[0]
     scale = torch.where(held, scale, torch.ones_like(scale))
     return torch.where(torch.isfinite(spread + error), scale, torch.full_like(scale, torch.nan))

@@ -92,19 +92,36 @@ def ensemble_mean(ensemble: Tensor) -> Tensor:
 # ---------------------------------------------------------------- calibration
 
 
-def shares_covered(below: Tensor, up_to: Tensor, broken: Tensor, members: int) -> Tensor:
-    """Share of the points (C, X) inside each central interval, (B, T, P).
+def rank_counts(below: Tensor, up_to: Tensor, broken: Tensor, members: int) -> Tensor:
+    """How many points (C, X) have #{members < y} = 0 .. M, (B, T, M + 1), float64.
 
-    From #{members < y} and #{members <= y}, (B, T, C, X): the truth's rank is any in between.
+    From #{members < y} and #{members <= y}, (B, T, C, X). A tied truth counts in equal shares for
+    every rank that breaking ties at random could give it. NaN in frames with a broken point.
     """
-    below, up_to = below.flatten(2), up_to.flatten(2)
+    below, up_to = below.flatten(2).long(), up_to.flatten(2).long()
     each = 1 / (up_to - below + 1).double()
     edges = torch.zeros(*below.shape[:2], members + 2, dtype=torch.float64, device=below.device)
     edges.scatter_add_(2, below, each).scatter_add_(2, up_to + 1, -each)
-    ranks_up_to = edges.cumsum(dim=2).cumsum(dim=2)
-    first = _depths(members).to(below.device)
-    share = (ranks_up_to[..., members - first] - ranks_up_to[..., first - 1]) / below.shape[2]
-    return share.masked_fill(broken.flatten(2).any(dim=2, keepdim=True), torch.nan)
+    counts = edges.cumsum(dim=2)[..., :-1]
+    return counts.masked_fill(broken.flatten(2).any(dim=2, keepdim=True), torch.nan)
+
+
+def shares_covered(counts: Tensor) -> Tensor:
+    """Share of the points inside each central interval, (B, T, P), from `rank_counts`."""
+    members = counts.shape[-1] - 1
+    up_to = counts.cumsum(dim=-1)
+    first = _depths(members).to(counts.device)
+    return (up_to[..., members - first] - up_to[..., first - 1]) / up_to[..., -1:]
+
+
+def rank_frames(ensemble: Tensor, truth: Tensor) -> Tensor:
+    """`rank_histogram` per lead time, (B, T, M + 1)."""
+    parts = []
+    for members, true in frames_at_once(ensemble, truth):
+        below = (members < true[:, None]).sum(dim=1, dtype=torch.int32)
+        up_to = (members <= true[:, None]).sum(dim=1, dtype=torch.int32)
+        parts.append(rank_counts(below, up_to, broken_points(members, true), ensemble.shape[1]))
+    return torch.cat(parts, dim=1)
 
 
 def coverage(ensemble: Tensor, truth: Tensor) -> Tensor:
@@ -115,12 +132,7 @@ def coverage(ensemble: Tensor, truth: Tensor) -> Tensor:
     boundary) is calibrated, a collapsed ensemble beside the truth covers nothing.
     Source: Kuleshov et al. 2018, for central intervals between order statistics.
     """
-    parts = []
-    for members, true in frames_at_once(ensemble, truth):
-        below = (members < true[:, None]).sum(dim=1)
-        up_to = (members <= true[:, None]).sum(dim=1)
-        parts.append(shares_covered(below, up_to, broken_points(members, true), ensemble.shape[1]))
-    return torch.cat(parts, dim=1)
+    return shares_covered(rank_frames(ensemble, truth))
 
 
 def ece_frames(coverages: Tensor, levels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -141,42 +153,33 @@ def ece(coverages: Tensor, levels: Tensor, weights: Tensor | None = None) -> Ten
     return ece_frames(coverages, levels, weights).mean(dim=-1)
 
 
-def rank_histogram(ensemble: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
+def rank_histogram(ensemble: Tensor, truth: Tensor) -> Tensor:
     """How often #{members < truth} = 0 .. M, (B, M + 1), float64; sums to T C X per sample.
 
-    Flat is right; U is too narrow, a hump too wide, a slope a bias. Ties are broken at random
-    by the generator. Samples with a value that is not finite are NaN throughout.
+    Flat is right; U is too narrow, a hump too wide, a slope a bias. Ties count in equal shares for
+    every rank in reach. Samples with a value that is not finite are NaN throughout.
     Source: Hamill 2001.
     """
-    bins = ensemble.shape[1] + 1
-    counts = torch.zeros(len(truth), bins, dtype=torch.float64, device=truth.device)
-    for members, true in frames_at_once(ensemble, truth):
-        below = (members < true[:, None]).sum(dim=1)
-        tied = (members == true[:, None]).sum(dim=1)
-        uniform = torch.rand(
-            below.shape, generator=generator, dtype=torch.float64, device=generator.device
-        ).to(below.device)
-        ranks = (below + (uniform * (tied + 1)).long()).flatten(1)
-        counts.scatter_add_(1, ranks, torch.ones_like(ranks, dtype=torch.float64))
-        counts[broken_points(members, true).flatten(1).any(dim=1)] = torch.nan
-    return counts
+    return rank_frames(ensemble, truth).sum(dim=1)
 
 
 # ---------------------------------------------------------------- proper scores
 
 
-def _crps(members: Tensor, truth: Tensor) -> Tensor:
+def _crps(members: Tensor, truth: Tensor, ordered: bool) -> Tensor:
     """Fair CRPS of every point, (B, T, C, X)."""
     count = members.shape[1]
-    ordered = (members - truth[:, None]).sort(dim=1).values
+    errors = members - truth[:, None]
+    if not ordered:
+        errors = errors.sort(dim=1).values
     ranks = torch.arange(1, count + 1, dtype=torch.float64, device=members.device)
-    pairs = torch.tensordot((2 * ranks - count - 1) / (count * (count - 1)), ordered, dims=([0], [1]))
-    return ordered.abs().mean(dim=1) - pairs
+    pairs = torch.tensordot((2 * ranks - count - 1) / (count * (count - 1)), errors, dims=([0], [1]))
+    return errors.abs().mean(dim=1) - pairs
 
 
-def crps_frames(ensemble: Tensor, truth: Tensor) -> Tensor:
-    """`crps_fair` per lead time, (B, T)."""
-    parts = [_crps(*chunk).flatten(2).mean(dim=2) for chunk in frames_at_once(ensemble, truth)]
+def crps_frames(ensemble: Tensor, truth: Tensor, *, ordered: bool = False) -> Tensor:
+    """`crps_fair` per lead time, (B, T). ordered: the members of each point ascend already."""
+    parts = [_crps(*chunk, ordered).flatten(2).mean(dim=2) for chunk in frames_at_once(ensemble, truth)]
     return torch.cat(parts, dim=1)
 
 
@@ -361,13 +364,13 @@ def _sharpness_depth(members: int) -> int:
     )
 
 
-def sharpness_frames(ensemble: Tensor, truth: Tensor) -> Tensor:
-    """`sharpness` per lead time, (B, T)."""
+def sharpness_frames(ensemble: Tensor, truth: Tensor, *, ordered: bool = False) -> Tensor:
+    """`sharpness` per lead time, (B, T). ordered: the members of each point ascend already."""
     members, total = ensemble.shape[1], []
     for values, true in frames_at_once(ensemble, truth):
         k = _sharpness_depth(members)
-        ordered = values.sort(dim=1).values
-        width = (ordered[:, members - k] - ordered[:, k - 1]).masked_fill(
+        rising = values if ordered else values.sort(dim=1).values
+        width = (rising[:, members - k] - rising[:, k - 1]).masked_fill(
             broken_points(values, true), torch.nan
         )
         total.append(width.flatten(2).mean(dim=2))
