@@ -183,7 +183,7 @@ def test_a_used_up_budget_leaves_leaderboard_and_report_and_the_sweep_goes_on(tm
 
         def submit(self, job: Job) -> None:
             super().submit(job)
-            self.ended[-1] = JobEnd(job.job_id, self.ended[-1].exit_code, 600.0)
+            self.ended[-1] = JobEnd(job.job_id, self.ended[-1].exit_code, 610.0)
 
     with pytest.raises(BudgetError, match="used up"):
         run_sweep("smoke", tmp_path, executor=Slow())

@@ -33,7 +33,7 @@ from universal_simulator.sweep.run_planning import (
     plan_healed_runs,
     refuse_other_code,
 )
-from universal_simulator.sweep.state import JOURNAL, REFERENCE_ROLES, SweepState
+from universal_simulator.sweep.state import JOURNAL, REFERENCE_ROLES, Run, SweepState
 
 #: fraction of the sweep done (0..1) and what is going on
 Progress = Callable[[float, str], None]
@@ -220,7 +220,7 @@ class _Driver:
         # references first: the pages of the others show them beside their own figures
         runs = [*references, *self._promoted(), *self.state.baselines()]
         done = [run for run in runs if self.state.done(training_id(run))]
-        jobs = [evaluation_job(self.folder, run, "full") for run in done]
+        jobs = [evaluation_job(self.plan, self.folder, self._run(run), "full") for run in done]
 
         def report(shares: Mapping[str, float], running: Sequence[str]) -> None:
             share = sum(shares.values()) / max(1, len(jobs))
@@ -254,9 +254,14 @@ class _Driver:
         opening = self._decided("test_opened")["opening"]
         done = [run for run in runs if self.state.done(training_id(run))]
         self.queue.run(
-            [evaluation_job(self.folder, run, "test", opening=opening) for run in done],
+            [evaluation_job(self.plan, self.folder, self._run(run), "test", opening=opening) for run in done],
             lambda shares, running: self._tell(0.97, "opening the test split for the champion"),
         )
+
+    def _run(self, run_id: str) -> Run:
+        run = self.state.run(run_id)
+        assert run is not None, run_id
+        return run
 
     def _decided(self, kind: str) -> dict[str, Any]:
         decision = self.state.decision(kind)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from universal_simulator.run_record import RunFolder
-from universal_simulator.sweep.executor import Job
+from universal_simulator.sweep.executor import Job, Resources
 from universal_simulator.sweep.plan import Plan
 from universal_simulator.sweep.plan_checks import data_words, is_data_file
 from universal_simulator.sweep.state import Run
@@ -23,7 +23,7 @@ def data_job(plan: Plan, folder: Path) -> Job:
     words: tuple[str, ...] = ("data", "generate", plan.dataset, "--folder", str(folder), "--json")
     if is_data_file(plan.dataset):
         words = ("data", "info", plan.dataset, "--verify", "--json")
-    return Job(DATA, words, log_path(folder, DATA))
+    return Job(DATA, words, log_path(folder, DATA), folder)
 
 
 def config_words(plan: Plan, *, seed: int, overrides: Sequence[str]) -> tuple[str, ...]:
@@ -38,16 +38,27 @@ def training_job(plan: Plan, folder: Path, run: Run) -> Job:
         training_id(run.run_id),
         (*words, *config_words(plan, seed=run.seed, overrides=run.overrides)),
         RunFolder(folder, run.run_id).log,
+        folder,
+        resources(plan, run.machine),
     )
 
 
-def evaluation_job(folder: Path, run_id: str, suite: str, *, opening: str | None = None) -> Job:
+def evaluation_job(plan: Plan, folder: Path, run: Run, suite: str, *, opening: str | None = None) -> Job:
     """`suite` full, or test with the journalled opening that allows it."""
-    files = RunFolder(folder, run_id)
+    files = RunFolder(folder, run.run_id)
     words = ["evaluate", str(files.path), "--suite", suite]
     if opening is not None:
         words += ["--opening", opening]
-    return Job(f"{suite}:{run_id}", tuple(words), files.path / f"evaluate_{suite}.log")
+    log = files.path / f"evaluate_{suite}.log"
+    return Job(f"{suite}:{run.run_id}", tuple(words), log, folder, resources(plan, run.machine))
+
+
+def resources(plan: Plan, machine: str) -> Resources:
+    """What a job on this class of machine asks of its executor."""
+    about = plan.machine(machine)
+    return Resources(
+        threads=about.threads, gpus=about.gpus, memory_gib=about.memory_gib, machine_class=machine
+    )
 
 
 def training_id(run_id: str) -> str:

@@ -47,6 +47,8 @@ class Member(Part):
     seed: Annotated[int, Field(ge=0)] = 0
     #: promoted whatever the improvement gate says (never whatever physics says)
     forced: bool = False
+    #: one of the plan's `machines`
+    machine: str = "small"
     #: expected cost relative to the baseline; the longest start first
     cost: Annotated[float, Field(gt=0)] = 1.0
     #: for a reference: the config of this sweep that it is, with one thing taken away
@@ -140,6 +142,45 @@ class Tier(Part):
     criteria: tuple[Criterion, ...]
 
 
+class Machine(Part):
+    """A class of machine that an executor maps to one of its own; `small` is always there."""
+
+    price_usd_per_hour: NonNegative = 0.0
+    gpus: Annotated[int, Field(ge=0)] = 0
+    #: a job there is held to it, where the executor can; None: no limit
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    #: CPU threads of a job; None: an equal share
+    threads: Annotated[int, Field(ge=1)] | None = None
+
+
+class Ceiling(Part):
+    """What may be spent at most; asked before each launch, with the forecast. None: no ceiling.
+
+    hours and usd are worker hours and their price; attempts are launches of training jobs.
+    """
+
+    hours: Annotated[float, Field(gt=0)] | None = None
+    usd: NonNegative | None = None
+    attempts: Annotated[int, Field(ge=1)] | None = None
+
+
+class Budget(Part):
+    """run: each run with its evaluations. round: each round. sweep: all (its hours are `max_hours`)."""
+
+    run: Ceiling = Ceiling()
+    round: Ceiling = Ceiling()
+    sweep: Ceiling = Ceiling()
+
+
+class Healing(Part):
+    """Which failures become a changed run by rule; divergence and exhausted memory always do."""
+
+    #: a member that fails a physics gate is trained again, changed by the plan's rule
+    physics: bool = False
+    #: healed descendants of one planned run
+    generations: Annotated[int, Field(ge=0)] = 2
+
+
 class Plan(Part):
     version: Literal[1]
     name: str
@@ -157,9 +198,28 @@ class Plan(Part):
     tiers: tuple[Tier, ...]
     #: worker hours, summed over jobs and resumes
     max_hours: Annotated[float, Field(gt=0)]
+    budget: Budget = Budget()
+    machines: dict[str, Machine] = Field(default_factory=lambda: {"small": Machine()})
+    healing: Healing = Healing()
+    #: a job whose log and metrics stand still for so long is ended and launched again
+    stall_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    #: measure every member briefly and forecast the sweep before anything is trained
+    calibrate: bool = False
+    #: one short run goes end to end before the rest start; None: on remote executors
+    canary: bool | None = None
     open_test_for_champion: bool = True
     #: rounds the written plan describes and this version cannot run
     described_rounds: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_word_for_hours(self) -> Self:
+        if self.budget.sweep.hours is not None:
+            raise ValueError("budget.sweep.hours: the hours of a sweep are its max_hours")
+        return self
+
+    def machine(self, name: str) -> Machine:
+        """A class that the plan does not describe costs nothing and asks for nothing."""
+        return self.machines.get(name, Machine())
 
     @property
     def hash(self) -> str:

@@ -110,6 +110,10 @@ def _role_faults(values: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{where}: {key} {target!r} is no config of this plan"
             elif key == "compute_matched_to" and target == member.get("config"):
                 yield f"{where}: {key} names the config itself"
+        machines = values.get("machines")
+        known = {"small", *(machines if isinstance(machines, Mapping) else ())}
+        if member.get("machine", "small") not in known:
+            yield f"{where}.machine: {member['machine']!r} is none of the plan's machines: {', '.join(sorted(known))}"
         if where.startswith("references") and member.get("forced"):
             yield f"{where}.forced: a reference is no candidate"
 

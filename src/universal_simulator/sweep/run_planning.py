@@ -15,6 +15,9 @@ from universal_simulator.sweep.plan import Member, Plan
 from universal_simulator.sweep.recovery import MAX_GENERATIONS, heal
 from universal_simulator.sweep.state import Run, SweepState
 
+#: what a healed run has of the one it heals
+INHERITED = ("config", "seed", "role", "round", "cost", "key", "machine")
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -28,6 +31,7 @@ class Wish:
     overrides: tuple[str, ...] = ()
     parent: str | None = None
     key: str = ""
+    machine: str = "small"
 
 
 def first_runs(plan: Plan) -> list[Wish]:
@@ -51,6 +55,7 @@ def _wish(member: Member, role: str, round_name: str | None = None) -> Wish:
         member.cost,
         member.overrides,
         key=member.key,
+        machine=member.machine,
     )
 
 
@@ -99,7 +104,7 @@ def plan_healed_runs(state: SweepState) -> bool:
         if healing is None:
             continue
         wish = Wish(
-            **{name: getattr(run, name) for name in ("config", "seed", "role", "round", "cost", "key")},
+            **{name: getattr(run, name) for name in INHERITED},
             overrides=(*run.overrides, *healing.overrides),
             parent=run.run_id,
         )

@@ -64,6 +64,8 @@ class Run:
     #: the failed run that this one heals
     parent: str | None = None
     key: str = ""
+    #: class of machine, of the plan's `machines`
+    machine: str = "small"
 
 
 class SweepState:
@@ -80,6 +82,7 @@ class SweepState:
         self.plan = Plan.model_validate(started[0].data["plan"])
         self._read = 0
         self._runs: list[Run] = []
+        self._by_id: dict[str, Run] = {}
         self._begun: Counter[str] = Counter()
         self._ends: dict[str, list[Event]] = {}
         self._given_up: dict[str, list[Event]] = {}
@@ -94,9 +97,10 @@ class SweepState:
             data = event.data
             match event.kind:
                 case "runs_planned":
-                    self._runs += [_run(item) for item in data["runs"]]
+                    for item in data["runs"]:
+                        self._plan_run(item)
                 case "run_healed" | "run_added":
-                    self._runs.append(_run(data["run"]))
+                    self._plan_run(data["run"])
                 case "job_intent":
                     self._begun[data["job"]] += 1
                 case "job_ended":
@@ -107,6 +111,11 @@ class SweepState:
                 case "job_given_up":
                     self._given_up.setdefault(data["job"], []).append(event)
         self._read = len(self.journal.events)
+
+    def _plan_run(self, item: Mapping[str, Any]) -> None:
+        run = _run(item)
+        self._runs.append(run)
+        self._by_id[run.run_id] = run
 
     @property
     def runs(self) -> list[Run]:
@@ -124,6 +133,11 @@ class SweepState:
         """Worker seconds of every attempt that ended, resumes included."""
         self._absorb()
         return self._seconds
+
+    def run(self, run_id: str) -> Run | None:
+        """The planned run of this id."""
+        self._absorb()
+        return self._by_id.get(run_id)
 
     def done(self, job_id: str) -> bool:
         self._absorb()
@@ -195,7 +209,7 @@ class SweepState:
         """How many healings lead to this run."""
         if run.parent is None:
             return 0
-        return 1 + self.generation(next(r for r in self.runs if r.run_id == run.parent))
+        return 1 + self.generation(self._by_id[run.parent])
 
     def members(self, round_name: str | None = None) -> list[Run]:
         """Members of all rounds, or of one; a healed run comes after the one it heals."""
