@@ -55,6 +55,16 @@ class MemoryExhaustedError(TrainingError):
     """The machine or its accelerator has no memory left for a training step."""
 
 
+class RewardError(UsimError):
+    """A reward of test-time compute is not finite; the message names it, by which healing finds it."""
+
+    def __init__(self, reward: str, detail: str) -> None:
+        self.reward = reward
+        super().__init__(
+            f"reward {reward!r} is not finite ({detail}); lower ttc.reward_weights.{reward}, or set it to 0"
+        )
+
+
 class ExecutorError(UsimError):
     """A run could not be started, watched or ended."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.sweep.fake_executor import FakeExecutor
+from tests.sweep.records import evaluation, run_record
 from universal_simulator.configuration import load_config
 from universal_simulator.errors import (
     BudgetError,
@@ -157,6 +158,42 @@ def test_diverged_member_is_healed_by_rule_and_the_lineage_is_kept(tmp_path: Pat
     again = FakeExecutor()
     run_sweep("smoke", tmp_path / "real", executor=again)
     assert again.submitted == []
+
+
+def test_member_that_fails_physics_is_trained_again_by_rule_where_the_plan_asks(tmp_path: Path) -> None:
+    class Leaky(FakeExecutor):
+        """The member loses mass until its spectral weight is raised."""
+
+        def work(self, job: Job) -> None:
+            super().work(job)
+            if job.arguments[:2] != ("run", "sweep_round_a_lr3e4_w5"):
+                return
+            words = list(job.arguments)
+            files = RunFolder(words[words.index("--folder") + 1], words[words.index("--run-id") + 1])
+            cured = "training.loss.lambda_spectral=0.1" in words
+            record = run_record(
+                files.run_id,
+                words[1],
+                0,
+                {"small_eval": evaluation(files.run_id, 0.05, gap=0.005 if cured else 0.05)},
+            )
+            write_json(files.summary, record)
+
+    plan = PLAN.model_copy(update={"healing": PLAN.healing.model_copy(update={"physics": True})})
+    state = run_sweep(plan, tmp_path / "on", executor=Leaky())
+    sick, cured = state.members()
+    assert cured.parent == sick.run_id
+    champion = state.decision("champion")
+    assert champion is not None
+    assert champion["champion"] == cured.run_id
+    (event,) = state.journal.of("run_healed")
+    assert "conservation_gap" in event.data["healing"]["evidence"]
+    assert "guards.mass_projection left: is on already" in report_path(tmp_path / "on").read_text()
+    off = run_sweep(PLAN, tmp_path / "off", executor=Leaky())
+    assert len(off.members()) == 1
+    champion = off.decision("champion")
+    assert champion is not None
+    assert not champion["beat_baseline"]
 
 
 def test_healing_has_a_cap_and_never_touches_a_baseline(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from universal_simulator.configuration import load_config
 from universal_simulator.configuration.documents import flatten
-from universal_simulator.sweep.recovery import CLIP, WARMUP, heal
+from universal_simulator.errors import RewardError
+from universal_simulator.sweep.recovery import CLIP, WARMUP, Healing, heal, heal_physics
 
 
 def effective(*words: str) -> dict[str, object]:
@@ -44,3 +45,60 @@ def test_memory_shrinks_the_micro_batch_and_never_the_batch() -> None:
 def test_what_no_rule_knows_is_not_healed() -> None:
     for kind in (None, "UserError", "DataError", "KeyError"):
         assert heal(kind, "", effective()) is None
+
+
+def test_failing_physics_changes_what_is_live_and_says_what_is_not() -> None:
+    config = effective()
+    healing = heal_physics("conservation_gap 0.02 against 0.01", config)
+    assert healing is not None
+    assert healing.after == {"training.loss.lambda_spectral": 0.1}
+    assert healing.left == {
+        "guards.mass_projection": "is on already",
+        "ttc.reward_weights.mass": "test-time compute is off for this run",
+        "ttc.reward_weights.energy": "test-time compute is off for this run",
+        "ttc.guidance_lambda": "test-time compute is off for this run",
+    }
+    assert effective(*healing.overrides)["training.loss.lambda_spectral"] == 0.1
+    assert heal_physics("again", effective(*healing.overrides)) is None
+
+
+def test_failing_physics_with_test_time_compute_on() -> None:
+    config = {**effective("guards.mass_projection=false"), "ttc.enabled": True}
+    healing = heal_physics("bc_violation", config)
+    assert healing is not None
+    assert healing.left == {}
+    assert healing.after == {
+        "training.loss.lambda_spectral": 0.1,
+        "guards.mass_projection": True,
+        "ttc.reward_weights.mass": 1.5 * 1.2,
+        "ttc.reward_weights.energy": 1.5 * 0.15,
+        "ttc.guidance_lambda": 0.7,
+    }
+
+
+def test_a_reward_that_is_not_finite_is_named_and_weighs_nothing() -> None:
+    config = {**effective(), "ttc.enabled": True}
+    evidence = str(RewardError("energy", "nan in 3 of 8 candidates"))
+    healing = heal("RewardError", evidence, config)
+    assert healing is not None
+    assert healing.after == {"ttc.reward_weights.energy": 0.0}
+    assert "energy" in healing.rule
+    assert heal("RewardError", evidence, effective()) is None  # nothing reads it: no cure is claimed
+    assert heal("RewardError", str(RewardError("learned", "nan")), config) is None
+    assert heal("RewardError", evidence, {**config, **healing.after}) is None
+
+
+def test_memory_takes_the_latent_cache_down_where_there_is_one() -> None:
+    config = effective()
+    healing = heal("MemoryExhaustedError", "no memory", config)
+    assert isinstance(healing, Healing)
+    assert healing.left == {"latent_cache_dtype": "this version has no such key"}
+    key = "training.diff_residual.latent_cache_dtype"
+    cached = {**config, key: "float32", "training.diff_residual.steps": 5}
+    healing = heal("MemoryExhaustedError", "no memory", cached)
+    assert isinstance(healing, Healing)
+    assert healing.left == {key: "the stage diff_residual is not trained in this run"}
+    stages = [*config["training.stages"], "diff_residual"]  # type: ignore[misc] # a list of names
+    healing = heal("MemoryExhaustedError", "no memory", {**cached, "training.stages": stages})
+    assert isinstance(healing, Healing)
+    assert healing.after[key] == "bfloat16"

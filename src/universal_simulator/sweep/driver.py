@@ -31,6 +31,7 @@ from universal_simulator.sweep.run_planning import (
     identified,
     plan_compute_matched_runs,
     plan_healed_runs,
+    plan_physics_healed_runs,
     refuse_other_code,
 )
 from universal_simulator.sweep.state import JOURNAL, REFERENCE_ROLES, Run, SweepState
@@ -139,7 +140,8 @@ class _Driver:
         """Every planned run, then what follows from those that ended, until nothing more does."""
         while True:
             self._train_planned()
-            if not (plan_healed_runs(self.state) or plan_compute_matched_runs(self.state)):
+            followers = (plan_healed_runs, plan_physics_healed_runs, plan_compute_matched_runs)
+            if not any(follow(self.state) for follow in followers):
                 break
         self._refuse_incomplete([run.run_id for run in self.state.runs], "train")
         baselines = self.state.baselines()

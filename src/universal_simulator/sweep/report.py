@@ -71,6 +71,7 @@ def _context(state: SweepState) -> dict[str, Any]:
         "forecasts": _forecasts(state),
         "verdicts": {run.run_id: verdict(state, run.run_id) for run in state.runs},
         "healed": [e.data for e in state.journal.of("run_healed")],
+        "stalls": [e.data for e in state.journal.of("job_stalled")],
         "ablations": _ablations(state),
         "seeds": _seeds(state),
         "charts": {

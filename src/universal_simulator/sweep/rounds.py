@@ -56,6 +56,17 @@ def gate_results(
     return results
 
 
+def physics_failures(gates: Gates, candidate: EvaluationRecord, reference: EvaluationRecord) -> list[str]:
+    """What of the plan's physics gates fails, in sentences; calibration (ece) is no physics."""
+    return [
+        f"{metric} ({regime}): {result.sentence}"
+        for regime in reference.result.regimes
+        for metric, rule in sorted(gates.small_eval.items())
+        if metric != "ece"
+        and (result := ratio_gate(metric, rule, candidate, reference, regime)).answer == "fail"
+    ]
+
+
 def passes(results: Sequence[GateResult], *, forced: bool) -> bool:
     """No gate blocks; a forced member is excused from the accuracy gates only."""
     excused = ("improvement", "no_regression") if forced else ()

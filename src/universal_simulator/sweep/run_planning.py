@@ -12,7 +12,8 @@ from universal_simulator.identity import IDENTITY_DIGITS, code_version, run_iden
 from universal_simulator.run_record import RunRecord
 from universal_simulator.sweep.jobs import config_words
 from universal_simulator.sweep.plan import Member, Plan
-from universal_simulator.sweep.recovery import MAX_GENERATIONS, heal
+from universal_simulator.sweep.recovery import Healing, heal, heal_physics
+from universal_simulator.sweep.rounds import physics_failures
 from universal_simulator.sweep.state import Run, SweepState
 
 #: what a healed run has of the one it heals
@@ -61,21 +62,28 @@ def _wish(member: Member, role: str, round_name: str | None = None) -> Wish:
 
 def identified(plan: Plan, wishes: Sequence[Wish], *, data_identity: str, known: Sequence[Run]) -> list[Run]:
     """Each wish with its run id; two of the same effective config and seed are refused as duplicates."""
-    configs = {run.run_id[-IDENTITY_DIGITS:]: run.config for run in known}
+    configs = {_digest(run): run.config for run in known}
     runs = []
     for wish in wishes:
-        loaded = _load(plan, wish)
-        name = loaded.config.name
-        run_id = run_identity(name, config_hash=loaded.hash, data_identity=data_identity, seed=wish.seed)
-        digest = run_id[-IDENTITY_DIGITS:]
-        if digest in configs:
-            words = (
-                f"{wish.config} and {configs[digest]} have the same effective config and seed: a duplicate"
-            )
+        run = _identify(plan, wish, data_identity)
+        if _digest(run) in configs:
+            other = configs[_digest(run)]
+            words = f"{wish.config} and {other} have the same effective config and seed: a duplicate"
             raise ConfigurationError(plan.name, [words])
-        configs[digest] = wish.config
-        runs.append(Run(run_id=run_id, **asdict(wish)))
+        configs[_digest(run)] = wish.config
+        runs.append(run)
     return runs
+
+
+def _identify(plan: Plan, wish: Wish, data_identity: str) -> Run:
+    loaded = _load(plan, wish)
+    name = loaded.config.name
+    run_id = run_identity(name, config_hash=loaded.hash, data_identity=data_identity, seed=wish.seed)
+    return Run(run_id=run_id, **asdict(wish))
+
+
+def _digest(run: Run) -> str:
+    return run.run_id[-IDENTITY_DIGITS:]
 
 
 def refuse_other_code(state: SweepState) -> None:
@@ -89,29 +97,59 @@ def refuse_other_code(state: SweepState) -> None:
 
 
 def plan_healed_runs(state: SweepState) -> bool:
-    """Journal the healed run of each failed one that a rule can cure; a baseline stays as it is."""
-    plan = state.plan
-    healed = {run.parent for run in state.runs}
+    """Journal the healed run of each that failed and that a rule can cure; a baseline stays as it is."""
     found = False
-    for run in state.runs:
-        if run.role == "baseline" or run.run_id in healed or not state.failed(f"train:{run.run_id}"):
-            continue
-        record = state.record(run.run_id)
-        if record is None or state.generation(run) >= MAX_GENERATIONS:
-            continue
-        effective = flatten(_load(plan, run).config.model_dump(mode="json"))
-        healing = heal(record.failure_kind, record.failure or "", effective)
-        if healing is None:
-            continue
-        wish = Wish(
-            **{name: getattr(run, name) for name in INHERITED},
-            overrides=(*run.overrides, *healing.overrides),
-            parent=run.run_id,
-        )
-        (again,) = identified(plan, [wish], data_identity=state.data_identity, known=state.runs)
-        state.journal.append("run_healed", run=asdict(again), healing=asdict(healing))
-        found = True
+    for run in _curable(state):
+        record = state.record(run.run_id) if state.failed(f"train:{run.run_id}") else None
+        if record is not None:
+            effective = flatten(_load(state.plan, run).config.model_dump(mode="json"))
+            healing = heal(record.failure_kind, record.failure or "", effective)
+            found |= _plan_healed(state, run, healing)
     return found
+
+
+def plan_physics_healed_runs(state: SweepState) -> bool:
+    """Journal the healed run of each member that trained well and fails a physics gate of small-eval."""
+    evaluations = state.evaluations("small_eval")
+    seeds = [evaluations[run] for run in state.baselines() if run in evaluations]
+    if not state.plan.healing.physics or not seeds:
+        return False
+    found = False
+    for run in _curable(state):
+        if run.role != "member" or run.run_id not in evaluations:
+            continue
+        failed = physics_failures(state.plan.gates, evaluations[run.run_id], seeds[0])
+        if failed:
+            effective = flatten(_load(state.plan, run).config.model_dump(mode="json"))
+            found |= _plan_healed(state, run, heal_physics("; ".join(failed), effective))
+    return found
+
+
+def _curable(state: SweepState) -> list[Run]:
+    """Runs that may be healed: no baseline, not healed yet, not at the end of their line."""
+    healed = {run.parent for run in state.runs}
+    return [
+        run
+        for run in state.runs
+        if run.role != "baseline"
+        and run.run_id not in healed
+        and state.generation(run) < state.plan.healing.generations
+    ]
+
+
+def _plan_healed(state: SweepState, run: Run, healing: Healing | None) -> bool:
+    if healing is None:
+        return False
+    wish = Wish(
+        **{name: getattr(run, name) for name in INHERITED},
+        overrides=(*run.overrides, *healing.overrides),
+        parent=run.run_id,
+    )
+    again = _identify(state.plan, wish, state.data_identity)
+    if _digest(again) in map(_digest, state.runs):
+        return False  # the cured config is in the plan already: it has been tried
+    state.journal.append("run_healed", run=asdict(again), healing=asdict(healing))
+    return True
 
 
 def plan_compute_matched_runs(state: SweepState) -> bool:
@@ -131,7 +169,9 @@ def plan_compute_matched_runs(state: SweepState) -> bool:
             continue
         overrides = (*peer.overrides, *_scaled_steps(own, target))
         wish = replace(_wish(peer, "compute_matched"), overrides=overrides)
-        (run,) = identified(plan, [wish], data_identity=state.data_identity, known=state.runs)
+        run = _identify(plan, wish, state.data_identity)
+        if _digest(run) in map(_digest, state.runs):
+            continue  # it has the target's compute as it is
         state.journal.append("run_added", run=asdict(run), why=f"as many training FLOPs as {target.run_id}")
         found = True
     return found
