@@ -1,7 +1,8 @@
-"""Evaluations and rollout files of a run whose model samples; its noise here is one shift per member."""
+"""Evaluations and rollout files of a run whose model samples, with every part real."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,58 +10,46 @@ import numpy as np
 import pytest
 import torch
 import xarray
-from torch import Tensor
 from typer.testing import CliRunner
 
-from tests.training.test_training import tiny
+from tests.model.test_members import architecture
+from tests.training.test_training import STOCHASTIC, tiny
 from universal_simulator import assessment, experiment, rollout_file
 from universal_simulator.cli import app
 from universal_simulator.configuration.schema import EvaluationConfig, GuardsConfig
 from universal_simulator.data.batch import GROUP_DIGITS
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import LeakageError, UserError
-from universal_simulator.evaluation.calibration_fit import fit_calibration
-from universal_simulator.inference.noise import generator_of
-from universal_simulator.inference.predictor import SurrogatePredictor
+from universal_simulator.evaluation.ensemble import guard_members
+from universal_simulator.inference.ensemble import StochasticPredictor, predictor_of
 from universal_simulator.model.surrogate import Surrogate, load_surrogate, save_surrogate
 from universal_simulator.rollout_file import QUANTILES, RolloutRequest, quantiles, rollout_to_file
 from universal_simulator.run_record import EvaluationResult, RunFolder, RunRecord, read_document
 
-SHIFT = 0.3
-
-
-class Shifted(SurrogatePredictor):
-    """The surrogate's rollout plus one Gaussian number per member; its mass guard is off."""
-
-    def __init__(self, surrogate: Surrogate, members: int, spacing: float | None) -> None:
-        super().__init__(surrogate, GuardsConfig(mass_projection=False), frame_spacing_s=spacing)
-        self.members = members
-
-    def rollout_members(self, initial: Tensor, parameters: Tensor, steps: int, *, seed: int) -> Tensor:
-        noise = [torch.randn(self.members, generator=generator_of(seed, first)) for first in initial]
-        shift = SHIFT * torch.stack(noise)[:, :, None, None, None]
-        return self.rollout(initial, parameters, steps)[:, None] + shift
-
-
-def sampling(
-    surrogate: Surrogate, guards: GuardsConfig, *, members: int, frame_spacing_s: float | None = None
-) -> SurrogatePredictor:
-    return Shifted(surrogate, members, frame_spacing_s)
-
 
 @pytest.fixture(scope="module")
 def run(smoke_data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """Trained for a few steps through every stochastic stage, calibrated, small-evaluated."""
     words = ["evaluation.members=6", "evaluation.small_members=4", "evaluation.full_groups=6"]
-    words += ["evaluation.bootstrap_samples=20"]
+    words += ["evaluation.bootstrap_samples=20", STOCHASTIC]
     folder = tmp_path_factory.mktemp("run")
     record = experiment.run(tiny(smoke_data, *words), folder)
     return RunFolder(folder, record.run_id)
 
 
 @pytest.fixture
-def stochastic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assessment, "predictor_of", sampling)
-    monkeypatch.setattr(rollout_file, "predictor_of", sampling)
+def released(run: RunFolder, tmp_path: Path) -> Path:
+    """The run's model as a file of its own, to be changed."""
+    shutil.copy(run.model, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def deterministic(tmp_path: Path) -> Path:
+    """A model without a corrector."""
+    path = tmp_path / "plain.safetensors"
+    save_surrogate(Surrogate(architecture()), path)
+    return path
 
 
 def stored(run: RunFolder) -> RunRecord:
@@ -74,9 +63,8 @@ def configured(monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
     monkeypatch.setattr(assessment, "EvaluationConfig", lambda: evaluation)
 
 
-@pytest.mark.usefixtures("stochastic")
 def test_members_are_those_of_the_suite_and_the_record_says_who_answered(run: RunFolder) -> None:
-    small = assessment.evaluate(run.path, suite="small").result
+    small = stored(run).evaluations["small_eval"].result
     full = assessment.evaluate(run.path, suite="full").result
     assert (small.predictor.members, full.predictor.members) == (4, 6)
     assert full.predictor.kind == "ensemble_mean"
@@ -84,7 +72,6 @@ def test_members_are_those_of_the_suite_and_the_record_says_who_answered(run: Ru
     assert stored(run).evaluations["full_eval"].result == full
 
 
-@pytest.mark.usefixtures("stochastic")
 def test_headline_and_noise_are_the_configs(
     run: RunFolder, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,7 +90,6 @@ def test_headline_and_noise_are_the_configs(
         assert len(regime.curves["rank_histogram"]) == 6
 
 
-@pytest.mark.usefixtures("stochastic")
 def test_another_number_of_members_leaves_the_runs_record_alone(run: RunFolder) -> None:
     before = stored(run)
     other = assessment.evaluate(run.path, suite="full", members=5)
@@ -115,55 +101,57 @@ def test_another_number_of_members_leaves_the_runs_record_alone(run: RunFolder) 
 
 
 def test_members_of_a_deterministic_model_are_refused(
-    run: RunFolder, smoke_data: Dataset, tmp_path: Path
+    deterministic: Path, smoke_data: Dataset, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="deterministic"):
-        assessment.evaluate(run.path, suite="full", members=8)
     request = RolloutRequest(steps=3, members=8)
     with pytest.raises(UserError, match="deterministic"):
-        rollout_to_file(run.path, smoke_data.path, tmp_path / "x.nc", request)
+        rollout_to_file(deterministic, smoke_data.path, tmp_path / "x.nc", request)
+    with pytest.raises(UserError, match="deterministic"):
+        assessment.evaluate(deterministic, suite="full", data_file=smoke_data.path, members=8)
 
 
-@pytest.fixture
-def calibrated(run: RunFolder, smoke_data: Dataset, tmp_path: Path) -> Path:
-    """The run's model with its calibration, as a released file."""
+def test_a_run_is_calibrated_on_its_half_alone(run: RunFolder, smoke_data: Dataset) -> None:
     surrogate = load_surrogate(run.model)
-    truth = smoke_data.load("calibration_uncertainty", time_stride=surrogate.architecture.time_stride)
-    surrogate.calibrate(fit_calibration(Shifted(surrogate, 16, None), truth, smoke_data))
-    save_surrogate(surrogate, tmp_path / "model.safetensors")
-    return tmp_path / "model.safetensors"
+    entry = surrogate.architecture.calibration
+    assert entry is not None
+    half = smoke_data.load("calibration_uncertainty")
+    assert set(entry.groups) == {group[:GROUP_DIGITS] for group in half.groups}
+    assert set(entry.groups).isdisjoint(surrogate.architecture.seen_groups)
+    assert entry.regimes == tuple(half.regimes())
+    assert (entry.members, entry.steps) == (6, 8)
+    for regime in stored(run).evaluations["small_eval"].result.regimes.values():
+        assert regime.metrics["ece"].reason == "", "recalibrated"
+        assert regime.metrics["crps_skill"].value is not None
 
 
-@pytest.mark.usefixtures("stochastic")
 def test_calibration_of_the_file_is_used_and_never_scored_on_its_own_data(
-    calibrated: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
+    released: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configured(monkeypatch)
-    record = assessment.evaluate(calibrated, suite="full", data_file=smoke_data.path, members=6)
+    record = assessment.evaluate(released, suite="full", data_file=smoke_data.path, members=6)
     for regime in record.result.regimes.values():
         assert regime.metrics["crps_skill"].value is not None
         assert regime.metrics["ece"].reason == ""
         assert regime.metrics["ece"].value != regime.metrics["ece_raw"].value
     assert record.result.protocol.split == "selection"
-    surrogate = load_surrogate(calibrated)
+    surrogate = load_surrogate(released)
     entry = surrogate.architecture.calibration
     assert entry is not None
     for suite, split in (("full", "selection"), ("small", "validation")):
         seen = {group[:GROUP_DIGITS] for group in smoke_data.load(split).groups}
         cheat = entry.model_copy(update={"groups": tuple(seen)})
         surrogate.architecture = surrogate.architecture.model_copy(update={"calibration": cheat})
-        save_surrogate(surrogate, calibrated)
+        save_surrogate(surrogate, released)
         with pytest.raises(LeakageError, match="calibrated on"):
-            assessment.evaluate(calibrated, suite=suite, data_file=smoke_data.path)
+            assessment.evaluate(released, suite=suite, data_file=smoke_data.path)
 
 
-@pytest.mark.usefixtures("stochastic")
 def test_rollout_file_holds_members_mean_and_quantiles(
-    calibrated: Path, smoke_data: Dataset, tmp_path: Path
+    released: Path, smoke_data: Dataset, tmp_path: Path
 ) -> None:
     out = tmp_path / "members.nc"
     request = RolloutRequest(steps=4, index=1, count=2, members=6, seed=7)
-    rollout_to_file(calibrated, smoke_data.path, out, request)
+    rollout_to_file(released, smoke_data.path, out, request)
     found = xarray.open_dataset(out, engine="h5netcdf")
     assert found["u"].dims == ("trajectory", "member", "time", "x")
     assert found["u"].shape == (2, 6, 5, 64)
@@ -177,16 +165,20 @@ def test_rollout_file_holds_members_mean_and_quantiles(
     middle = members.sort(dim=1).values[:, 2:4].mean(dim=1)
     assert np.allclose(found["u_quantile"].sel(quantile=0.5), middle, atol=1e-6)
     assert (np.diff(found["u_quantile"].values, axis=0) >= 0).all()
-    surrogate = load_surrogate(calibrated)
+    surrogate = load_surrogate(released)
     assert surrogate.calibration is not None
-    raw = Shifted(surrogate, 6, None).rollout_members(first.fields[1:3, 0], first.parameters[1:3], 4, seed=7)
+    predictor = predictor_of(surrogate, GuardsConfig(), members=6)
+    assert isinstance(predictor, StochasticPredictor)
+    initial = first.fields[1:3, 0]
+    raw = predictor.rollout_members(initial, first.parameters[1:3], 4, seed=7)
+    raw = guard_members(predictor, raw, initial)
     label = next(iter(first.subset(torch.tensor([1])).regimes()))
     scale = surrogate.calibration.of_regime(label, 4).scale.float()
     spread, whole = raw[0].std(dim=0), members[0, :, 1:, None].std(dim=0)
     assert torch.allclose(whole, scale[:, None, None] * spread, rtol=1e-3)
-    rollout_to_file(calibrated, smoke_data.path, tmp_path / "long.nc", RolloutRequest(steps=200, members=4))
+    rollout_to_file(released, smoke_data.path, tmp_path / "long.nc", RolloutRequest(steps=200, members=4))
     long = xarray.open_dataset(tmp_path / "long.nc", engine="h5netcdf")
-    assert "64 lead times" in long.attrs["recalibrated"]
+    assert "8 lead times" in long.attrs["recalibrated"]
 
 
 def test_quantiles_stand_at_plotting_positions() -> None:

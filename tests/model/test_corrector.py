@@ -175,12 +175,15 @@ def test_corrector_and_student_recover_a_linear_gaussian_problem() -> None:
                 loss = student_loss(field, path, torch.randint(5, (256,))).mean()
             else:
                 loss = (0.5 * whitened.square() + context.log_scale).mean()
-                loss = loss + flow_matching_loss(
-                    lambda x, s, given=given: corrector.velocity(corrector.teacher, given, x, s),
-                    whitened.detach(),
-                    torch.randn_like(residual),
-                    torch.rand(256),
-                ).mean()
+                loss = (
+                    loss
+                    + flow_matching_loss(
+                        lambda x, s, given=given: corrector.velocity(corrector.teacher, given, x, s),
+                        whitened.detach(),
+                        torch.randn_like(residual),
+                        torch.rand(256),
+                    ).mean()
+                )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

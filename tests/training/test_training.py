@@ -254,9 +254,7 @@ STOCHASTIC_KNOBS = [
 def stochastic(
     smoke_data: Dataset, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, torch.Tensor], str]:
-    return outcome(
-        tmp_path_factory.mktemp("stochastic"), tiny(smoke_data, STOCHASTIC), stage="diff_residual"
-    )
+    return outcome(tmp_path_factory.mktemp("stochastic"), tiny(smoke_data, STOCHASTIC), stage="diff_residual")
 
 
 @pytest.mark.parametrize("knob", STOCHASTIC_KNOBS)
@@ -272,7 +270,9 @@ def test_every_knob_of_the_stochastic_stages_changes_the_result(
     changed |= {k for k in after.keys() & before.keys() - changed if not torch.equal(after[k], before[k])}
     assert changed
     if not knob.startswith("model"):
-        assert all(k.startswith(("corrector.", "calibration_")) for k in changed), "only its own part is trained"
+        assert all(k.startswith(("corrector.", "calibration_")) for k in changed), (
+            "only its own part is trained"
+        )
 
 
 @contextmanager
