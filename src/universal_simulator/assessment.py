@@ -7,10 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from universal_simulator.configuration.documents import read_mapping, validate
 from universal_simulator.configuration.schema import EvaluationConfig, GuardsConfig, RunConfig
 from universal_simulator.data.batch import GROUP_DIGITS, Trajectories
 from universal_simulator.data.dataset import OFFICIAL_TEST, Dataset, open_dataset
+from universal_simulator.device import describe, resolve
 from universal_simulator.errors import DataError, IntegrityError, LeakageError, UserError
 from universal_simulator.evaluation.contract import FieldPredictor, stochastic
 from universal_simulator.evaluation.ensemble import EnsembleRules
@@ -55,6 +58,8 @@ class Subject:
     evaluation: EvaluationConfig
     guards: GuardsConfig
     data_file: Path | None
+    #: as the run was configured; a model without its run takes what is there
+    device: str = "auto"
 
 
 def evaluate(
@@ -64,6 +69,7 @@ def evaluate(
     data_file: Path | None = None,
     parameter: float | None = None,
     members: int | None = None,
+    device: str | None = None,
     opening: str | None = None,
     progress: Progress | None = None,
 ) -> EvaluationRecord:
@@ -71,7 +77,7 @@ def evaluate(
 
     members: of a stochastic model's ensemble (None: as configured). A run's own record takes the
     answer, unless it is about another file (but for pdebench, which is always about one) or about
-    another number of members. The test split answers only to a sweep's journalled `opening`.
+    another number of members. device: as in a config (None: the run's own). The test split answers only to a sweep's journalled `opening`.
     """
     _refuse_unasked(suite, data_file, opening)
     subject = subject_of(path)
@@ -80,7 +86,9 @@ def evaluate(
         raise UserError(f"{path} is a model without its run; give --data FILE")
     started, evaluation = time.monotonic(), subject.evaluation
     truth, protocol = _question(subject, file, suite, data_file is not None, parameter)
-    rows, seconds = _references(truth, protocol, subject.evaluation, subject.folder)
+    place = resolve(device or subject.device)
+    subject.surrogate.to(place)
+    rows, seconds = _references(truth, protocol, evaluation, subject.folder, place)
     references_s = time.monotonic() - started
     label = SUITES[suite][0]
     configured = evaluation.small_members if suite == "small" else evaluation.members
@@ -104,6 +112,7 @@ def evaluate(
         batch_size=evaluation.batch_size,
         bootstrap_samples=evaluation.bootstrap_samples,
         ensemble=rules,
+        device=place,
         on_batch=None if progress is None else lambda done, total: progress(label, done, total),
     )
     regimes, examples = evaluator.run(predictor)
@@ -121,6 +130,7 @@ def evaluate(
             "references_s": references_s,
             "classical_s_per_trajectory": seconds,
             "rollout_s_per_trajectory": evaluator.rollout_s,
+            "device": describe(place),
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "opening": opening,
         },
@@ -215,6 +225,7 @@ def subject_of(path: Path) -> Subject:
         config.evaluation,
         config.guards,
         folder.experiment / str(stored["data"]),
+        config.device,
     )
 
 
@@ -324,7 +335,11 @@ def refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
 
 
 def _references(
-    truth: Trajectories, protocol: Protocol, evaluation: EvaluationConfig, folder: RunFolder | None
+    truth: Trajectories,
+    protocol: Protocol,
+    evaluation: EvaluationConfig,
+    folder: RunFolder | None,
+    device: torch.device,
 ) -> tuple[Rows, dict[str, float]]:
     """Once per experiment and protocol; a model without its run has no place to keep them."""
     points, samples = evaluation.classical_points, evaluation.bootstrap_samples
@@ -332,7 +347,9 @@ def _references(
     if method == "none":
         points = ()  # nothing can solve what nobody declared
     if folder is None:
-        return reference_rows(truth, classical_points=points, bootstrap_samples=samples, method=method)
+        return reference_rows(
+            truth, classical_points=points, bootstrap_samples=samples, method=method, device=device
+        )
     return cached_reference_rows(
         folder.experiment,
         protocol,
@@ -340,4 +357,5 @@ def _references(
         classical_points=points,
         bootstrap_samples=samples,
         method=method,
+        device=device,
     )

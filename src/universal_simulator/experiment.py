@@ -22,6 +22,7 @@ from universal_simulator.data.generator import generate
 from universal_simulator.data.specification import DatasetSpec
 from universal_simulator.data.splits import CALIBRATION_HALVES
 from universal_simulator.data.windows import StreamingWindowSource, WindowSource
+from universal_simulator.device import describe, peak_memory_gib, resolve
 from universal_simulator.errors import UserError, UsimError
 from universal_simulator.evaluation.calibration_fit import fit_calibration
 from universal_simulator.evaluation.contract import stochastic
@@ -143,13 +144,14 @@ def _train(
 ) -> RunRecord:
     started = time.monotonic()
     inputs = input_hash(config_hash=config_hash, data_identity=dataset.identity, seed=config.seed)
-    windows, sample = _training_data(config, dataset)
+    device = resolve(config.device)
+    windows, sample = _training_data(config, dataset, device)
     surrogate = _new_surrogate(config, dataset, sample)
     validation = dataset.load(
         "validation",
         time_stride=config.data.time_stride,
         max_groups=config.training.validation_groups,
-        device=config.device,
+        device=device,
     )
     source = CanonicalBatches(
         windows,
@@ -187,6 +189,8 @@ def _train(
         "process_s": time.monotonic() - started,
         "stopped_early": outcomes["operator"].progress.stopped_early,
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_device_memory_gib": peak_memory_gib(device),
+        "device": describe(device),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "profile": config.profile,
         "threads": torch.get_num_threads(),
@@ -214,7 +218,7 @@ def _calibrate(
         time_stride=config.data.time_stride,
         first_frame=config.evaluation.first_frame,
         num_frames=None if steps is None else steps + 1,
-        device=config.device,
+        device=surrogate.offset.device,
     )
     calibration = fit_calibration(
         predictor,
@@ -228,7 +232,9 @@ def _calibrate(
     surrogate.calibrate(calibration)
 
 
-def _training_data(config: RunConfig, dataset: Dataset) -> tuple[WindowSource, Trajectories]:
+def _training_data(
+    config: RunConfig, dataset: Dataset, device: torch.device
+) -> tuple[WindowSource, Trajectories]:
     """Window source, and a sample for the statistics."""
     stride, groups = config.data.time_stride, config.data.train_groups
     rows = len(dataset.rows("train", max_groups=groups))
@@ -236,10 +242,12 @@ def _training_data(config: RunConfig, dataset: Dataset) -> tuple[WindowSource, T
     frames = -(-dataset.header.shape[1] // stride)
     needed_gib = rows * frames * dataset.grid.points[0] * 4 / 2**30
     if needed_gib <= config.data.resident_gib:
-        train = dataset.load("train", time_stride=stride, max_groups=groups, device=config.device)
+        train = dataset.load("train", time_stride=stride, max_groups=groups, device=device)
         return WindowSource(train), train.of_first_groups(sampled)
-    source = StreamingWindowSource(dataset, split="train", time_stride=stride, max_groups=groups)
-    return source, dataset.load("train", time_stride=stride, max_groups=sampled, device=config.device)
+    source = StreamingWindowSource(
+        dataset, split="train", time_stride=stride, max_groups=groups, device=device
+    )
+    return source, dataset.load("train", time_stride=stride, max_groups=sampled, device=device)
 
 
 def _new_surrogate(config: RunConfig, dataset: Dataset, sample: Trajectories) -> Surrogate:
@@ -266,14 +274,14 @@ def _new_surrogate(config: RunConfig, dataset: Dataset, sample: Trajectories) ->
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        surrogate = Surrogate(architecture)
+        surrogate = Surrogate(architecture).to(sample.fields.device)
     fields = sample.fields[:, ::STATISTICS_STRIDE]
     flat = fields.flatten(0, 1)
     frame = surrogate.frame_of(flat)
     canonical = surrogate.frame.to_canonical(frame, flat[:, None], flat.new_zeros(len(flat), 1))
     parameters = sample.parameters.repeat_interleave(fields.shape[1], 0)
     surrogate.fit_normalisation(canonical, surrogate.conditions(frame, parameters))
-    return surrogate.to(config.device)
+    return surrogate
 
 
 def seen_groups(dataset: Dataset, train_groups: int | None) -> tuple[str, ...]:

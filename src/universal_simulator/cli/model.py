@@ -21,6 +21,9 @@ def evaluate(
             min=1, help="of a stochastic model's ensemble; other than configured, the run's record stays"
         ),
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu or cuda; otherwise as the run was configured")
+    ] = None,
     opening: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
@@ -40,6 +43,7 @@ def evaluate(
         data_file=data,
         parameter=nu,
         members=members,
+        device=device,
         opening=opening,
         progress=ProgressLine().update,
     )

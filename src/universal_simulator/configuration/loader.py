@@ -32,7 +32,7 @@ from universal_simulator.errors import ConfigurationError
 from universal_simulator.run_record import content_hash
 
 #: keys that never change a result of the same hardware class
-_WITHOUT_EFFECT = ("name", "tags", "seed", "threads", "profile", "tracking")
+_WITHOUT_EFFECT = ("name", "tags", "seed", "threads", "profile", "tracking", "device")
 #: what can be trained one after the other
 STAGE_ORDERS = tuple(
     (*first, "operator", *last)
@@ -143,8 +143,8 @@ def load_config(
             raise ConfigurationError(str(path), [f"training.{stage}: must be a mapping"])
     faults = [
         f"{name}: must be a mapping, got {plan_values[name]!r}"
-        for name in loaded_profile.overlay
-        if name in plan_values and not isinstance(plan_values[name], dict)
+        for name, overlaid in loaded_profile.overlay.items()
+        if isinstance(overlaid, dict) and name in plan_values and not isinstance(plan_values[name], dict)
     ]
     values = merge(values, _plan_terms(given, faults))
     values, rules, rule_faults = apply_profile(values, loaded_profile)

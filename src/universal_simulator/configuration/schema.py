@@ -268,7 +268,8 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     profile: str
     threads: Annotated[int, Field(ge=0)] = 0
-    device: str = "cpu"
+    #: `auto`: the first CUDA device where there is one, else the CPU
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")] = "cpu"
     data: DataConfig
     model: ModelConfig
     training: TrainingConfig

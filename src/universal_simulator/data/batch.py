@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,6 +55,10 @@ class Trajectories:
         return Trajectories(
             self.fields[rows], self.times_s, self.parameters[rows], groups, self.grid, self.equation
         )
+
+    def to(self, device: torch.device | str) -> Trajectories:
+        """Fields and parameters on `device`; times stay on the CPU, where solvers count steps."""
+        return replace(self, fields=self.fields.to(device), parameters=self.parameters.to(device))
 
     def of_first_groups(self, count: int) -> Trajectories:
         """The trajectories of the first `count` initial conditions, in order."""

@@ -129,7 +129,7 @@ class Dataset:
         first_frame: int = 0,
         num_frames: int | None = None,
         max_groups: int | None = None,
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
     ) -> Trajectories:
         """The trajectories of a split (or `all`) in memory: every `time_stride`-th frame."""
         rows = self.rows(split, max_groups=max_groups)

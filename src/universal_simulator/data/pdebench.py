@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +129,46 @@ def read_rows(path: Path, rows: np.ndarray, frames: slice, stride_x: int = 1) ->
                 bad = chosen[~np.isfinite(out[chosen]).all(axis=(1, 2, 3))]
                 raise DataError(f"{path}: trajectories {rows[bad][:5].tolist()} hold NaN or infinite values")
     return out
+
+
+class WindowReader:
+    """Reads many short windows of one file, which stays open until the reader is closed or gone."""
+
+    def __init__(self, path: Path, *, stride_x: int = 1) -> None:
+        self.path = path
+        self.stride_x = stride_x
+        self._open = ExitStack()
+        self._tensor = self._open.enter_context(opened(path))["tensor"]
+
+    def close(self) -> None:
+        self._open.close()
+
+    def read(self, rows: np.ndarray, first_frames: np.ndarray, *, count: int, stride: int) -> np.ndarray:
+        """Window i: `count` frames of trajectory rows[i] from first_frames[i], every stride-th one.
+
+        (len(rows), count, C, X / stride_x) float32; a row may come twice. Windows that begin at the
+        same frame are read in one go. NaN or infinite values, or a file that can no longer be read,
+        are a DataError.
+        """
+        channels = self._tensor.shape[2] if self._tensor.ndim == 4 else 1
+        space = slice(None, None, self.stride_x)
+        points = len(range(*space.indices(self._tensor.shape[-1])))
+        out = np.empty((len(rows), count, channels, points), dtype=np.float32)
+        fields = (slice(None),) if self._tensor.ndim == 4 else ()
+        for first in np.unique(first_frames):
+            among = np.flatnonzero(first_frames == first)
+            chosen, places = np.unique(rows[among], return_inverse=True)
+            frames = slice(int(first), int(first) + (count - 1) * stride + 1, stride)
+            try:
+                values = self._tensor[(chosen, frames, *fields, space)]
+            except (OSError, RuntimeError) as error:
+                raise DataError(f"{self.path} can no longer be read ({error})") from error
+            out[among] = values.reshape(len(chosen), count, channels, points)[places]
+        finite = np.isfinite(out).all(axis=(1, 2, 3))
+        if not finite.all():
+            bad = sorted(set(rows[~finite].tolist()))[:5]
+            raise DataError(f"{self.path}: trajectories {bad} hold NaN or infinite values")
+        return out
 
 
 def read_array(path: Path, name: str) -> np.ndarray:

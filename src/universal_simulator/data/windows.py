@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,23 +53,32 @@ class WindowSource:
 
 
 class StreamingWindowSource(WindowSource):
-    """The same draws from a file that does not fit in memory."""
+    """The same draws from a file that does not fit in memory, which stays open while it is used."""
 
-    def __init__(self, dataset: Dataset, *, split: str, time_stride: int, max_groups: int | None) -> None:
-        self.dataset = dataset
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        split: str,
+        time_stride: int,
+        max_groups: int | None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.file_rows = dataset.rows(split, max_groups=max_groups)
         self.time_stride = time_stride
+        self.device = torch.device(device)
         self.num_rows = len(self.file_rows)
         self.num_frames = len(range(0, dataset.header.shape[1], time_stride))
         parameters = dataset.header.parameters[self.file_rows]
-        self.parameters = torch.from_numpy(parameters).float()
+        self.parameters = torch.from_numpy(parameters).float().to(self.device)
+        self.reader = pdebench.WindowReader(dataset.path, stride_x=dataset.stride_x)
 
     def _gather(self, rows: Tensor, starts: Tensor, num_steps: int) -> Windows:
-        windows = []
-        for row, start in zip(rows.tolist(), starts.tolist(), strict=True):
-            first = start * self.time_stride
-            frames = slice(first, first + num_steps * self.time_stride + 1, self.time_stride)
-            chosen = np.array([self.file_rows[row]])
-            windows.append(pdebench.read_rows(self.dataset.path, chosen, frames, self.dataset.stride_x)[0])
-        fields = torch.from_numpy(np.stack(windows))
-        return Windows(fields, self.parameters[rows], rows, starts)
+        fields = self.reader.read(
+            self.file_rows[rows.numpy()],
+            starts.numpy() * self.time_stride,
+            count=num_steps + 1,
+            stride=self.time_stride,
+        )
+        rows, starts = rows.to(self.device), starts.to(self.device)
+        return Windows(torch.from_numpy(fields).to(self.device), self.parameters[rows], rows, starts)

@@ -78,7 +78,7 @@ def grid_seam_jumps(fields: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     (cubic, so smooth fields keep a residual of order spacing^4 and spacing^3 that is the grid's).
     """
     fields = fields.double()
-    value_weights, slope_weights = (torch.from_numpy(w) for w in _one_sided_weights())
+    value_weights, slope_weights = (torch.from_numpy(w).to(fields) for w in _one_sided_weights())
     start, end = fields[..., :4], fields[..., -4:].flip(-1)
     value = (start @ value_weights - end @ value_weights).abs().amax(dim=-1)
     slope = (start @ slope_weights + end @ slope_weights).abs().amax(dim=-1) / grid.spacing[0]

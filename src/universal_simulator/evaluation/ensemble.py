@@ -91,6 +91,9 @@ class EnsembleMeasurement:
     members: int
     pieces: dict[str, Tensor]
 
+    def to(self, device: torch.device) -> EnsembleMeasurement:
+        return EnsembleMeasurement(self.members, {name: v.to(device) for name, v in self.pieces.items()})
+
 
 @dataclass(frozen=True)
 class Sampled:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from universal_simulator.data.batch import Trajectories
+from universal_simulator.device import synchronise
 from universal_simulator.errors import UserError
 from universal_simulator.evaluation import accuracy, protocols
 from universal_simulator.evaluation.contract import EnsemblePredictor, FieldPredictor, stochastic
@@ -62,6 +63,10 @@ class _Part:
     ensemble: EnsembleMeasurement | None
     seconds: float
 
+    def to(self, device: torch.device) -> _Part:
+        ensemble = None if self.ensemble is None else self.ensemble.to(device)
+        return _Part(self.measured.to(device), self.guarded.to(device), ensemble, self.seconds)
+
 
 class Evaluator:
     """Holds the truth of one protocol; frame 0 of the truth is what predictors are given."""
@@ -75,6 +80,7 @@ class Evaluator:
         bootstrap_samples: int,
         on_batch: Callable[[int, int], None] | None = None,
         ensemble: EnsembleRules | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.truth = truth
         self.references = references
@@ -82,6 +88,8 @@ class Evaluator:
         self.bootstrap_samples = bootstrap_samples
         self.on_batch = on_batch
         self.rules = ensemble or EnsembleRules()
+        #: where batches are rolled out and measured; what is kept of them comes back to the truth's
+        self.device = torch.device(device)
         #: regime -> seconds per trajectory of the last rollout: an observation, not a result
         self.rollout_s: dict[str, float] = {}
 
@@ -121,6 +129,7 @@ class Evaluator:
         """The headline's fields, measured; of a stochastic predictor its members and operator too."""
         started = time.perf_counter()
         raw = _rollout(predictor, batch)
+        synchronise(self.device)
         seconds = time.perf_counter() - started
         guarded = predictor.guard(raw, batch.fields[:, 0])
         per_sample, ensemble = probe(predictor, batch), None
@@ -138,16 +147,15 @@ class Evaluator:
             if self.rules.headline == "ensemble_mean":
                 raw, guarded, seconds = sampled.raw, sampled.guarded, sampled.seconds
         measured = measure(batch, raw, guarded)
-        return _Part(
-            replace(measured, per_sample=measured.per_sample | per_sample), guarded, ensemble, seconds
-        )
+        measured = replace(measured, per_sample=measured.per_sample | per_sample)
+        return _Part(measured, guarded, ensemble, seconds).to(self.truth.fields.device)
 
     def _batches(self, part: Trajectories, sampler: EnsemblePredictor | None) -> Iterator[Trajectories]:
         size = self.batch_size
         if sampler is not None:
             size = min(size, rows_at_once(sampler.members, part))
         for start in range(0, len(part), size):
-            yield part.subset(torch.arange(start, min(start + size, len(part))))
+            yield part.subset(torch.arange(start, min(start + size, len(part)))).to(self.device)
 
 
 def evaluate(

@@ -26,6 +26,13 @@ class Measurement:
     per_frame: dict[str, Tensor]
     spectra: dict[str, Tensor]
 
+    def to(self, device: torch.device) -> Measurement:
+        per_sample, per_frame, spectra = (
+            {name: values.to(device) for name, values in part.items()}
+            for part in (self.per_sample, self.per_frame, self.spectra)
+        )
+        return Measurement(per_sample, per_frame, spectra)
+
 
 def spectrum_frames(steps: int) -> tuple[int, ...]:
     """Predicted frames (from 0) whose spectra are kept: an early, the middle and the last one."""

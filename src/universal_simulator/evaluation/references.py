@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from universal_simulator.data.batch import Trajectories
+from universal_simulator.device import synchronise
 from universal_simulator.errors import IntegrityError
 from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames
 from universal_simulator.evaluation.conservation import conservation_gap
@@ -44,7 +45,12 @@ class ReferenceRecord(Document):
 
 
 def reference_rows(
-    truth: Trajectories, *, classical_points: Sequence[int], bootstrap_samples: int, method: str
+    truth: Trajectories,
+    *,
+    classical_points: Sequence[int],
+    bootstrap_samples: int,
+    method: str,
+    device: torch.device | str = "cpu",
 ) -> tuple[Rows, dict[str, float]]:
     """(regime -> predictor -> metric, `regime/predictor` -> seconds per trajectory).
 
@@ -54,7 +60,7 @@ def reference_rows(
     rows: Rows = {}
     seconds: dict[str, float] = {}
     for label, indices in truth.regimes().items():
-        part = truth.subset(indices)
+        part = truth.subset(indices).to(device)
         trivial = trivial_predictions(
             part.equation, part.fields[:, 0], part.parameters, part.times_s[1:], part.grid
         )
@@ -64,6 +70,7 @@ def reference_rows(
                 continue
             started = time.perf_counter()
             solution = torch.cat(list(_solutions(part, method=method, points=points)))
+            synchronise(part.fields.device)
             seconds[f"{label}/classical_{points}"] = (time.perf_counter() - started) / len(part)
             rows[label][f"classical_{points}"] = _score(solution, part, bootstrap_samples)
     return rows, seconds
@@ -77,6 +84,7 @@ def cached_reference_rows(
     classical_points: Sequence[int],
     bootstrap_samples: int,
     method: str,
+    device: torch.device | str = "cpu",
 ) -> tuple[Rows, dict[str, float]]:
     """`reference_rows`, kept in `{experiment}/references/{protocol_hash}.json`.
 
@@ -104,7 +112,11 @@ def cached_reference_rows(
         if record.inputs_hash == inputs:
             return record.rows, record.seconds_per_trajectory
     rows, seconds = reference_rows(
-        truth, classical_points=classical_points, bootstrap_samples=bootstrap_samples, method=method
+        truth,
+        classical_points=classical_points,
+        bootstrap_samples=bootstrap_samples,
+        method=method,
+        device=device,
     )
     write_json(
         path,

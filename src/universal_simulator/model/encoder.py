@@ -28,19 +28,21 @@ class PatchEncoder(nn.Module):
         self.expand = NeighbourMix(hidden, 2 * hidden)
         self.contract = nn.Linear(2 * hidden, hidden)
         self.write = nn.Linear(hidden, latent_dim)
-        self._windows: dict[int, Tensor] = {}
+        self._windows: dict[tuple[int, torch.device], Tensor] = {}
 
     def windows(self, fields: Tensor) -> Tensor:
-        """Interpolation matrix (X, N * samples) of all windows, made once per grid."""
+        """Interpolation matrix (X, N * samples) of all windows, made once per grid and device."""
         points = fields.shape[-1]
-        if points not in self._windows:
+        key = points, fields.device
+        if key not in self._windows:
             centres = (torch.arange(self.tokens, dtype=torch.float64) + 0.5) / self.tokens
             # samples sit at cell centres of the window, so they are grid points where N divides X
             local = (torch.arange(self.samples, dtype=torch.float64) + 0.5) / self.samples - 0.5
             fractions = (centres[:, None] + 2 * local / self.tokens).flatten() % 1.0
             matrix = interpolation_matrix(fractions, points)
-            self._windows[points] = torch.where(matrix.abs() < 1e-12, 0.0, matrix).T.contiguous()
-        return self._windows[points].to(fields)
+            windows = torch.where(matrix.abs() < 1e-12, 0.0, matrix).T.contiguous()
+            self._windows[key] = windows.to(fields.device)
+        return self._windows[key].to(fields)
 
     def forward(self, fields: Tensor) -> Tensor:
         windows = (fields @ self.windows(fields)).unflatten(-1, (self.tokens, self.samples))

@@ -40,10 +40,10 @@ def leading_lyapunov_exponent(
     field, paired_parameters = initial.double(), parameters.repeat(2, 1)
     times = torch.tensor([0.0, interval_s], dtype=torch.float64)
     distance = separation * _rms(field)
-    direction = torch.randn(field.shape, generator=generator, dtype=torch.float64)
+    direction = torch.randn(field.shape, generator=generator, dtype=torch.float64).to(field.device)
     # the conserved mean neither grows nor turns: leave it alone
     direction = direction - direction.mean(dim=-1, keepdim=True)
-    rate = torch.zeros(len(field), dtype=torch.float64)
+    rate = torch.zeros(len(field), dtype=torch.float64, device=field.device)
     for index in range(discarded + intervals):
         neighbour = field + distance * direction / _rms(direction)
         advanced = solve(

@@ -36,7 +36,7 @@ def solve_burgers(
     points = initial.shape[-1]
     k = wavenumbers(points, grid.lengths[0]).to(initial)
     linear = -(nu.to(initial)[:, None] / math.pi) * k.square()
-    flux = -0.5j * k * (torch.arange(k.shape[0]) < points / 3)
+    flux = -0.5j * k * (torch.arange(k.shape[0], device=k.device) < points / 3)
 
     def tendency(spectrum: Tensor) -> Tensor:
         u = torch.fft.irfft(spectrum, n=points)
