@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import platform
 import resource
 import time
@@ -26,7 +27,7 @@ from universal_simulator.device import describe, peak_memory_gib, resolve
 from universal_simulator.errors import UserError, UsimError
 from universal_simulator.evaluation.calibration_fit import fit_calibration
 from universal_simulator.evaluation.contract import stochastic
-from universal_simulator.identity import code_version, input_hash, run_identity
+from universal_simulator.identity import code_version, commit, input_hash, package_versions, run_identity
 from universal_simulator.inference.ensemble import predictor_of
 from universal_simulator.model.surrogate import (
     Architecture,
@@ -34,6 +35,7 @@ from universal_simulator.model.surrogate import (
     save_surrogate,
 )
 from universal_simulator.run_record import (
+    Origin,
     RunFolder,
     RunRecord,
     TrainingRecord,
@@ -84,15 +86,18 @@ def run(
     folder: Path,
     *,
     run_id: str | None = None,
+    dataset: Dataset | None = None,
     progress: Progress | None = None,
 ) -> RunRecord:
     """Train and small-evaluate one config in `folder`; a finished run is returned as it is.
 
-    A killed run goes on from its last training state when called again.
+    A killed run goes on from its last training state when called again. dataset: the config's data,
+    ready for use, where the caller has them; else they are prepared as the config says.
     """
     config = loaded.config
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    dataset = prepare_dataset(str(config.data.file or config.data.dataset), folder, progress=progress)
+    if dataset is None:
+        dataset = prepare_dataset(str(config.data.file or config.data.dataset), folder, progress=progress)
     expected = run_identity(
         config.name, config_hash=loaded.hash, data_identity=dataset.identity, seed=config.seed
     )
@@ -125,12 +130,22 @@ def run(
             failure=str(error),
             failure_kind=type(error).__name__,
             tags=config.tags,
+            origin=_origin(dataset),
         )
         write_json(files.summary, failed)
         raise
     write_json(files.summary, record)
     evaluate(files.path, suite="small", progress=progress)
     return read_document(files.summary, RunRecord)
+
+
+def _origin(dataset: Dataset) -> Origin:
+    stated = dataset.header.specification
+    return Origin(
+        specification=None if stated is None else json.loads(stated),
+        commit=commit(),
+        packages=package_versions(),
+    )
 
 
 def _stored_path(data: Path, folder: Path) -> str:
@@ -201,6 +216,7 @@ def _train(
         run_id=files.run_id,
         status="finished",
         tags=config.tags,
+        origin=_origin(dataset),
         training=TrainingRecord(result=result, observation=observation),
     )
 

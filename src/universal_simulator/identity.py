@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +29,29 @@ def code_version() -> str:
         torch_version = "absent"
     digest.update(torch_version.split("+")[0].encode())
     return digest.hexdigest()
+
+
+def commit() -> str | None:
+    """The checkout's commit, with `-dirty` where files were changed; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    command += ["--exclude", "*"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = answer.stdout.strip()
+    return found if answer.returncode == 0 and re.fullmatch(r"[0-9a-f]{40}(-dirty)?", found) else None
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that compute."""
+    found = {}
+    for name in ("torch", "numpy", "scipy", "h5py"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def input_hash(*, config_hash: str, data_identity: str, seed: int) -> str:

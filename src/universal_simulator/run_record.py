@@ -200,16 +200,30 @@ class TrainingRecord(Document):
     observation: dict[str, Any] = Field(default_factory=dict)
 
 
-class RunRecord(Document):
-    """What a finished (or failed) run says: `summary.json`."""
+class Origin(Document):
+    """What is needed, beside the result, to make the run again elsewhere; changes no result itself.
 
-    schema_version: Literal[1] = 1
+    `specification`: of a generated data set, the whole of it. `commit`: of the checkout the code came
+    from, with `-dirty` where files were changed; None outside a checkout. `packages`: versions of what
+    computes.
+    """
+
+    specification: dict[str, Any] | None = None
+    commit: str | None = None
+    packages: dict[str, str] = Field(default_factory=dict)
+
+
+class RunRecord(Document):
+    """What a finished (or failed) run says: `summary.json`. Version 2 brought `origin`."""
+
+    schema_version: Literal[1, 2] = 2
     run_id: str
     status: Literal["running", "finished", "failed"]
     failure: str | None = None
     #: class of the exception it failed with, by which healing knows a cure
     failure_kind: str | None = None
     tags: tuple[str, ...] = ()
+    origin: Origin | None = None
     training: TrainingRecord | None = None
     evaluations: dict[str, EvaluationRecord] = Field(default_factory=dict)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ def server() -> Iterator[Server]:
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
             if mood != "no size":
-                self.send_header("Content-Length", str(len(body) - start))
+                self.send_header("Content-Length", str(1 << 60 if mood == "huge" else len(body) - start))
             self.send_header("ETag", state.etag)
             self.end_headers()
             part = body[start:]
@@ -69,6 +70,12 @@ def server() -> Iterator[Server]:
                 part = part[: len(part) // 2]
             if mood == "hang":
                 part = b""
+            if mood == "trickle":
+                for byte in part[:80]:
+                    self.wfile.write(bytes([byte]))
+                    self.wfile.flush()
+                    time.sleep(0.05)
+                return
             self.wfile.write(part)
             state.sent += len(part)
             if mood in ("stall", "hang"):
@@ -161,13 +168,51 @@ def test_what_never_works_is_told_and_leaves_no_file(
     assert not (tmp_path / ENTRY.file).exists()
 
 
+def test_a_server_that_trickles_is_left_for_the_next(server: Server, tmp_path: Path) -> None:
+    server.moods = ["trickle", "good"]
+    started = time.monotonic()
+    assert got(server, tmp_path, server.url + "/mirror") == CONTENT
+    assert time.monotonic() - started < 3.0
+    assert len(server.requests) == 2
+
+
+def test_a_server_that_lies_about_the_size_is_left_for_the_next(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Announced: more than any disk holds."""
+    server.moods = ["huge", "good"]
+    assert got(server, tmp_path, server.url + "/mirror") == CONTENT
+
+
+def test_two_downloads_of_one_file_do_not_mix(server: Server, tmp_path: Path) -> None:
+    def again(_: str, done: int, total: int) -> None:
+        with pytest.raises(UserError, match="another process"):
+            fetch(ENTRY, [server.url], tmp_path)
+
+    assert fetch(ENTRY, [server.url], tmp_path, progress=again).read_bytes() == CONTENT
+
+
+def test_a_full_disk_keeps_what_arrived(server: Server, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            got(server, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    kept = (tmp_path / f"{ENTRY.file}.partial").stat().st_size
+    assert 0 < kept <= 300_000
+    assert got(server, tmp_path) == CONTENT
+    assert server.requests[-1] == f"bytes={kept}-"
+
+
 def test_too_small_a_disk_is_told_before_anything_is_written(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SPARE_BYTES", 1 << 60)
     with pytest.raises(DataError, match="GiB free"):
         got(server, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [f".{ENTRY.file}.lock"]
 
 
 def test_catalogue_names_each_file_once() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,11 @@ def _plan_terms(given: dict[str, Any], faults: list[str]) -> dict[str, Any]:
         if terms:
             found[name] = terms
     return {"training": found} if found else {}
+
+
+def config_of_values(values: Mapping[str, Any], source: str) -> LoadedConfig:
+    """An effective configuration as a record holds it: validated anew, nothing merged or rescaled."""
+    return LoadedConfig(_validate(dict(values), source, []), dict(values), {}, source)
 
 
 def _validate(values: dict[str, Any], source: str, faults: list[str]) -> RunConfig:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated
 
 import httpx
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field
 
 from universal_simulator.configuration.documents import read_mapping, validate
@@ -28,6 +29,8 @@ from universal_simulator.errors import DataError, UserError
 CHUNK_BYTES = 1 << 20
 #: attempts in a row without a single new byte before a server is given up
 MAX_BARREN_ATTEMPTS = 4
+#: bytes per second that a server must deliver on average over the patience of a request
+MIN_RATE = 1024
 #: kept free beside the file
 SPARE_BYTES = 1 << 28
 Progress = Callable[[str, int, int], None]
@@ -86,19 +89,44 @@ def fetch(
 ) -> Path:
     """The verified file in `folder`, downloaded from the first of `addresses` that delivers it.
 
-    Interrupted and called again, it goes on after the last byte received. Raises DataError when
-    no server delivers, the disk is too small, or what arrives is not what was published.
+    Interrupted and called again, it goes on after the last byte received; a server that trickles
+    (below MIN_RATE over twice `timeout_s`) is left for the next. Raises DataError when no server
+    delivers, the disk is too small, or what arrives is not what was published, and UserError while
+    another download of the same file is at work in `folder`.
     """
     target = folder / entry.file
     if target.is_file():
         return target
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f".{entry.file}.lock")
+    try:
+        with lock.acquire(timeout=0):
+            return _fetch(entry, addresses, target, timeout_s=timeout_s, pause_s=pause_s, progress=progress)
+    except Timeout:
+        raise UserError(f"{entry.file} is being downloaded into {folder} by another process") from None
+    finally:
+        if target.is_file():
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _fetch(
+    entry: Published,
+    addresses: Sequence[str],
+    target: Path,
+    *,
+    timeout_s: float,
+    pause_s: float,
+    progress: Progress | None,
+) -> Path:
+    folder = target.parent
     partial = folder / f"{entry.file}.partial"
     reasons = []
     with httpx.Client(timeout=timeout_s, follow_redirects=True) as client:
         for address in addresses:
             try:
-                _download(client, address, partial, pause_s=pause_s, progress=progress)
+                _download(
+                    client, address, partial, patience_s=2 * timeout_s, pause_s=pause_s, progress=progress
+                )
                 _verify(entry, partial)
             except _Unusable as reason:
                 reasons.append(f"{address}: {reason}")
@@ -113,14 +141,20 @@ def fetch(
 
 
 def _download(
-    client: httpx.Client, address: str, partial: Path, *, pause_s: float, progress: Progress | None
+    client: httpx.Client,
+    address: str,
+    partial: Path,
+    *,
+    patience_s: float,
+    pause_s: float,
+    progress: Progress | None,
 ) -> None:
     """Append until the announced size is there."""
     barren = 0
     while True:
         before = partial.stat().st_size if partial.exists() else 0
         try:
-            if _attempt(client, address, partial, progress):
+            if _attempt(client, address, partial, patience_s, progress):
                 return
             reason = "the connection ended early"
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -132,7 +166,9 @@ def _download(
         time.sleep(pause_s * barren)
 
 
-def _attempt(client: httpx.Client, address: str, partial: Path, progress: Progress | None) -> bool:
+def _attempt(
+    client: httpx.Client, address: str, partial: Path, patience_s: float, progress: Progress | None
+) -> bool:
     """One request; True once the file is whole."""
     known = _read_note(partial)
     have = partial.stat().st_size if partial.exists() else 0
@@ -157,11 +193,16 @@ def _attempt(client: httpx.Client, address: str, partial: Path, progress: Progre
         _check_disk(partial, size - have)
         _write_note(partial, _Version(address, reply.headers.get("ETag"), size))
         with open(partial, "ab" if have else "wb") as file:
+            looked, had = time.monotonic(), have
             for block in reply.iter_raw():  # as they arrive: what is received is kept
                 if have + len(block) > size:
                     raise httpx.RemoteProtocolError("more bytes arrived than were announced")
                 file.write(block)
                 have += len(block)
+                if time.monotonic() - looked > patience_s:
+                    if have - had < MIN_RATE * patience_s and have < size:
+                        raise _Unusable(f"{have - had} bytes in {patience_s:g} s: it trickles")
+                    looked, had = time.monotonic(), have
                 if progress is not None:
                     progress("fetch", have, size)
     return have == size
@@ -183,7 +224,7 @@ def _extent(reply: httpx.Response) -> tuple[int, int]:
 def _check_disk(partial: Path, needed: int) -> None:
     free = shutil.disk_usage(partial.parent).free
     if free < needed + SPARE_BYTES:
-        raise DataError(
+        raise _Unusable(
             f"{partial.parent} has {free / 2**30:.1f} GiB free, {(needed + SPARE_BYTES) / 2**30:.1f} GiB "
             "are needed; make room or give another --folder"
         )
@@ -194,6 +235,7 @@ def _verify(entry: Published, partial: Path) -> None:
     with open(partial, "rb") as file:
         while block := file.read(CHUNK_BYTES):
             digest.update(block)
+        os.fsync(file.fileno())
     if digest.hexdigest() != entry.md5:
         partial.unlink()
         _note(partial).unlink(missing_ok=True)
