@@ -41,10 +41,11 @@ from universal_simulator.sweep.search import (
     Parameter,
     ask_seed,
     best,
+    box_of_trial,
     confirmation,
-    recentre,
     visible_facts,
 )
+from universal_simulator.sweep.smoothing import smoothed
 
 TRIALS, IN_FLIGHT, SEEDS = 12, 2, 20
 WIDTH, BASE = 0.2, 0.1
@@ -105,15 +106,23 @@ def search(method: str, cv: float, seed: int) -> tuple[float, bool]:
             values = {p.key: p.at(chance.random()) for p in box.parameters}
         else:
             known, running = visible_facts(facts, trial=trial, in_flight=IN_FLIGHT)
-            if method.startswith("round C") and trial > TRIALS // 2:
-                box = recentre(box, known, width=WIDTH) or box
+            if method.startswith("round C"):
+                box = box_of_trial(BOX, facts, trial=trial, trials=TRIALS, in_flight=IN_FLIGHT, width=WIDTH)
             asked = ask_seed(method, cv, seed, trial)
             values = propose(box, known, running, seed=asked, seed_cv=told).values
         facts.append(measure(values, cv, chance, gates=gates))
-    winner = best(facts)
-    values = facts[winner or 0].values
+    values = facts[_winner(method, facts, known_cv)].values
     forbidden = true_margin(values) < 0
     return (BASE if forbidden else true_value(values)), forbidden
+
+
+def _winner(method: str, facts: list[Fact], known_cv: float) -> int:
+    """Round C takes the allowed trial with the lowest value as its neighbours see it."""
+    if method != "round C":
+        return best(facts) or 0
+    smooth = smoothed(BOX, facts, seed_cv=known_cv)
+    ranked = [(smooth[i] or math.inf, i) for i, fact in enumerate(facts) if fact.allowed]
+    return min(ranked)[1] if ranked else 0
 
 
 def regrets(cvs: tuple[float, ...], methods: tuple[str, ...]) -> dict[str, Any]:

@@ -221,9 +221,7 @@ def _train(
     )
 
 
-def _calibrate(
-    config: RunConfig, dataset: Dataset, surrogate: Surrogate, progress: Progress | None
-) -> None:
+def _calibrate(config: RunConfig, dataset: Dataset, surrogate: Surrogate, progress: Progress | None) -> None:
     """Recalibrate the ensembles of a model that has them, on its half of the calibration split."""
     predictor = stochastic(predictor_of(surrogate, config.guards, members=config.evaluation.members))
     if predictor is None:

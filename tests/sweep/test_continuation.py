@@ -51,11 +51,11 @@ def test_a_refinement_keeps_its_live_keys_and_says_what_it_left_out() -> None:
     )
     longer = live_change(
         "epochs 40+15+15",
-        {"training.operator.epochs": 40, "diff_residual.epochs": 15, "ttc.reward_weights.mass": 2.0},
+        {"training.operator.epochs": 40, "training.diff_residual.epochs": 15, "ttc.reward_weights.mass": 2.0},
         effective,
     )
     assert longer.words == ("training.operator.epochs=40",)
-    assert "not run by this version" in longer.left_out["diff_residual.epochs"]
+    assert "trains no diff_residual stage" in longer.left_out["training.diff_residual.epochs"]
     assert "off for this member" in longer.left_out["ttc.reward_weights.mass"]
     assert longer.refused is None
     # the words are what the loader takes, and they change the run

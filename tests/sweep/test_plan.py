@@ -70,6 +70,7 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         "tiers.0.criteria.0: Value error, give exactly one of at_most",
         "tiers.0.criteria.1: 'speed' is no metric",
         "tiers.0.criteria.2: Value error, give exactly one of at_most",
+        "rest_at_tier: 'stretch' is no tier of this plan",
     ]
     for start in expected:
         assert any(fault.startswith(start) for fault in faults), (start, faults)

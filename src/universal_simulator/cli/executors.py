@@ -18,9 +18,7 @@ class Where(StrEnum):
 
 
 Workers = Annotated[int, typer.Option(min=1, help="runs at a time; the cores are shared out")]
-On = Annotated[
-    Where, typer.Option("--executor", help="local: processes of this machine; ray: a Ray cluster")
-]
+On = Annotated[Where, typer.Option("--executor", help="local: processes of this machine; ray: a Ray cluster")]
 RayAddress = Annotated[
     str,
     typer.Option(

@@ -255,9 +255,7 @@ def _impossible(config: RunConfig) -> list[str]:
         corrector = config.model.corrector
         for key, value in (("heads", corrector.heads), ("group_size", corrector.group_size)):
             if corrector.hidden % value:
-                faults.append(
-                    f"model.corrector.{key}: {value} does not divide hidden {corrector.hidden}"
-                )
+                faults.append(f"model.corrector.{key}: {value} does not divide hidden {corrector.hidden}")
         if decoder["hidden"] % decoder["heads"]:
             faults.append(
                 f"model.options.decoder.heads: {decoder['heads']} does not divide hidden {decoder['hidden']}"

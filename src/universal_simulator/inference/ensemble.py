@@ -63,9 +63,7 @@ def predictor_of(
     return StochasticPredictor(surrogate, guards, members=members, frame_spacing_s=frame_spacing_s)
 
 
-def trajectory_noise(
-    surrogate: Surrogate, initial: Tensor, steps: int, members: int, *, seed: int
-) -> Tensor:
+def trajectory_noise(surrogate: Surrogate, initial: Tensor, steps: int, members: int, *, seed: int) -> Tensor:
     """N(0, 1) of shape (B, M, S, N, D): S segments of a rollout of `steps`."""
     shape = surrogate.member.token_shape()
     if shape is None:

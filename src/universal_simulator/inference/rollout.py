@@ -72,7 +72,12 @@ def persistent(noise: Tensor, surrogate: Surrogate) -> Tensor:
 
 
 def correct(
-    surrogate: Surrogate, start: Tensor, states: Tensor, first_step: int, conditions: Conditions, noise: Tensor
+    surrogate: Surrogate,
+    start: Tensor,
+    states: Tensor,
+    first_step: int,
+    conditions: Conditions,
+    noise: Tensor,
 ) -> Tensor:
     """Operator states (B, k, N, D) of a segment, from its step `first_step` on, with a sampled residual.
 

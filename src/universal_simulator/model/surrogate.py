@@ -151,9 +151,7 @@ class Surrogate(nn.Module):
             latent_dim=latent_dim,
             segment=segment,
         ).to(self.offset.device)
-        self.architecture = self.architecture.model_copy(
-            update={"corrector": options, "sampler": "teacher"}
-        )
+        self.architecture = self.architecture.model_copy(update={"corrector": options, "sampler": "teacher"})
         return self.corrector
 
     def add_student(self) -> None:

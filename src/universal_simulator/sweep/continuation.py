@@ -7,6 +7,7 @@ whether its gate can be believed; what is known of all placebos is the running f
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,7 @@ def live_change(
     for key, value in settings.items():
         reason = _dead(key, value, effective)
         if reason is None:
-            words.append(f"{key}={_word(value)}")
+            words.append(f"{key}={json.dumps(value)}")
         else:
             left_out[key] = reason
     refused = None if words else "none of its keys is live for this champion"
@@ -126,14 +127,6 @@ def _dead(key: str, value: Any, effective: Mapping[str, Any]) -> str | None:
         return f"the champion has it already ({value!r})"
     reason = dead_because(written, {**effective, written: 1.0} if written in effective else effective)
     return reason
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_word, value))}]"
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from universal_simulator.configuration.documents import flatten
 from universal_simulator.errors import BudgetError, ExecutorError, UserError
 from universal_simulator.identity import code_version
 from universal_simulator.run_record import RunFolder
+from universal_simulator.sweep.continuation import placebo_verdict
 from universal_simulator.sweep.executor import Executor
 from universal_simulator.sweep.gates import GateResult
 from universal_simulator.sweep.job_log import answer, tail
@@ -23,8 +24,9 @@ from universal_simulator.sweep.jobs import DATA, data_job, evaluation_job, train
 from universal_simulator.sweep.journal import Journal
 from universal_simulator.sweep.leaderboard import write_leaderboard
 from universal_simulator.sweep.lock import locked
-from universal_simulator.sweep.plan import Plan, load_plan
+from universal_simulator.sweep.plan import Plan, Round, load_plan
 from universal_simulator.sweep.report import write_sweep_report
+from universal_simulator.sweep.round_course import RoundCourse
 from universal_simulator.sweep.rounds import choose_champion, gate_results, promotions
 from universal_simulator.sweep.run_planning import (
     first_runs,
@@ -100,6 +102,7 @@ class _Driver:
         self._promote()
         self._full_evals()
         self._champion()
+        self._later_rounds()
         self._open_test()
 
     def _stopped(self, reason: str) -> None:
@@ -179,7 +182,13 @@ class _Driver:
         self.queue.run(jobs, report)
 
     def _small_eval_gates(self) -> None:
-        self._gates("small_eval", [run.run_id for run in self.state.members()])
+        self._gates("small_eval", [run.run_id for run in self._small_eval_candidates()])
+
+    def _small_eval_candidates(self) -> list[Run]:
+        """Members, and the placebos of their rounds."""
+        written = {round_.name for round_ in self.plan.rounds if round_.kind == "members"}
+        placebos = [run for run in self.state.runs if run.role == "placebo" and run.round in written]
+        return [*self.state.members(), *placebos]
 
     def _gates(self, suite: str, candidates: Sequence[str]) -> dict[str, list[GateResult]]:
         """Gates of candidates against the first baseline seed that finished; journalled once."""
@@ -206,13 +215,29 @@ class _Driver:
         if self.state.decision("promotions") is not None:
             return
         evaluations = self.state.evaluations("small_eval")
-        results = self._gates("small_eval", [run.run_id for run in self.state.members()])
+        results = self._gates("small_eval", [run.run_id for run in self._small_eval_candidates()])
         chosen = []
         for round_ in self.plan.rounds:
+            if self._is_void(round_, results):
+                continue
             # a healed run takes the place of the failed one it came from
             runs = {run.key: run.run_id for run in self.state.members(round_.name)}
             chosen += promotions(round_, runs, results, evaluations, headline=self.plan.headline_regime)
         self.journal.append("promotions", promoted=[vars(item) for item in chosen])
+
+    def _is_void(self, round_: Round, results: Mapping[str, Sequence[GateResult]]) -> bool:
+        """The placebo of a round of members: the baseline with another seed, against the baseline."""
+        for run in self.state.runs:
+            if run.role == "placebo" and run.round == round_.name:
+                found = results.get(run.run_id, ())
+                verdict = placebo_verdict(found)
+                told = {e.data["run"] for e in self.journal.of("placebo")}
+                if run.run_id not in told:
+                    self.journal.append(
+                        "placebo", round=round_.name, run=run.run_id, judged=bool(found), **asdict(verdict)
+                    )
+                return verdict.void
+        return False
 
     def _promoted(self) -> list[str]:
         return [item["run_id"] for item in self._decided("promotions")["promoted"]]
@@ -243,6 +268,12 @@ class _Driver:
             baseline, self._promoted(), results, evaluations, headline=self.plan.headline_regime
         )
         self.journal.append("champion", baseline=baseline, **vars(verdict))
+
+    def _later_rounds(self) -> None:
+        """Rounds that start from the champion of their moment, one after the other."""
+        for index, round_ in enumerate(self.plan.rounds):
+            if round_.kind != "members":
+                RoundCourse(self.state, self.queue, round_, index, lambda text: self._tell(0.95, text)).run()
 
     def _open_test(self) -> None:
         """The sealed split, once: for the final champion, its baseline and the references."""

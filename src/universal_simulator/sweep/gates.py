@@ -127,8 +127,12 @@ def improvement_gate(
     regime: str,
     *,
     baseline_seeds: Sequence[EvaluationRecord],
+    seed_cv: float | None = None,
 ) -> GateResult:
-    """Relative gain beyond the plan's share, the paired interval and the spread of seeds."""
+    """Relative gain beyond the plan's share, the paired interval and the spread of seeds.
+
+    seed_cv: where the reference is not the baseline, the spread is this share of the reference's value.
+    """
     name = "improvement"
     problem = incomparable(candidate, reference)
     ours, theirs = (_metric(record, regime, "nrmse") for record in (candidate, reference))
@@ -153,7 +157,7 @@ def improvement_gate(
             theirs - rule.literal,
             theirs - rule.literal - ours,
         )
-    spread = seed_spread(baseline_seeds, regime)
+    spread = seed_spread(baseline_seeds, regime) if seed_cv is None else seed_cv * theirs
     paired = paired_interval(candidate.result.regimes[regime], reference.result.regimes[regime])
     if spread is None:
         return GateResult(

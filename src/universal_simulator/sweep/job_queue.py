@@ -48,9 +48,12 @@ class JobQueue:
         self._started: dict[str, float] = {}
         self._ends: Counter[tuple[str, str]] = Counter()
 
-    def run(self, jobs: Sequence[Job], report: Report) -> None:
+    def run(
+        self, jobs: Sequence[Job], report: Report, *, more: Callable[[], Sequence[Job]] = lambda: ()
+    ) -> None:
         """Run what is not done yet, `slots` at a time, in the order given.
 
+        more() is asked whenever something ended, for jobs that follow from it.
         Returns when each is done, given up or refused by a ceiling of its run or round. Raises
         BudgetError at a ceiling of the sweep: at once where it is used up; where only the next launch
         would cross it, after what runs has ended.
@@ -58,6 +61,7 @@ class JobQueue:
         state = self.state
         waiting = [j for j in jobs if not state.done(j.job_id) and not state.failed_for_good(j.job_id)]
         waiting = [job for job in waiting if not self._attached(job)]
+        waiting += more()
         stopped: BudgetError | None = None
         while (waiting and stopped is None) or self._running:
             while waiting and stopped is None and len(self._running) < self.executor.slots:
@@ -71,6 +75,7 @@ class JobQueue:
                     waiting.insert(0, job)
             waiting = [*self._end_stalled(), *waiting]
             self._end_overspending()
+            waiting += more()
         if stopped is not None:
             raise stopped
 

@@ -126,7 +126,8 @@ def write_leaderboard(state: SweepState) -> Path:
 def result_digest(state: SweepState) -> str:
     """Hash of every result column and decision: what a repeated or interrupted sweep must reproduce."""
     rows = [{k: v for k, v in row.items() if k not in OBSERVED} for row in leaderboard_rows(state)]
-    decisions = {
-        k: state.decision(k) for k in ("small_eval_gates", "promotions", "full_eval_gates", "champion")
-    }
+    kinds = ("small_eval_gates", "promotions", "full_eval_gates", "champion")
+    decisions: dict[str, Any] = {kind: state.decision(kind) for kind in kinds}
+    for kind in ("placebo", "round_gates", "confirmation", "round_ended"):
+        decisions[kind] = [event.data for event in state.journal.of(kind)]
     return content_hash({"rows": rows, "decisions": decisions})

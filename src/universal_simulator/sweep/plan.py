@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -64,12 +64,62 @@ class Member(Part):
         return " ".join([self.config, *words])
 
 
+class Search(Part):
+    """Round C: a box of +-width (as a share) around the champion's own values of `keys`."""
+
+    #: dotted keys of the effective config; what is not live for the champion is left out and said so
+    keys: Annotated[tuple[str, ...], Field(min_length=1)]
+    width: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    trials: Annotated[int, Field(ge=2, le=64)] = 8
+    #: a trial does not wait for the in_flight - 1 trials before it
+    in_flight: Annotated[int, Field(ge=1)] = 2
+    #: results before the model proposes; until then the box is sampled at random
+    startup: Annotated[int, Field(ge=1, le=3)] = 2
+
+
+class Refinement(Part):
+    """Round D: one change of the champion, by dotted keys in the plan's own terms (epochs)."""
+
+    name: str
+    set: Annotated[dict[str, Any], Field(min_length=1)]
+    #: expected cost relative to the champion
+    cost: Annotated[float, Field(gt=0)] = 1.0
+    #: runs only if the forecast of its peak memory is below this
+    memory_limit_gib: Annotated[float, Field(gt=0)] | None = None
+
+
 class Round(Part):
+    """`members`: written configs. `search` and `refine` start from the champion of that moment."""
+
     name: str
     hypothesis: str
     forecast: Forecast
-    members: Annotated[tuple[Member, ...], Field(min_length=1)]
+    kind: Literal["members", "search", "refine"] = "members"
+    members: tuple[Member, ...] = ()
     promote: Annotated[int, Field(ge=1)] = 1
+    #: only while no config reaches this nrmse
+    unless_below: Annotated[float, Field(gt=0)] | None = None
+    search: Search | None = None
+    refinements: tuple[Refinement, ...] = ()
+    #: one run more: what the round is compared with, and only the seed changed; it voids the round
+    #: when it passes the improvement gate
+    placebo: bool = False
+    #: fresh seeds on which a round's winner must hold before it may become champion
+    confirm: Annotated[tuple[int, ...], Field(min_length=3)] | None = None
+
+    @model_validator(mode="after")
+    def _parts_of_its_kind(self) -> Self:
+        parts = {"members": self.members, "search": self.search, "refine": self.refinements}
+        names = {"members": "members", "search": "search", "refine": "refinements"}
+        if not parts.pop(self.kind):
+            raise ValueError(f"a round of kind {self.kind} needs {names[self.kind]}")
+        wrong = [names[kind] for kind, part in parts.items() if part]
+        wrong += [k for k in ("unless_below", "confirm") if self.kind == "members" and getattr(self, k)]
+        if wrong:
+            raise ValueError(f"a round of kind {self.kind} has no {', '.join(wrong)}")
+        if self.kind != "members" and self.promote != 1:
+            raise ValueError(f"a round of kind {self.kind} promotes one winner")
+        return self
 
 
 class Baseline(Part):
@@ -208,8 +258,10 @@ class Plan(Part):
     #: one short run goes end to end before the rest start; None: on remote executors
     canary: bool | None = None
     open_test_for_champion: bool = True
-    #: rounds the written plan describes and this version cannot run
-    described_rounds: dict[str, str] = Field(default_factory=dict)
+    #: the tier at which rounds of kind search and refine are no longer begun
+    rest_at_tier: str | None = None
+    #: rounds that this plan leaves out, with the reason
+    skip_rounds: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_word_for_hours(self) -> Self:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from universal_simulator.configuration import load_config
-from universal_simulator.configuration.documents import read_mapping, validate
+from universal_simulator.configuration.documents import flatten, read_mapping, validate
 from universal_simulator.configuration.locations import find
 from universal_simulator.configuration.profiles import load_profile
 from universal_simulator.data.specification import DatasetSpec
@@ -42,6 +42,7 @@ def plan_faults(values: Mapping[str, Any]) -> list[str]:
         *_repeat_faults(values),
         *_metric_faults(values),
         *_ladder_faults(values),
+        *_continuation_faults(values),
         *_data_faults(values),
     ]
 
@@ -172,6 +173,60 @@ def _ladder_faults(values: Mapping[str, Any]) -> Iterator[str]:
     names = [r.get("name") for r in rungs]
     for name in sorted({str(name) for name in names if names.count(name) > 1}):
         yield f"ladder: {name!r} is the name of two rungs"
+
+
+def _continuation_faults(values: Mapping[str, Any]) -> Iterator[str]:
+    """What rounds after the written ones refer to exists; they come last."""
+    rounds = [r for r in _list(values, "rounds") if isinstance(r, Mapping)]
+    names = [r.get("name") for r in rounds]
+    skipped = values.get("skip_rounds")
+    for name in skipped if isinstance(skipped, Mapping) else ():
+        if name not in names:
+            yield f"skip_rounds: {name!r} is no round of this plan ({', '.join(map(str, names))})"
+        elif rounds[names.index(name)].get("kind", "members") == "members":
+            yield f"skip_rounds: {name!r} has members; leave them out of the plan instead"
+    tiers = [t.get("name") for t in _list(values, "tiers") if isinstance(t, Mapping)]
+    tier = values.get("rest_at_tier")
+    if tier is not None and tier not in tiers:
+        yield f"rest_at_tier: {tier!r} is no tier of this plan ({', '.join(map(str, tiers))})"
+    seen_later = False
+    for number, round_ in enumerate(rounds):
+        later = round_.get("kind", "members") != "members"
+        if seen_later and not later:
+            yield f"rounds.{number}: a round of members after one that starts from the champion"
+        seen_later = seen_later or later
+        yield from _change_faults(values, round_, f"rounds.{number}")
+
+
+def _change_faults(values: Mapping[str, Any], round_: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Refinements load on the baseline's config: a misspelt key is told now, not hours later."""
+    profile, baseline = values.get("profile"), values.get("baseline")
+    config = baseline.get("config") if isinstance(baseline, Mapping) else None
+    names = [r.get("name") for r in _list(round_, "refinements") if isinstance(r, Mapping)]
+    for name in sorted({str(name) for name in names if names.count(name) > 1}):
+        yield f"{where}.refinements: {name!r} is the name of two"
+    if not isinstance(config, str) or not isinstance(profile, str):
+        return
+    changes = [r.get("set") for r in _list(round_, "refinements") if isinstance(r, Mapping)]
+    search = round_.get("search")
+    known = None
+    for index, change in enumerate(changes):
+        if not isinstance(change, Mapping):
+            continue
+        try:
+            load_config(
+                config, [f"{key}={json.dumps(value)}" for key, value in change.items()], profile=profile
+            )
+        except UserError as error:
+            yield from _told(f"{where}.refinements.{index}.set", error)
+    for key in _list(search, "keys"):
+        if known is None:
+            try:
+                known = flatten(load_config(config, profile=profile).config.model_dump(mode="json"))
+            except UserError:
+                return  # told where the baseline is checked
+        if key not in known:
+            yield f"{where}.search.keys: the config has no key {key!r}"
 
 
 def _data_faults(values: Mapping[str, Any]) -> Iterator[str]:

@@ -3,11 +3,11 @@
 The study lives for one ask: it is rebuilt from the facts every time, so nothing of it is ever
 stored, resumed or trusted. What is told to it:
 
-- objective: log nrmse. Seed noise multiplies, so in the log its standard deviation is
-  sqrt(log(1 + cv^2)) everywhere, and a share of the box means the same for every key.
-- noise: Optuna standardises objectives and fits a noise variance whose prior prefers little of
-  it. It has no option for a measured one; its floor is one attribute of the sampler, which is set
-  to the measured share, cv^2-noise / variance of the objectives seen. A test holds Optuna to it.
+- objective: log nrmse, smoothed. Seed noise multiplies, so in the log its standard deviation is
+  sqrt(log(1 + cv^2)) everywhere, and a share of the box means the same for every key. Optuna fits a
+  noise variance whose prior prefers little of it and has no option for a measured one; worse, its
+  expected improvement counts from the best *measured* value, which is the luckiest. So the measured
+  noise enters before: Optuna is told the posterior means of `smoothing.py`.
 - constraints: gate margins, the same keys on every trial (<= 0 is feasible there, so with the sign
   turned). A failed trial gets the worst objective seen and violates all of them.
 - trials in flight: as RUNNING with their values; the sampler averages over what they may answer.
@@ -19,17 +19,15 @@ from __future__ import annotations
 
 import math
 import random
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from universal_simulator.sweep.search import Box, Fact
+from universal_simulator.sweep.smoothing import smoothed
 
 #: two trials nearer than this share of the box in every key are one trial
 SAME_SHARE = 0.01
-#: the largest share of the variance seen that may be called noise: something is left to learn
-MOST_NOISE = 0.9
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def propose(
 
     known: finished trials, the base among them. startup: with fewer results than this the point is
     drawn at random. seed_cv: measured coefficient of variation of nrmse over seeds (None: unknown,
-    the noise is fitted). Raises ValueError for a box without parameters.
+    values are told as measured). Raises ValueError for a box without parameters.
     """
     if not box.parameters:
         raise ValueError("nothing to search: every key of the box was left out")
@@ -63,19 +61,12 @@ def propose(
     if len(results) < startup:
         values, how = _random_point(box, chance), f"at random: {len(results)} of {startup} results so far"
     else:
-        values, how = _modelled_point(box, known, running, seed, seed_cv), "by the model"
+        smooth = smoothed(box, known, seed_cv=seed_cv)
+        told = [replace(fact, objective=value) for fact, value in zip(known, smooth, strict=True)]
+        values, how = _modelled_point(box, told, running, seed), "by the model"
         if _is_repetition(box, values, [*known, *running]):
             values, how = _random_point(box, chance), "at random: the model repeated a trial"
     return Proposal(values, how, box.at_bound(values))
-
-
-def noise_share(objectives: Sequence[float], seed_cv: float | None) -> float | None:
-    """Variance of the seed noise of log nrmse over the variance of the log nrmse seen."""
-    if seed_cv is None or len(objectives) < 2:
-        return None
-    seen = statistics.pvariance([math.log(value) for value in objectives])
-    noise = math.log1p(seed_cv**2)
-    return MOST_NOISE if seen <= 0 else min(MOST_NOISE, noise / seen)
 
 
 def _random_point(box: Box, chance: random.Random) -> dict[str, float]:
@@ -89,9 +80,7 @@ def _is_repetition(box: Box, values: dict[str, float], facts: Sequence[Fact]) ->
     )
 
 
-def _modelled_point(
-    box: Box, known: Sequence[Fact], running: Sequence[Fact], seed: int, seed_cv: float | None
-) -> dict[str, float]:
+def _modelled_point(box: Box, known: Sequence[Fact], running: Sequence[Fact], seed: int) -> dict[str, float]:
     import optuna
     from optuna.distributions import BaseDistribution, FloatDistribution
     from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -106,11 +95,6 @@ def _modelled_point(
 
     sampler = BoxSampler(seed=seed, n_startup_trials=0, deterministic_objective=False)
     objectives = [fact.objective for fact in known if fact.objective is not None]
-    share = noise_share(objectives, seed_cv)
-    if share is not None:
-        if not hasattr(sampler, "_minimum_noise"):
-            raise RuntimeError("this Optuna's GPSampler has no noise floor to set; use the pinned version")
-        sampler._minimum_noise = share
     keys = sorted({key for fact in known for key in fact.margins})
     worst = max(map(math.log, objectives))
 

@@ -30,6 +30,7 @@ def gate_results(
     headline: str,
     baseline_seeds: Sequence[EvaluationRecord],
     hard: bool = False,
+    seed_cv: float | None = None,
 ) -> list[GateResult]:
     """All gates of one candidate on every regime; improvement decides on the headline one."""
     results = []
@@ -37,7 +38,12 @@ def gate_results(
         if regime == headline:
             results.append(
                 improvement_gate(
-                    gates.improvement, candidate, reference, regime, baseline_seeds=baseline_seeds
+                    gates.improvement,
+                    candidate,
+                    reference,
+                    regime,
+                    baseline_seeds=baseline_seeds,
+                    seed_cv=seed_cv,
                 )
             )
         else:

@@ -18,6 +18,10 @@ from universal_simulator.sweep.state import Run, SweepState
 
 #: what a healed run has of the one it heals
 INHERITED = ("config", "seed", "role", "round", "cost", "key", "machine")
+#: a baseline stays what it is, and a failed trial is an answer
+HEALED_ROLES = ("member", "reference", "ablation", "compute_matched")
+#: placebos of successive rounds count up from here, far from the seeds that plans name
+PLACEBO_SEED = 1001
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,20 @@ class Wish:
 
 
 def first_runs(plan: Plan) -> list[Wish]:
-    """Baseline seeds, references, and the members of the plan's written rounds."""
+    """Baseline seeds, references, and the members of the plan's written rounds with their placebos."""
     config = plan.baseline.config
     wishes = [Wish(config, seed, "baseline", "baseline", 1.0, key=config) for seed in plan.baseline.seeds]
     for peer in plan.references:
         if peer.compute_matched_to is None:
             wishes.append(_wish(peer, "ablation" if peer.ablates else "reference"))
-    for round_ in plan.rounds:
+    for index, round_ in enumerate(plan.rounds):
         wishes += [_wish(member, "member", round_.name) for member in round_.members]
+        if round_.kind == "members" and round_.placebo:
+            wishes.append(
+                Wish(
+                    config, PLACEBO_SEED + index, "placebo", round_.name, 1.0, key=f"placebo of {round_.name}"
+                )
+            )
     return wishes
 
 
@@ -131,7 +141,7 @@ def _curable(state: SweepState) -> list[Run]:
     return [
         run
         for run in state.runs
-        if run.role != "baseline"
+        if run.role in HEALED_ROLES
         and run.run_id not in healed
         and state.generation(run) < state.plan.healing.generations
     ]

@@ -1,9 +1,10 @@
 """Local search around the best: a box of a few keys, filled trial by trial from recorded facts.
 
 For each key k with the base's effective value c_k > 0 the box is [(1 - w) c_k, (1 + w) c_k],
-w the plan's width (0.2: the plan's +-20 %). Trial i is a pure function of the facts of trials
-0 .. i - q, where q trials are in flight: not of who finished first, nor of how often the driver
-was restarted. Trials i - q + 1 .. i - 1 count as running, finished or not.
+w the plan's width (0.2: the plan's +-20 %). Trial 0 is the base itself, whose result is known. Trial
+i is a pure function of the facts of trials 0 .. i - q, where q trials are in flight: not of who
+finished first, nor of how often the driver was restarted. Trials i - q + 1 .. i - 1 count as
+running, finished or not.
 
 Nothing here starts a run or imports an optimiser; `proposals.py` does the proposing.
 """
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from universal_simulator.configuration.profiles import STAGES
 from universal_simulator.configuration.schema import PENDING_SECTIONS
 from universal_simulator.sweep.gates import GateResult
 
@@ -113,7 +115,7 @@ def dead_because(key: str, effective: Mapping[str, Any]) -> str | None:
     if section in PENDING_SECTIONS and section != "ttc":
         return f"the stage {section} is not run by this version"
     stage = key.split(".")[1] if key.startswith("training.") else ""
-    if stage in ("codec", "operator") and stage not in effective.get("training.stages", ()):
+    if stage in STAGES and stage not in effective.get("training.stages", ()):
         return f"this member trains no {stage} stage"
     value = effective[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -128,13 +130,18 @@ def needs_training(key: str) -> bool:
     return key.partition(".")[0] not in ("ttc", "guards")
 
 
+def waits(facts: Sequence[Fact], *, trial: int, in_flight: int) -> bool:
+    """A trial that this one must know of is not finished yet."""
+    return not all(fact.finished for fact in facts[: max(1, trial - in_flight + 1)])
+
+
 def visible_facts(facts: Sequence[Fact], *, trial: int, in_flight: int) -> tuple[list[Fact], list[Fact]]:
     """(what trial number `trial` knows, what it counts as running) of the trials before it.
 
-    Raises ValueError when a fact it must know is not finished yet: propose it later.
+    Raises ValueError when a fact it must know is not finished yet (`waits`): propose it later.
     """
-    known = list(facts[: max(0, trial - in_flight + 1)])
-    if not all(fact.finished for fact in known):
+    known = list(facts[: max(1, trial - in_flight + 1)])
+    if waits(facts, trial=trial, in_flight=in_flight):
         raise ValueError(f"trial {trial} waits for the trials up to {trial - in_flight}")
     return known, [Fact(fact.values) for fact in facts[len(known) : trial]]
 
@@ -191,6 +198,17 @@ def recentre(box: Box, facts: Sequence[Fact], *, width: float) -> Box | None:
         for p in box.parameters
     )
     return replace(box, parameters=parameters, recentred=True)
+
+
+def box_of_trial(
+    box: Box, facts: Sequence[Fact], *, trial: int, trials: int, in_flight: int, width: float
+) -> Box:
+    """The box that trial number `trial` of `trials` is proposed in: moved, if at all, at half time."""
+    turn = trials // 2 + 1
+    if trial < turn:
+        return box
+    known, _ = visible_facts(facts, trial=turn, in_flight=in_flight)
+    return recentre(box, known, width=width) or box
 
 
 def confirmation(

@@ -49,7 +49,8 @@ def result_hashes(record: RunRecord) -> dict[str, str]:
 class Run:
     """A run as planned.
 
-    role: baseline, reference, ablation, compute_matched or member. key: tells the members of a
+    role: baseline, reference, ablation, compute_matched or member; in rounds after the written ones
+    trial, refinement, placebo or confirmation. key: tells the members of a
     round apart (`Member.key`); a healed run has that of the one it heals.
     """
 
@@ -88,6 +89,7 @@ class SweepState:
         self._given_up: dict[str, list[Event]] = {}
         self._hashes: dict[str, dict[str, str]] = {}
         self._seconds = 0.0
+        self._about: dict[str, dict[str, Any]] = {}
         #: what a record was read from (time, size, results held to it) and the record
         self._records: dict[str, tuple[tuple[int, int, int], RunRecord]] = {}
 
@@ -101,6 +103,7 @@ class SweepState:
                         self._plan_run(item)
                 case "run_healed" | "run_added":
                     self._plan_run(data["run"])
+                    self._about[data["run"]["run_id"]] = data.get("about", {})
                 case "job_intent":
                     self._begun[data["job"]] += 1
                 case "job_ended":
@@ -204,6 +207,11 @@ class SweepState:
             if run.config == config and run.role != "compute_matched" and self.done(f"train:{run.run_id}"):
                 return self.record(run.run_id)
         return None
+
+    def about(self, run_id: str) -> dict[str, Any]:
+        """What was journalled with a run that was planned later, e.g. where a trial lies."""
+        self._absorb()
+        return dict(self._about.get(run_id, {}))
 
     def generation(self, run: Run) -> int:
         """How many healings lead to this run."""

@@ -1,0 +1,199 @@
+"""Rounds C and D through the real driver, with an executor that knows how good each config is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.sweep.fake_executor import FakeExecutor
+from universal_simulator.errors import ConfigurationError
+from universal_simulator.sweep.driver import run_sweep
+from universal_simulator.sweep.leaderboard import result_digest
+from universal_simulator.sweep.plan import Plan, load_plan
+from universal_simulator.sweep.state import JOURNAL, Run, SweepState
+
+RATE = "training.operator.learning_rate"
+#: the member's effective rate under the smoke profile
+BASE_RATE = 9e-4
+
+
+class KnowingExecutor(FakeExecutor):
+    """nrmse 0.05 at the member's own rate, (rate / own)^2 of it elsewhere; depth helps by a third."""
+
+    placebo = 1.0
+    fresh_seeds = 1.0
+
+    def quality(self, config: str, seed: int, words: list[str]) -> float:
+        if config.startswith("rerun"):
+            return 0.1 + 0.002 * min(seed, 10)
+        given = dict(word.split("=", 1) for word in words if "=" in word)
+        value = 0.05 * (float(given.get(RATE, BASE_RATE)) / BASE_RATE) ** 2
+        value *= 0.67 if "model.options.operator.stochastic_depth" in given else 1.0
+        if seed > 1000:
+            return value * self.placebo
+        return value * (self.fresh_seeds if seed > 100 else 1.0)
+
+
+def of_role(state: SweepState, role: str, round_name: str | None = None) -> list[Run]:
+    return [r for r in state.runs if r.role == role and round_name in (None, r.round)]
+
+
+def outcome(state: SweepState, round_name: str) -> dict[str, str]:
+    (event,) = [e for e in state.journal.of("round_ended") if e.data["round"] == round_name]
+    return {key: event.data[key] for key in ("outcome", "sentence")}
+
+
+def test_search_and_refinement_each_start_from_the_champion_of_their_moment(tmp_path: Path) -> None:
+    state = run_sweep("smoke_iterate", tmp_path, executor=KnowingExecutor())
+    trials = of_role(state, "trial")
+    assert len(trials) == 3
+    assert all(run.seed == 0 for run in trials)
+    opened = {e.data["round"]: e.data for e in state.journal.of("round_opened")}
+    assert opened["C"]["base"].startswith("sweep_round_a_lr3e4_w5")
+    assert "off for this member" in opened["C"]["left_out"]["ttc.residual_threshold"]
+    for run in trials:
+        about = state.about(run.run_id)
+        low, high = about["box"][RATE]
+        assert low <= about["values"][RATE] <= high
+        assert run.overrides[0] == f"{RATE}={about['values'][RATE]!r}"
+    assert outcome(state, "C")["outcome"] == "promoted", outcome(state, "C")
+    assert [run.seed for run in of_role(state, "confirmation", "C")] == [101, 102, 103]
+    # round D stands on what C found, and its refinement keeps C's values
+    (refined,) = of_role(state, "refinement")
+    assert opened["D"]["base"] in {run.run_id for run in trials}
+    assert refined.overrides[:3] == next(r.overrides for r in trials if r.run_id == opened["D"]["base"])
+    champion = state.decision("champion")
+    assert champion is not None
+    assert champion["champion"] == refined.run_id
+    assert [e.data.get("round") for e in state.journal.of("champion")] == [None, "C", "D"]
+    # the placebo of each round is its base with another seed
+    for run in of_role(state, "placebo"):
+        assert run.overrides == next(r.overrides for r in state.runs if r.run_id == opened[run.round]["base"])
+    again = KnowingExecutor()
+    assert result_digest(run_sweep("smoke_iterate", tmp_path, executor=again)) == result_digest(state)
+    assert again.submitted == []
+
+
+def test_a_passing_placebo_voids_the_round(tmp_path: Path) -> None:
+    executor = KnowingExecutor()
+    executor.placebo = 0.5
+    state = run_sweep("smoke_iterate", tmp_path, executor=executor)
+    assert [outcome(state, name)["outcome"] for name in "CD"] == ["void", "void"]
+    assert of_role(state, "confirmation") == []
+    champion = state.decision("champion")
+    assert champion is not None
+    assert champion["champion"] == state.members("A")[0].run_id
+
+
+def test_a_winner_that_does_not_hold_on_fresh_seeds_is_no_champion(tmp_path: Path) -> None:
+    executor = KnowingExecutor()
+    executor.fresh_seeds = 2.0
+    state = run_sweep("smoke_iterate", tmp_path, executor=executor)
+    told = outcome(state, "C")
+    assert told["outcome"] == "not confirmed"
+    assert "fresh seeds" in told["sentence"]
+    assert [e.data.get("round") for e in state.journal.of("champion")] == [None, "D"]
+
+
+def changed(rounds: dict[str, object] | None = None, **plan: object) -> Plan:
+    """smoke_iterate with another round C, or other keys."""
+    values = load_plan("smoke_iterate").model_dump(mode="json")
+    values["rounds"][1] |= rounds or {}
+    return Plan.model_validate(values | plan)
+
+
+def test_rounds_that_are_not_worth_it_are_skipped_with_the_reason(tmp_path: Path) -> None:
+    cases = {
+        "not needed": changed({"unless_below": 0.06}),
+        "target reached": changed(rest_at_tier="minimum"),
+        "not affordable": changed(max_hours=1e-3),
+        "not worth it": changed({"forecast": {"relative_reduction": [0.0, 0.05]}}),
+        "by the plan": changed(skip_rounds={"C": "by the plan"}),
+    }
+    for number, (reason, plan) in enumerate(cases.items()):
+        state = run_sweep(plan, tmp_path / str(number), executor=KnowingExecutor())
+        skipped = {e.data["round"]: e.data["reason"] for e in state.journal.of("round_skipped")}
+        assert skipped["C"].startswith(reason), reason
+        assert of_role(state, "trial") == []
+
+
+def test_a_diverged_trial_is_an_answer_and_a_broken_one_is_run_again(tmp_path: Path) -> None:
+    probe = run_sweep("smoke_iterate", tmp_path / "probe", executor=KnowingExecutor())
+    first = of_role(probe, "trial")[0]
+    executor = KnowingExecutor(exit_codes={f"train:{first.run_id}": [1]})
+    executor.failure_kind = "DivergenceError"
+    state = run_sweep("smoke_iterate", tmp_path / "diverged", executor=executor)
+    assert len(of_role(state, "trial")) == 3
+    assert state.journal.of("run_healed") == []
+    with pytest.raises(Exception, match="round C lost"):
+        run_sweep(
+            "smoke_iterate",
+            tmp_path / "broken",
+            executor=KnowingExecutor(exit_codes={f"train:{first.run_id}": [1]}),
+        )
+    resumed = run_sweep("smoke_iterate", tmp_path / "broken", executor=KnowingExecutor())
+    assert result_digest(resumed) == result_digest(probe)
+
+
+def test_cut_at_any_event_the_later_rounds_end_in_the_same_result(tmp_path: Path) -> None:
+    """What a driver killed there would leave; every seventh event of rounds C and D."""
+    whole = run_sweep("smoke_iterate", tmp_path / "whole", executor=KnowingExecutor())
+    digest = result_digest(whole)
+    start = whole.journal.of("champion")[0].number
+    lines = (tmp_path / "whole" / JOURNAL).read_bytes().splitlines(keepends=True)
+    for point in range(start + 1, len(lines), 7):
+        folder = tmp_path / f"cut-{point}"
+        shutil.copytree(tmp_path / "whole", folder)
+        (folder / JOURNAL).write_bytes(b"".join(lines[:point]))
+        assert result_digest(run_sweep("smoke_iterate", folder, executor=KnowingExecutor())) == digest, point
+
+
+def test_faults_of_later_rounds_are_told_when_the_plan_is_read(tmp_path: Path) -> None:
+    text = """
+extends: smoke_iterate
+rest_at_tier: heaven
+skip_rounds: {Z: no such round}
+rounds:
+  - {name: C, kind: search, hypothesis: h, forecast: {below: 1.0}, search: {keys: [training.operator.lr]}}
+  - name: D
+    kind: refine
+    hypothesis: h
+    forecast: {below: 1.0}
+    refinements: [{name: x, set: {training.operator.epoch: 3}}]
+  - {name: E, hypothesis: h, forecast: {below: 1.0}, members: [{config: sweep_round_a_lr3e4_w5}]}
+  - {name: F, hypothesis: h, forecast: {below: 1.0}, kind: search, confirm: [1, 2, 3]}
+"""
+    path = tmp_path / "faulty.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        load_plan(path)
+    told = "\n".join(caught.value.faults)
+    for part in (
+        "'heaven' is no tier",
+        "'Z' is no round",
+        "no key 'training.operator.lr'",
+        "training.operator.epoch: unknown key",
+        "rounds.2: a round of members after one that starts from the champion",
+        "a round of kind search needs search",
+    ):
+        assert part in told, told
+
+
+def test_a_placebo_of_a_written_round_is_another_seed_of_the_baseline(tmp_path: Path) -> None:
+    values = load_plan("smoke").model_dump(mode="json")
+    values["rounds"][0]["placebo"] = True
+    plan = Plan.model_validate(values)
+    state = run_sweep(plan, tmp_path / "calm", executor=FakeExecutor())
+    (event,) = state.journal.of("placebo")
+    assert not event.data["void"]
+
+    class Lucky(FakeExecutor):
+        def quality(self, config: str, seed: int, words: list[str]) -> float:
+            return 0.01 if seed > 1000 else super().quality(config, seed, words)
+
+    lucky = run_sweep(plan, tmp_path / "lucky", executor=Lucky())
+    promoted = lucky.decision("promotions")
+    assert promoted is not None
+    assert promoted["promoted"] == []
