@@ -59,7 +59,7 @@ def test_page_tells_before_and_after(found: Found) -> None:
     assert len(text) < 500_000
     for name in ("ece", "ece_raw", "spread_skill", "spread_skill_raw"):
         assert number(regime.metrics[name].value) in text
-    for words in ("mean of 16 members", "operator alone", "better than a constant width", "rank histogram"):
+    for words in ("mean of 16 members", "operator alone", "CRPS skill over the best constant width", "rank histogram"):
         assert words in text
     assert "not recalibrated" not in text
     assert text.count("data:image/png;base64,") == 3
@@ -73,7 +73,7 @@ def test_an_ensemble_without_calibration_says_so(found: Found) -> None:
     regime = Evaluator(truth, {}, batch_size=64, bootstrap_samples=10).run(Exact(members=4))[0]["all"]
     text = written(truth, regime, examples)
     assert "(not recalibrated)" in text
-    assert "without a constant width to compare with" in text
+    assert "constant width missing (not recalibrated" in text
     two = Evaluator(truth, {}, batch_size=64, bootstrap_samples=10).run(Exact(members=2))[0]["all"]
     assert "spread_skill_lowest_bin" not in two.metrics, "two members have no halves to sort by"
     assert ensemble_picture(two, examples, truth, dpi=44)
