@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from universal_simulator.data.batch import Trajectories
+from universal_simulator.device import synchronise
 from universal_simulator.errors import UserError
 from universal_simulator.evaluation import uncertainty
 from universal_simulator.evaluation.conservation import conservation_gap
@@ -127,6 +128,7 @@ def sample(
     """Roll out all members of a batch from its first frames and measure them."""
     started = time.perf_counter()
     raw = rollout_members(predictor, batch, seed=seed)
+    synchronise(raw.device)
     seconds = time.perf_counter() - started
     guarded = guard_members(predictor, raw, batch.fields[:, 0])
     per_sample = {}

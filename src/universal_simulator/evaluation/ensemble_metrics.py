@@ -164,7 +164,7 @@ def _bins(
     pool: Pooling, pieces: Mapping[str, Tensor], scale: Tensor | None, members: int
 ) -> tuple[Pooled, Curves]:
     """Recalibrated where there is a scale: it multiplies variances by its square."""
-    factor = 1.0 if scale is None else scale.square().reshape(-1, 1, 1)
+    factor = 1.0 if scale is None else scale.to(pieces["first"].device).square().reshape(-1, 1, 1)
     spread, error = uncertainty.bin_spread(
         pieces["first"].double() * factor,
         pieces["second"].double() * factor,
