@@ -105,6 +105,7 @@ def evaluate(
         first_frame=protocol.first_frame,
         headline=evaluation.headline,
         noise_seed=evaluation.noise_seed,
+        groups=evaluation.ensemble_groups,
     )
     evaluator = Evaluator(
         truth,

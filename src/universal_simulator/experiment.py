@@ -43,7 +43,7 @@ from universal_simulator.run_record import (
     read_document,
     write_json,
 )
-from universal_simulator.stages import train_stages
+from universal_simulator.stages import choose_noise, train_stages
 from universal_simulator.training.batches import CanonicalBatches
 from universal_simulator.training.loop import StageOutcome
 
@@ -187,6 +187,9 @@ def _train(
         update={"weights": outcomes["operator"].progress.best_weights}
     )
     trained = time.monotonic()
+    if surrogate.corrector is not None:
+        rules = config.training.ensemble_validation
+        choose_noise(surrogate, guards=config.guards, truth=validation, rules=rules)
     _calibrate(config, dataset, surrogate, progress)
     calibration_s = time.monotonic() - trained
     model_hash = save_surrogate(
@@ -201,6 +204,9 @@ def _train(
     observation = {
         "wall_clock_s": sum(seconds.values()),
         "wall_clock_s_by_stage": seconds,
+        "training_flops_by_stage": {
+            name: outcome.progress.training_flops for name, outcome in outcomes.items()
+        },
         "process_s": time.monotonic() - started,
         "stopped_early": outcomes["operator"].progress.stopped_early,
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
@@ -232,6 +238,7 @@ def _calibrate(config: RunConfig, dataset: Dataset, surrogate: Surrogate, progre
         time_stride=config.data.time_stride,
         first_frame=config.evaluation.first_frame,
         num_frames=None if steps is None else steps + 1,
+        max_groups=config.evaluation.ensemble_groups,
         device=surrogate.offset.device,
     )
     calibration = fit_calibration(

@@ -118,10 +118,6 @@ def train_stages(
         ).run()
         surrogate.load_state_dict(outcomes[item.name].weights)
         before += item.stage.steps
-    if surrogate.corrector is not None:
-        choose_noise(
-            surrogate, guards=config.guards, truth=validation, rules=config.training.ensemble_validation
-        )
     return outcomes
 
 
@@ -173,7 +169,9 @@ def planned(config: RunConfig, surrogate: Surrogate, batches: CanonicalBatches) 
                 training.diff_residual,
                 training.batch_size,
                 training.accumulation,
-                corrector_loss,
+                functools.partial(
+                    corrector_loss, residuals=training.diff_residual.residuals_per_window
+                ),
                 lambda step: _segment_of(surrogate),
                 score,
                 training.ensemble_validation.validations,
@@ -188,7 +186,9 @@ def planned(config: RunConfig, surrogate: Surrogate, batches: CanonicalBatches) 
                 student,
                 student.batch_size,
                 student.accumulation,
-                functools.partial(consistency_loss, taus=student.taus),
+                functools.partial(
+                    consistency_loss, taus=student.taus, residuals=student.residuals_per_window
+                ),
                 lambda step: _segment_of(surrogate),
                 score,
                 training.ensemble_validation.validations,
@@ -253,8 +253,7 @@ def ensemble_score(
     The rms has a floor of a thousandth of the first frame's, so that a field that has died does
     not decide.
     """
-    groups = set(list(dict.fromkeys(truth.groups))[: rules.groups])
-    part = truth.subset(torch.tensor([i for i, group in enumerate(truth.groups) if group in groups]))
+    part = truth.of_first_groups(rules.groups)
     predictor = StochasticPredictor(surrogate, guards, members=rules.members)
     initial = part.fields[:, 0]
     target = part.fields[:, 1 : None if rules.steps is None else 1 + rules.steps]

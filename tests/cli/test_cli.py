@@ -65,7 +65,7 @@ def test_help_and_the_sweep_wing_import_no_torch() -> None:
         (["leaderboard", "nowhere"], 2, "does not exist"),
         (["sweep", "status", "nowhere"], 1, "holds no sweep"),
         (["sweep", "run", "nothing", "--folder", "x"], 2, "known:"),
-        (["run"], 2, "Usage"),
+        (["run"], 2, "give a config"),
         (["doctor"], 0, ""),
     ],
 )

@@ -193,9 +193,12 @@ def test_exponents_duplicates_and_circles(tmp_path: Path) -> None:
 
 def test_hash_is_what_changes_results() -> None:
     base = load_config("rerun_txxoc8a8", profile="smoke").hash
-    unused = "training.diff_residual.learning_rate=0.1"
-    for same in ("seed=5", "threads=2", "tags=[x]", "ttc.gamma=3.0", "tracking.group=mine", unused):
+    for same in ("seed=5", "threads=2", "tags=[x]", "ttc.gamma=3.0", "tracking.group=mine"):
         assert load_config("rerun_txxoc8a8", [same], profile="smoke").hash == base
+    words = ["training.stages=[codec,operator]"]
+    deterministic = load_config("rerun_txxoc8a8", words, profile="smoke").hash
+    unused = [*words, "training.diff_residual.learning_rate=0.1", "model.corrector.hidden=32"]
+    assert load_config("rerun_txxoc8a8", unused, profile="smoke").hash == deterministic != base
     for other in (
         "training.operator.learning_rate=1e-4",
         "data.time_stride=1",

@@ -54,8 +54,11 @@ def scored(
     batch_size: int = 64,
     headline: Headline = "ensemble_mean",
     seed: int = 0,
+    groups: int | None = None,
 ) -> tuple[RegimeResult, Examples]:
-    rules = EnsembleRules.of(truth, calibration, first_frame=0, headline=headline, noise_seed=seed)
+    rules = EnsembleRules.of(
+        truth, calibration, first_frame=0, headline=headline, noise_seed=seed, groups=groups
+    )
     evaluator = Evaluator(truth, {}, batch_size=batch_size, bootstrap_samples=200, ensemble=rules)
     results, examples = evaluator.run(predictor)
     assert list(results) == ["all"]
@@ -175,9 +178,28 @@ def test_headline_is_the_plans_choice_and_the_operator_stands_beside(selection: 
     assert gain.low is not None
     assert gain.low > 0.1
     assert gain.value == pytest.approx(1 - value(mean, "nrmse") / value(mean, "nrmse_operator"), rel=1e-6)
-    assert value(alone, "ensemble_gain") == 0
+    assert value(alone, "ensemble_gain") == gain.value, "of the mean, whatever the headline"
+    assert value(alone, "nrmse_ensemble_mean") == value(mean, "nrmse")
     assert value(alone, "ece") == value(mean, "ece")
     assert mean.per_group["nrmse_operator"] != mean.per_group["nrmse"]
+
+
+def test_ensembles_on_some_initial_conditions_leave_every_deterministic_figure(
+    data: Dataset, selection: Trajectories
+) -> None:
+    calibration, few = fitted(Exact(), data), 5
+    whole, _ = scored(Exact(), selection, calibration, headline="deterministic")
+    some, _ = scored(Exact(), selection, calibration, headline="deterministic", groups=few)
+    alone, _ = scored(Exact(), selection.of_first_groups(few), calibration, headline="deterministic")
+    for name in ("nrmse", "nrmse_p95", "conservation_gap", "horizon"):
+        if name in whole.metrics:
+            assert some.metrics[name] == whole.metrics[name]
+    for name in ("ece", "ece_raw", "crps_fair", "spread_skill", "nrmse_ensemble_mean", "ensemble_gain"):
+        assert value(some, name) == value(alone, name) != value(whole, name)
+        assert "on the first 5 initial conditions" in some.metrics[name].reason
+    assert some.per_group == {k: v for k, v in whole.per_group.items() if k != "nrmse_operator"}
+    assert some.curves["coverage"] == alone.curves["coverage"]
+    assert some.curves["nrmse"] == whole.curves["nrmse"]
 
 
 def test_a_single_member_is_deterministic(data: Dataset, selection: Trajectories) -> None:

@@ -146,6 +146,20 @@ def gaussian_segments(count: int) -> Segments:
     return Segments(start, start[:, None], (start + residual)[:, None], conditions)
 
 
+def test_drawn_residuals_are_the_truth_minus_the_operators_own_rollout() -> None:
+    torch.manual_seed(0)
+    states, targets = torch.randn(5, 4, 6, 2), torch.randn(5, 4, 6, 2)
+    conditions = Conditions(torch.rand(5, 1), torch.rand(5))
+    drawn = Segments(torch.randn(5, 6, 2), states, targets, conditions).drawn(3)
+    assert drawn.residual.shape == (15, 6, 2)
+    for row, step in enumerate(drawn.steps.tolist()):
+        window = row // 3
+        assert torch.equal(drawn.states[row], states[window, step - 1])
+        assert torch.equal(drawn.residual[row], targets[window, step - 1] - states[window, step - 1])
+        assert drawn.conditions.dt[row] == conditions.dt[window]
+    assert all(len(set(part.tolist())) == 3 for part in drawn.steps.view(5, 3))
+
+
 @pytest.mark.slow
 def test_corrector_and_student_recover_a_linear_gaussian_problem() -> None:
     torch.manual_seed(0)
@@ -157,9 +171,9 @@ def test_corrector_and_student_recover_a_linear_gaussian_problem() -> None:
         optimiser = torch.optim.Adam(parameters, lr=3e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
         for _ in range(steps):
-            found = gaussian_segments(256)
-            context = corrector.context(*found.flat())
-            residual = (found.targets - found.states).flatten(0, 1)
+            found = gaussian_segments(256).drawn(1)
+            context = corrector.context(found.start, found.states, found.steps, found.conditions)
+            residual = found.residual
             whitened = context.whiten(residual)
             given = context.detached()
             if student:

@@ -134,7 +134,9 @@ def load_config(
     loaded_profile = load_profile(chosen)
     values = merge(plan_values, loaded_profile.overlay)
     own_data = plan_values.get("data")
-    if isinstance(own_data, dict) and _brings_file(own_data) and isinstance(values.get("data"), dict):
+    brings = isinstance(own_data, dict) and (own_data.get("dataset") or _brings_file(own_data))
+    if isinstance(own_data, dict) and brings and isinstance(values.get("data"), dict):
+        # a config about one data set keeps it; the profile's is for those that name none
         values["data"]["dataset"] = own_data.get("dataset")
     values["profile"] = loaded_profile.name
     training = values.get("training", {})
@@ -233,6 +235,11 @@ def _impossible(config: RunConfig) -> list[str]:
     if "diff_residual" in training.stages and config.model.reencode_every is None:
         faults.append(
             "model.reencode_every: the diff_residual stage needs it, the steps of a segment that it corrects"
+        )
+    if config.evaluation.ensemble_groups is not None and config.evaluation.headline != "deterministic":
+        faults.append(
+            "evaluation.ensemble_groups: the mean of an ensemble can only be the headline where every "
+            "trajectory has one; set evaluation.headline=deterministic or ensemble_groups=null"
         )
     if config.steady_prior.epochs:
         faults.append("steady_prior.epochs: this stage is not built yet, only 0 is allowed")

@@ -136,7 +136,14 @@ class CodecStage(Stage):
     batch_size: Count = 48
 
 
-class StudentStage(Stage):
+class CorrectorStage(Stage):
+    """`diff_residual`: the stochastic corrector of the operator's residual."""
+
+    #: steps of a segment that a window contributes, drawn anew each time
+    residuals_per_window: Count = 4
+
+
+class StudentStage(CorrectorStage):
     """`consistency_distill`: the student on the trajectories of its teacher."""
 
     batch_size: Count = 6
@@ -193,8 +200,7 @@ class TrainingConfig(Section):
     loss: LossConfig = LossConfig()
     codec: CodecStage
     operator: Stage
-    #: the stochastic corrector of the operator's residual
-    diff_residual: Stage
+    diff_residual: CorrectorStage
     consistency_distill: StudentStage
 
 
@@ -219,6 +225,8 @@ class EvaluationConfig(Section):
     #: the operator goes alone)
     members: Count = 32
     small_members: Count = 8
+    #: initial conditions that ensembles are asked for (None: all; needs the deterministic headline)
+    ensemble_groups: Count | None = None
     #: whose nrmse is the headline of a stochastic model; the other's stands beside
     headline: Literal["ensemble_mean", "deterministic"] = "ensemble_mean"
     #: of the members' noise, with each trajectory's own initial condition

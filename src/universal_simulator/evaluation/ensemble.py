@@ -44,6 +44,8 @@ class EnsembleRules:
 
     headline: Headline = "ensemble_mean"
     noise_seed: int = 0
+    #: ensembles are asked for on this many initial conditions only (None: on all)
+    groups: int | None = None
     calibrations: Mapping[str, RegimeCalibration] = field(default_factory=dict)
     uncalibrated: Mapping[str, str] = field(default_factory=dict)
 
@@ -58,13 +60,14 @@ class EnsembleRules:
         spacing_s: float | None = None,
         headline: Headline = "ensemble_mean",
         noise_seed: int = 0,
+        groups: int | None = None,
     ) -> EnsembleRules:
         """The rules for rollouts of these trajectories, with what of a model's calibration is about them.
 
         steps, spacing_s: the rollout's, where they are not those of the truth's frames.
         """
         if calibration is None:
-            return cls(headline, noise_seed)
+            return cls(headline, noise_seed, groups)
         found, reasons = {}, {}
         steps, spacing_s = steps or truth.fields.shape[1] - 1, spacing_s or truth.frame_spacing_s
         for label in truth.regimes():
@@ -73,7 +76,7 @@ class EnsembleRules:
                 found[label] = calibration.of_regime(label, steps)
             else:
                 reasons[label] = f"not recalibrated: {why}"
-        return cls(headline, noise_seed, found, reasons)
+        return cls(headline, noise_seed, groups, found, reasons)
 
     def why_uncalibrated(self, label: str) -> str:
         return self.uncalibrated.get(label, "not recalibrated: the model holds no calibration")

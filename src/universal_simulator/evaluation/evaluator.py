@@ -94,19 +94,32 @@ class Evaluator:
         self.rollout_s: dict[str, float] = {}
 
     def run(self, predictor: FieldPredictor) -> tuple[dict[str, RegimeResult], dict[str, Examples]]:
-        """(regime -> result, regime -> what its pictures show)."""
-        results, examples = {}, {}
-        done, sampler = 0, stochastic(predictor)
-        for label, rows in self.truth.regimes().items():
-            regime = self.truth.subset(rows)
+        """(regime -> result, regime -> what its pictures show).
+
+        Where the rules limit ensembles to some initial conditions, every deterministic figure is of
+        the whole truth and the ensembles' own figures are of those, and say so.
+        """
+        sampler, limit = stochastic(predictor), self.rules.groups
+        if sampler is None or limit is None:
+            return self._run(self.truth, predictor, sampler)
+        results, examples = self._run(self.truth, predictor, None)
+        sampled, _ = self._run(self.truth.of_first_groups(limit), predictor, sampler)
+        return {k: with_ensembles(result, sampled[k], limit) for k, result in results.items()}, examples
+
+    def _run(
+        self, truth: Trajectories, predictor: FieldPredictor, sampler: EnsemblePredictor | None
+    ) -> tuple[dict[str, RegimeResult], dict[str, Examples]]:
+        results, examples, done = {}, {}, 0
+        for label, rows in truth.regimes().items():
+            regime = truth.subset(rows)
             parts: list[_Part] = []
             for batch in self._batches(regime, sampler):
                 if sampler is not None and not done:
                     refuse_batch_dependence(sampler, batch, seed=self.rules.noise_seed)
-                parts.append(self._measure(predictor, batch, label, bins_stride(regime)))
+                parts.append(self._measure(predictor, sampler, batch, label, bins_stride(regime)))
                 done += len(batch)
                 if self.on_batch is not None:
-                    self.on_batch(done, len(self.truth))
+                    self.on_batch(done, len(truth))
             self.rollout_s[label] = sum(part.seconds for part in parts) / len(rows)
             measured = joined_measurements([part.measured for part in parts])
             predicted = torch.cat([part.guarded for part in parts])
@@ -125,7 +138,14 @@ class Evaluator:
             examples[label] = _examples(rows, measured, predicted, ensemble)
         return results, examples
 
-    def _measure(self, predictor: FieldPredictor, batch: Trajectories, label: str, x_stride: int) -> _Part:
+    def _measure(
+        self,
+        predictor: FieldPredictor,
+        sampler: EnsemblePredictor | None,
+        batch: Trajectories,
+        label: str,
+        x_stride: int,
+    ) -> _Part:
         """The headline's fields, measured; of a stochastic predictor its members and operator too."""
         started = time.perf_counter()
         raw = _rollout(predictor, batch)
@@ -133,7 +153,6 @@ class Evaluator:
         seconds = time.perf_counter() - started
         guarded = predictor.guard(raw, batch.fields[:, 0])
         per_sample, ensemble = probe(predictor, batch), None
-        sampler = stochastic(predictor)
         if sampler is not None:
             sampled = sample(
                 sampler,
@@ -143,7 +162,10 @@ class Evaluator:
                 x_stride=x_stride,
             )
             ensemble = sampled.measured
-            per_sample |= sampled.per_sample | {"nrmse_operator": nrmse_of(batch, guarded)}
+            per_sample |= sampled.per_sample | {
+                "nrmse_operator": nrmse_of(batch, guarded),
+                "nrmse_ensemble_mean": nrmse_of(batch, sampled.guarded),
+            }
             if self.rules.headline == "ensemble_mean":
                 raw, guarded, seconds = sampled.raw, sampled.guarded, sampled.seconds
         measured = measure(batch, raw, guarded)
@@ -156,6 +178,23 @@ class Evaluator:
             size = min(size, rows_at_once(sampler.members, part))
         for start in range(0, len(part), size):
             yield part.subset(torch.arange(start, min(start + size, len(part)))).to(self.device)
+
+
+def with_ensembles(result: RegimeResult, sampled: RegimeResult, groups: int) -> RegimeResult:
+    """`result` with the ensembles' own figures, measured on the first `groups` initial conditions."""
+    told = f"on the first {groups} initial conditions"
+    own = {name for name in sampled.metrics if name not in result.metrics} | {"ece"}
+    metrics = {
+        name: metric.model_copy(update={"reason": "; ".join(filter(None, [metric.reason, told]))})
+        for name, metric in sampled.metrics.items()
+        if name in own
+    }
+    return result.model_copy(
+        update={
+            "metrics": dict(sorted((result.metrics | metrics).items())),
+            "curves": sampled.curves | result.curves,
+        }
+    )
 
 
 def evaluate(

@@ -66,6 +66,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "sharpness_raw": Entry("the same before recalibration"),
     "nrmse_operator": Entry("nrmse of the deterministic operator alone, guarded"),
+    "nrmse_ensemble_mean": Entry("nrmse of the mean of the guarded members"),
     "ensemble_gain": Entry(
         "nrmse saved by the ensemble's mean, as a share of the operator's", better="higher"
     ),

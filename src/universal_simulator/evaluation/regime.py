@@ -34,6 +34,7 @@ MAY_BE_UNDEFINED = (
     "nrmse_raw",
     "nrmse_step",
     "nrmse_operator",
+    "nrmse_ensemble_mean",
     "reconstruction",
     "spectrum_error",
 )
@@ -74,7 +75,7 @@ def regime_result(
         metrics |= uncertain
         curves |= lines
         metrics["ensemble_gain"] = gain_over_operator(
-            summary, measured.per_sample["nrmse"], measured.per_sample["nrmse_operator"]
+            summary, measured.per_sample["nrmse_ensemble_mean"], measured.per_sample["nrmse_operator"]
         )
     per_group = {
         name: _per_group(measured.per_sample[name][defined], kept)
@@ -175,8 +176,8 @@ def _per_group(values: Tensor, groups: list[str]) -> tuple[float, ...] | None:
 
 
 def _parameters(part: Trajectories) -> dict[str, float]:
-    """Short decimals as they were given, not as float32 holds them; of a bin of values the median."""
-    pairs = zip(part.equation.parameters, part.parameters.median(dim=0).values.tolist(), strict=True)
+    """Short decimals as they were given, not as float32 holds them."""
+    pairs = zip(part.equation.parameters, part.parameters[0].tolist(), strict=True)
     return {spec.name: float(f"{value:.6g}") for spec, value in pairs}
 
 

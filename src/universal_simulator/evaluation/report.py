@@ -163,10 +163,12 @@ def _regime_pictures(
     return drawn
 
 
-def _operator(regime: RegimeResult) -> dict[str, dict[str, Metric]]:
-    """The deterministic operator beside the ensemble that is built on it."""
+def _operator(evaluation: EvaluationRecord, regime: RegimeResult) -> dict[str, dict[str, Metric]]:
+    """The deterministic operator beside an ensemble's mean that is the headline."""
     found = regime.metrics.get("nrmse_operator")
-    return {} if found is None else {"operator alone": {"nrmse": found}}
+    if found is None or evaluation.result.predictor.kind == "deterministic":
+        return {}
+    return {"operator alone": {"nrmse": found}}
 
 
 def _ladders(
@@ -183,7 +185,7 @@ def _ladders(
         label: ladder(
             regime.metrics,
             evaluation.result.references.get(label, {})
-            | _operator(regime)
+            | _operator(evaluation, regime)
             | {name: peer.result.regimes[label].metrics for name, peer in peers.items()},
             {
                 key.rpartition("/")[2]: value

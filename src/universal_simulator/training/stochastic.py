@@ -23,6 +23,17 @@ SMALLEST_UNIT = 1e-6
 
 
 @dataclass(frozen=True)
+class Residuals:
+    """Samples (S, ...) for the corrector: z_0, z_k, k, conditions and r_k = y_k - z_k."""
+
+    start: Tensor
+    states: Tensor
+    steps: Tensor
+    conditions: Conditions
+    residual: Tensor
+
+
+@dataclass(frozen=True)
 class Segments:
     """start z_0 (B, N, D); states z_1..z_K and targets y_1..y_K (B, K, N, D)."""
 
@@ -31,15 +42,19 @@ class Segments:
     targets: Tensor
     conditions: Conditions
 
-    def flat(self) -> tuple[Tensor, Tensor, Tensor, Conditions]:
-        """start, states, steps and conditions of all B K samples, as the corrector takes them."""
-        size, count = self.states.shape[:2]
-        steps = torch.arange(1, count + 1, device=self.states.device).repeat(size)
-        return (
-            self.start.repeat_interleave(count, 0),
-            self.states.flatten(0, 1),
-            steps,
-            repeat_conditions(self.conditions, count),
+    def drawn(self, count: int) -> Residuals:
+        """`count` of the K steps of every window, without replacement; all of them where K is fewer."""
+        size, steps = self.states.shape[:2]
+        count, device = min(count, steps), self.states.device
+        chosen = torch.rand(size, steps, device=device).argsort(dim=1)[:, :count]
+        rows = torch.arange(size, device=device)[:, None]
+        states = self.states[rows, chosen].flatten(0, 1)
+        return Residuals(
+            start=self.start.repeat_interleave(count, 0),
+            states=states,
+            steps=(chosen + 1).flatten(),
+            conditions=repeat_conditions(self.conditions, count),
+            residual=self.targets[rows, chosen].flatten(0, 1) - states,
         )
 
 
@@ -67,18 +82,17 @@ def fit_units(corrector: Corrector, measured: Segments) -> None:
     corrector.condition.fit(measured.conditions)
 
 
-def corrector_loss(surrogate: Surrogate, batch: TrainingBatch) -> LossTerms:
+def corrector_loss(surrogate: Surrogate, batch: TrainingBatch, *, residuals: int) -> LossTerms:
     """Gaussian likelihood of location and scale, and flow matching of what they leave.
 
     L = mean( w^2 / 2 + log sigma ) + mean |v(x_s, s) - (w - e)|^2,   w = (r / c - mu) / sigma
 
-    w is held fixed in the second term: the flow must not buy an easy target with a wide sigma.
+    over `residuals` steps of every window. w is held fixed in the second term: the flow must not buy an easy target with a wide sigma.
     """
     corrector = _corrector(surrogate)
-    found = segments(surrogate, batch)
-    context = corrector.context(*found.flat())
-    residual = (found.targets - found.states).flatten(0, 1)
-    whitened = context.whiten(residual)
+    found = segments(surrogate, batch).drawn(residuals)
+    context = corrector.context(found.start, found.states, found.steps, found.conditions)
+    whitened = context.whiten(found.residual)
     likelihood = (0.5 * whitened.square() + context.log_scale).mean()
     given, data = context.detached(), whitened.detach()
     noise, s = torch.randn_like(data), torch.rand(len(data), device=data.device)
@@ -88,15 +102,17 @@ def corrector_loss(surrogate: Surrogate, batch: TrainingBatch) -> LossTerms:
     return LossTerms(likelihood + flow, {"likelihood": likelihood, "flow": flow})
 
 
-def consistency_loss(surrogate: Surrogate, batch: TrainingBatch, *, taus: int) -> LossTerms:
+def consistency_loss(
+    surrogate: Surrogate, batch: TrainingBatch, *, taus: int, residuals: int
+) -> LossTerms:
     """The student's jumps against the ends of the teacher's own trajectories of `taus` points."""
     corrector = _corrector(surrogate)
     student = corrector.student
     if student is None:
         raise ValueError("consistency_loss needs a student: call Surrogate.add_student first")
-    found = segments(surrogate, batch)
+    found = segments(surrogate, batch).drawn(residuals)
     with torch.no_grad():
-        context = corrector.context(*found.flat())
+        context = corrector.context(found.start, found.states, found.steps, found.conditions)
         noise = torch.randn_like(context.location)
         path = trajectory(
             lambda x, s: corrector.velocity(corrector.teacher, context, x, s), noise, steps=taus
