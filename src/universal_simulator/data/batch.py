@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from universal_simulator.data.regimes import RegimeRule
 from universal_simulator.errors import DataError
 from universal_simulator.physics.domain import Grid
 from universal_simulator.physics.equations import Equation
@@ -24,6 +25,8 @@ class Trajectories:
     groups: tuple[str, ...]
     grid: Grid
     equation: Equation
+    #: of the data set they come from; None: of these trajectories alone
+    regime_rule: RegimeRule | None = None
 
     def __post_init__(self) -> None:
         batch, frames = self.fields.shape[:2]
@@ -52,9 +55,7 @@ class Trajectories:
 
     def subset(self, rows: Tensor) -> Trajectories:
         groups = tuple(self.groups[i] for i in rows.tolist())
-        return Trajectories(
-            self.fields[rows], self.times_s, self.parameters[rows], groups, self.grid, self.equation
-        )
+        return replace(self, fields=self.fields[rows], parameters=self.parameters[rows], groups=groups)
 
     def to(self, device: torch.device | str) -> Trajectories:
         """Fields and parameters on `device`; times stay on the CPU, where solvers count steps."""
@@ -66,20 +67,9 @@ class Trajectories:
         return self.subset(torch.tensor([row for row, group in enumerate(self.groups) if group in kept]))
 
     def regimes(self) -> dict[str, Tensor]:
-        """Rows of each distinct parameter tuple, by label such as `nu=0.01`, ascending."""
-        if not self.parameters.shape[1]:
-            return {regime_label(self.equation, []): torch.arange(len(self))}
-        values, inverse = torch.unique(self.parameters, dim=0, return_inverse=True)
-        return {
-            regime_label(self.equation, row.tolist()): torch.nonzero(inverse == index).flatten()
-            for index, row in enumerate(values)
-        }
-
-
-def regime_label(equation: Equation, values: list[float]) -> str:
-    """`nu=0.01`; stored parameters are float64, so short decimals print as they were given."""
-    pairs = zip(equation.parameters, values, strict=True)
-    return ",".join(f"{spec.name}={value:.6g}" for spec, value in pairs) or "all"
+        """Rows of each parameter regime, by label such as `nu=0.01`, ascending (`data/regimes.py`)."""
+        rule = self.regime_rule or RegimeRule.of(self.parameters.cpu().numpy())
+        return rule.rows(self.parameters, self.equation)
 
 
 #: of a group's hash, kept with a model to recognise what it has seen

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from universal_simulator.data import pdebench, verification
-from universal_simulator.data.batch import Trajectories, group_hash, regime_label
+from universal_simulator.data.batch import Trajectories, group_hash
+from universal_simulator.data.regimes import RegimeRule
 from universal_simulator.data.splits import (
     CALIBRATION_HALVES,
     SPLITS,
@@ -74,6 +75,10 @@ class Dataset:
         if not ((split >= 0) & (split < len(SPLITS))).all():
             raise DataError(f"{self.path}: 'split' must hold 0..{len(SPLITS) - 1} ({', '.join(SPLITS)})")
         return split
+
+    @cached_property
+    def regime_rule(self) -> RegimeRule:
+        return RegimeRule.of(self.header.parameters)
 
     @cached_property
     def identity(self) -> str:
@@ -151,12 +156,12 @@ class Dataset:
             groups=tuple(self.groups[row] for row in rows),
             grid=self.grid,
             equation=self.equation,
+            regime_rule=self.regime_rule,
         )
 
     @property
     def info(self) -> DatasetInfo:
         count, frames, _ = self.header.shape
-        values = sorted({tuple(row) for row in self.header.parameters.tolist()})
         per_split: Mapping[str, int] = {
             name: len({self.groups[row] for row in np.flatnonzero(self.split_of_row == index)})
             for index, name in enumerate(SPLITS)
@@ -169,7 +174,7 @@ class Dataset:
             frames=frames,
             frame_spacing_s=float(self.header.times[1] - self.header.times[0]),
             points=self.grid.points[0],
-            regimes=tuple(regime_label(self.equation, list(value)) for value in values),
+            regimes=tuple(self.regime_rule.rows(torch.from_numpy(self.header.parameters), self.equation)),
             groups_per_split=dict(per_split),
             identity=self.identity,
         )

@@ -176,8 +176,8 @@ def _per_group(values: Tensor, groups: list[str]) -> tuple[float, ...] | None:
 
 
 def _parameters(part: Trajectories) -> dict[str, float]:
-    """Short decimals as they were given, not as float32 holds them."""
-    pairs = zip(part.equation.parameters, part.parameters[0].tolist(), strict=True)
+    """Short decimals as they were given, not as float32 holds them; of a bin of values the median."""
+    pairs = zip(part.equation.parameters, part.parameters.median(dim=0).values.tolist(), strict=True)
     return {spec.name: float(f"{value:.6g}") for spec, value in pairs}
 
 
