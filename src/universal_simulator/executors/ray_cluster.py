@@ -59,8 +59,8 @@ class RayClusterExecutor(Executor):
     (so `attach` answers False for what an earlier driver started); "auto" is the cluster named by
     RAY_API_SERVER_ADDRESS, else the head of this machine; or the URL of a job API. There jobs
     outlive their driver. python: the interpreter on the workers that has this package (default:
-    this one for addresses of this machine, else `python`). machine_class other than "small" asks
-    for a node with a custom resource of that name.
+    this one for addresses of this machine, else `python`). A machine_class asks for a
+    node with a custom resource of that name, where the cluster has one; else any node will do.
     """
 
     def __init__(
@@ -213,14 +213,16 @@ class RayClusterExecutor(Executor):
         job.log.parent.mkdir(parents=True, exist_ok=True)
         fence.issue(submission)
         try:
-            jobs.submit(submission, self._request(job, folder, submission))
+            marked = head is None and job.resources.machine_class in jobs.resource_names()
+            jobs.submit(submission, self._request(job, folder, submission, marked=marked))
         except ExecutorError:
             # a lost reply may hide an accepted job: without a ticket it will not begin
             if fence.issue(""):
                 raise
         self._placed[job.job_id] = _Placed(job, submission, fence, jobs, head)
 
-    def _request(self, job: Job, folder: Path, submission: str) -> dict[str, Any]:
+    def _request(self, job: Job, folder: Path, submission: str, *, marked: bool) -> dict[str, Any]:
+        """marked: the cluster marks the nodes of this job's machine class."""
         needs = job.resources
         threads = needs.threads or self.threads
         memory_gib = needs.memory_gib or 0.0
@@ -228,13 +230,12 @@ class RayClusterExecutor(Executor):
         fence += [submission, str(job.log.resolve()), str(memory_gib), "--"]
         variables = [f"{name}={threads}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")]
         words = ["env", *variables, "PYTHONUNBUFFERED=1", *fence, *self._command, *job.arguments]
-        small = needs.machine_class == "small"
         return {
             "entrypoint": f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(words)}",
             "entrypoint_num_cpus": threads,
             "entrypoint_num_gpus": needs.gpus,
             "entrypoint_memory": int(memory_gib * GIB),
-            "entrypoint_resources": {} if small else {needs.machine_class: CLASS_SHARE},
+            "entrypoint_resources": {needs.machine_class: CLASS_SHARE} if marked else {},
             "metadata": {"usim_job": job.job_id, "usim_folder": str(folder)},
         }
 

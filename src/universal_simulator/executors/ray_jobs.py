@@ -103,6 +103,17 @@ class RayJobs:
         """Ask Ray to end it: SIGTERM, then SIGKILL; returns before it is gone."""
         self._ask("POST", f"/api/jobs/{quote(submission)}/stop")
 
+    def resource_names(self) -> frozenset[str]:
+        """What the nodes now alive lend: CPU, GPU, memory, and the names given to their classes."""
+        found: set[str] = set()
+        try:
+            listed = _json(self._ask("GET", "/api/v0/nodes?detail=1&limit=10000"))["data"]["result"]["result"]
+            for node in listed:
+                found.update(node["resources_total"] if node["state"] == "ALIVE" else ())
+        except (TypeError, KeyError) as error:
+            raise UnreachableError(f"{self.address} lists no nodes as Ray does") from error
+        return frozenset(found)
+
     def _ask(
         self, method: str, path: str, content: Any = None, *, timeout_s: float | None = None
     ) -> httpx.Response:
