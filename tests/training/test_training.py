@@ -15,7 +15,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from universal_simulator import assessment, experiment
+from universal_simulator import assessment, experiment, stages
 from universal_simulator.configuration import LoadedConfig, load_config
 from universal_simulator.configuration.schema import (
     PENDING_SECTIONS,
@@ -505,7 +505,7 @@ def test_exhausted_memory_is_one_error_with_its_cure(
     def exhausted(*_: object, **__: object) -> None:
         torch.empty(1 << 60)
 
-    monkeypatch.setattr(loop, "window_loss", exhausted)
+    monkeypatch.setattr(stages, "window_loss", exhausted)
     with pytest.raises(MemoryExhaustedError, match="micro_batch_size"):
         experiment.run(tiny(smoke_data), tmp_path)
     summary = next((tmp_path / "artifacts" / "runs").glob("*/summary.json")).read_text()
@@ -544,9 +544,11 @@ def test_the_statistics_are_those_of_the_first_groups_whether_resident_or_stream
 ) -> None:
     monkeypatch.setattr(experiment, "STATISTICS_GROUPS", 5)
     config = tiny(smoke_data).config
-    _, resident = experiment._training_data(config, smoke_data)
+    _, resident = experiment._training_data(config, smoke_data, torch.device("cpu"))
     data = config.data.model_copy(update={"resident_gib": 1e-9})
-    _, streamed = experiment._training_data(config.model_copy(update={"data": data}), smoke_data)
+    _, streamed = experiment._training_data(
+        config.model_copy(update={"data": data}), smoke_data, torch.device("cpu")
+    )
     assert len(set(resident.groups)) == 5
     assert resident.groups == streamed.groups
     assert torch.equal(resident.fields, streamed.fields)
