@@ -26,10 +26,8 @@ from universal_simulator.sweep.executor import Job, JobEnd
 WANDB, VAST, RAY, OTHER = "w4ndb" + "0" * 35, "v4st-secret-key", "r4y.token.of.job", "h0st1ng-s3cret"
 
 
-@pytest.fixture
-def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def plant(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Secrets in the environment and in the user's files; all their values."""
-    home = tmp_path / "home"
     (home / ".config" / "vastai").mkdir(parents=True)
     (home / ".ray").mkdir()
     (home / ".config" / "vastai" / "vast_api_key").write_text("file-v4st-key\n")
@@ -44,6 +42,11 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("RAY_AUTH_TOKEN", RAY)
     monkeypatch.setenv("HOSTING_TOKEN", OTHER)
     return [WANDB, VAST, RAY, OTHER, "file-v4st-key", "file-r4y-token", "netrc-w4ndb-key"]
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    return plant(tmp_path / "home", monkeypatch)
 
 
 def test_environment_comes_before_files_and_nothing_is_nothing(

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import SecretStr
 
+from universal_simulator.credentials import secrets_at_hand
 from universal_simulator.errors import UserError
 
 PACKAGE = "src/universal_simulator"
@@ -51,16 +52,17 @@ def pack_code(
     """The archive of the checkout at `root`, configs and plans of `working_folder` in front of its own.
 
     That is the order in which names of configs are looked up here. Raises UserError where the checkout
-    is incomplete, a file is a link, or one of `secrets` stands in any file.
+    is incomplete, a file is a link, or one of `secrets` or of the user's own stands in any file.
     """
     root = root or checkout_root()
     files = collect(root)
     overlay = working_folder or Path.cwd()
     if overlay.resolve() != root.resolve():
         files |= dict(_below(overlay, "configs")) | dict(_below(overlay, "plans"))
+    known = {*secrets_at_hand(), *(secret.get_secret_value() for secret in secrets)}
     for name, data in files.items():
-        for secret in secrets:
-            if secret.get_secret_value().encode() in data:
+        for secret in known:
+            if secret.encode() in data:
                 raise UserError(f"{name} holds a secret key; it must not leave this machine: take it out")
     if (size := sum(map(len, files.values()))) > MAX_BYTES:
         raise UserError(f"the code weighs {size >> 20} MiB, at most {MAX_BYTES >> 20} are sent")
