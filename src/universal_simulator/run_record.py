@@ -243,7 +243,10 @@ def content_hash(value: Any) -> str:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write the whole file or nothing: temporary file, fsync, rename, fsync of the folder."""
+    """Write the whole file or nothing: temporary file, fsync, rename, fsync of the folder.
+
+    OSError (a full disk, a read-only folder) names the file; what was there before is still there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -253,6 +256,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     descriptor = os.open(path.parent, os.O_RDONLY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -38,6 +39,17 @@ def version() -> None:
     typer.echo(__version__)
 
 
+_NO_ROOM = "make room and type the command again: it goes on where it was"
+_NO_WRITING = "this place cannot be written; give another folder"
+_CURES = {
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EFBIG: _NO_ROOM,
+    errno.EROFS: _NO_WRITING,
+    errno.EACCES: _NO_WRITING,
+}
+
+
 def main() -> None:
     """Entry point: one clear message per failure, exit code 2 for usage, 1 for a failed run."""
     try:
@@ -50,5 +62,6 @@ def main() -> None:
     except OSError as error:
         if os.environ.get("USIM_DEBUG"):
             raise
-        print(masked(f"usim: {error} (set USIM_DEBUG=1 for the traceback)"), file=sys.stderr)
+        cure = _CURES.get(error.errno or 0, "set USIM_DEBUG=1 for the traceback")
+        print(masked(f"usim: {error} ({cure})"), file=sys.stderr)
         sys.exit(1)

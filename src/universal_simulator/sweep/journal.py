@@ -43,7 +43,11 @@ class Journal:
             self._replay()
 
     def append(self, kind: str, **data: Any) -> Event:
-        """The only writer cuts a torn tail; readers leave the file as it is."""
+        """The only writer cuts a torn tail; readers leave the file as it is.
+
+        An append that fails (the disk is full) raises OSError and has not happened: what of it reached
+        the file is cut off before the next one.
+        """
         if self._torn_at is not None:
             with open(self.path, "r+b") as file:
                 file.truncate(self._torn_at)
@@ -52,10 +56,16 @@ class Journal:
         event = Event(len(self.events), kind, data, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         line = _encode(event)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        before = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with open(self.path, "ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            self._torn_at = before if self.path.exists() else None
+            error.filename = error.filename or str(self.path)
+            raise
         self._keep(event)
         return event
 
