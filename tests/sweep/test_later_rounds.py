@@ -9,9 +9,11 @@ import pytest
 
 from tests.sweep.fake_executor import FakeExecutor
 from universal_simulator.errors import ConfigurationError
+from universal_simulator.executors.local_process import LocalProcessExecutor
 from universal_simulator.sweep.driver import run_sweep
-from universal_simulator.sweep.leaderboard import result_digest
+from universal_simulator.sweep.leaderboard import leaderboard_path, result_digest
 from universal_simulator.sweep.plan import Plan, load_plan
+from universal_simulator.sweep.report import report_path
 from universal_simulator.sweep.state import JOURNAL, Run, SweepState
 
 RATE = "training.operator.learning_rate"
@@ -71,6 +73,15 @@ def test_search_and_refinement_each_start_from_the_champion_of_their_moment(tmp_
     # the placebo of each round is its base with another seed
     for run in of_role(state, "placebo"):
         assert run.overrides == next(r.overrides for r in state.runs if r.run_id == opened[run.round]["base"])
+    page = report_path(tmp_path).read_text()
+    for part in (
+        "Rounds after the written ones",
+        "Round C (search): promoted",
+        "0 of 2 placebos passed the improvement gate",
+        "Left out: ttc.residual_threshold: test-time compute is off",
+        outcome(state, "C")["sentence"],
+    ):
+        assert part in page, part
     again = KnowingExecutor()
     assert result_digest(run_sweep("smoke_iterate", tmp_path, executor=again)) == result_digest(state)
     assert again.submitted == []
@@ -197,3 +208,41 @@ def test_a_placebo_of_a_written_round_is_another_seed_of_the_baseline(tmp_path: 
     promoted = lucky.decision("promotions")
     assert promoted is not None
     assert promoted["promoted"] == []
+
+
+def test_a_page_of_very_many_runs_shows_the_best_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("universal_simulator.sweep.report.PAGE_RUNS", 8)
+    values = load_plan("smoke").model_dump(mode="json")
+    members = [
+        {"config": "sweep_round_a_lr3e4_w5", "overrides": [f"{RATE}={3e-4 + i * 1e-5!r}"]} for i in range(8)
+    ]
+    values["rounds"][0]["members"] = members
+    state = run_sweep(Plan.model_validate(values), tmp_path, executor=KnowingExecutor())
+    page = report_path(tmp_path).read_text()
+    assert f"8 of {len(state.runs)} runs shown" in page
+    best = min(state.members(), key=lambda run: float(run.overrides[0].partition("=")[2]))
+    worst = max(state.members(), key=lambda run: float(run.overrides[0].partition("=")[2]))
+    assert best.run_id in page
+    assert worst.run_id not in page
+    assert worst.run_id in leaderboard_path(tmp_path).read_text()
+
+
+@pytest.mark.slow
+def test_rounds_c_and_d_run_for_real(tmp_path: Path) -> None:
+    """Real trainings of two optimiser steps an epoch: three trials, a placebo each, a refinement."""
+    run_sweep("smoke_iterate", tmp_path, executor=LocalProcessExecutor(2))
+    state = SweepState(tmp_path)
+    assert len(of_role(state, "trial")) == 3
+    assert len(of_role(state, "placebo")) == 2
+    assert len(of_role(state, "refinement")) == 1
+    assert {e.data["round"] for e in state.journal.of("round_ended")} == {"C", "D"}
+    values = {state.about(run.run_id)["values"][RATE] for run in of_role(state, "trial")}
+    assert len(values) == 3
+    for run in of_role(state, "trial"):
+        record = state.record(run.run_id)
+        assert record is not None
+        assert record.training is not None
+        trained = record.training.result.effective_config["training"]["operator"]["learning_rate"]
+        assert trained == state.about(run.run_id)["values"][RATE]

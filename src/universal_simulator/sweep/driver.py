@@ -77,6 +77,7 @@ class _Driver:
         self.executor = executor
         self.queue = JobQueue(state, executor)
         self.progress = progress
+        self._judged: dict[str, dict[str, list[GateResult]]] = {}
 
     def run(self) -> SweepState:
         if self.journal.cut is not None:
@@ -192,6 +193,8 @@ class _Driver:
 
     def _gates(self, suite: str, candidates: Sequence[str]) -> dict[str, list[GateResult]]:
         """Gates of candidates against the first baseline seed that finished; journalled once."""
+        if suite in self._judged:
+            return self._judged[suite]
         evaluations = self.state.evaluations(suite)
         seeds = [evaluations[run] for run in self.state.baselines() if run in evaluations]
         results = {
@@ -209,6 +212,7 @@ class _Driver:
         if self.state.decision(f"{suite}_gates") is None:
             told = {run: [gate.as_dict() for gate in gates] for run, gates in results.items()}
             self.journal.append(f"{suite}_gates", gates=told)
+        self._judged[suite] = results
         return results
 
     def _promote(self) -> None:

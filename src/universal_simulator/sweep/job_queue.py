@@ -63,16 +63,18 @@ class JobQueue:
         waiting = [job for job in waiting if not self._attached(job)]
         waiting += more()
         stopped: BudgetError | None = None
+        finished = {j.job_id: 1.0 for j in jobs if state.done(j.job_id)}
         while (waiting and stopped is None) or self._running:
             while waiting and stopped is None and len(self._running) < self.executor.slots:
                 stopped = self._launch(waiting.pop(0))
-            shares = {j.job_id: 1.0 for j in jobs if state.done(j.job_id)}
             live = {name: live_share(job.log) for name, job in self._running.items()}
-            report(shares | live, list(self._running))
+            report(finished | live, list(self._running))
             for end in self.executor.wait(POLL_S):
                 job = self._running[end.job_id]
                 if self._ended(job, end):
                     waiting.insert(0, job)
+                elif end.exit_code == 0:
+                    finished[job.job_id] = 1.0
             waiting = [*self._end_stalled(), *waiting]
             self._end_overspending()
             waiting += more()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ from markupsafe import Markup, escape
 from universal_simulator.run_record import Metric, RunRecord, write_atomically
 from universal_simulator.sweep.compute import compute_matches, compute_rows, rule_sentence
 from universal_simulator.sweep.gates import paired_interval, seed_spread, telling
+from universal_simulator.sweep.round_report import CANDIDATES, later_rounds, placebo_sentence
 from universal_simulator.sweep.rounds import (
     headline_value,
     rung,
     score_forecast,
     tier_results,
 )
-from universal_simulator.sweep.state import SweepState
+from universal_simulator.sweep.state import Run, SweepState
 from universal_simulator.sweep.verdicts import verdict
+
+#: a page shows so many runs at most; the leaderboard has them all
+PAGE_RUNS = 100
 
 
 def report_path(folder: Path) -> Path:
@@ -51,15 +56,20 @@ def _context(state: SweepState) -> dict[str, Any]:
         item["run_id"]: item["reason"]
         for item in (state.decision("promotions") or {"promoted": []})["promoted"]
     }
+    shown, compute = _shown(state, promoted), compute_rows(state)
+    names = {run.run_id for run in shown}
     return {
         "plan": state.plan,
+        "num_runs": len(state.runs),
+        "later_rounds": later_rounds(state),
+        "placebos": placebo_sentence(state),
         "champion": champion,
         "outcome": _outcome(state),
         "rung": rung(state.plan, headline_value(full[champion["champion"]], state.plan.headline_regime))
         if champion and champion["champion"] in full
         else None,
         "regimes": regimes,
-        "rows": [_row(state, run.run_id, records.get(run.run_id), promoted) for run in state.runs],
+        "rows": [_row(state, run, records.get(run.run_id), promoted) for run in shown],
         "references": _references(full or small),
         "gates": {
             suite: {run: telling(gates) for run, gates in state.gates(suite).items()}
@@ -69,17 +79,18 @@ def _context(state: SweepState) -> dict[str, Any]:
         if champion
         else [],
         "forecasts": _forecasts(state),
-        "verdicts": {run.run_id: verdict(state, run.run_id) for run in state.runs},
+        "verdicts": {run.run_id: verdict(state, run.run_id) for run in shown},
         "healed": [e.data for e in state.journal.of("run_healed")],
         "stalls": [e.data for e in state.journal.of("job_stalled")],
         "ablations": _ablations(state),
         "seeds": _seeds(state),
         "charts": {
-            regime: _bars(state, regime, champion["champion"] if champion else None) for regime in regimes
+            regime: _bars(state, shown, regime, champion["champion"] if champion else None)
+            for regime in regimes
         },
         "seconds": state.seconds_spent,
-        "compute": compute_rows(state),
-        "compute_rule": rule_sentence(compute_rows(state)),
+        "compute": [row for row in compute if row.run_id in names],
+        "compute_rule": rule_sentence(compute),
         "compute_matches": compute_matches(state),
         "openings": len(state.journal.of("test_opened")),
         "test": {run: e for run, e in state.evaluations("test").items()},
@@ -96,10 +107,21 @@ def _outcome(state: SweepState) -> str:
     return sentence
 
 
-def _row(
-    state: SweepState, run_id: str, record: RunRecord | None, promoted: dict[str, str]
-) -> dict[str, Any]:
-    run = next(run for run in state.runs if run.run_id == run_id)
+def _shown(state: SweepState, promoted: Mapping[str, str]) -> list[Run]:
+    """All runs, or of very many those that are compared with, decided about or best on small-eval."""
+    runs, small = state.runs, state.evaluations("small_eval")
+    if len(runs) <= PAGE_RUNS:
+        return runs
+    champions = {event.data["champion"] for event in state.journal.of("champion")}
+    told = {r.run_id for r in runs if r.role != "member" or r.run_id in promoted or r.run_id in champions}
+    others = {run: e for run, e in small.items() if run not in told}
+    ranked = sorted((headline_value(e, state.plan.headline_regime), run) for run, e in others.items())
+    told |= {run for _, run in ranked[: max(0, PAGE_RUNS - len(told))]}
+    return [run for run in runs if run.run_id in told]
+
+
+def _row(state: SweepState, run: Run, record: RunRecord | None, promoted: dict[str, str]) -> dict[str, Any]:
+    run_id = run.run_id
     training = record.training.result if record and record.training else None
     return {
         "run": run,
@@ -132,21 +154,26 @@ def _natural(name: str) -> tuple[str, int]:
 
 
 def _forecasts(state: SweepState) -> list[dict[str, str]]:
-    """Each round's best member, judged on full-eval where one got there, against the mean of the seeds."""
+    """Each round's best member, judged on full-eval where one got there, against what it started from:
+    the mean of the baseline's seeds, or the champion of that moment."""
     regime, out = state.plan.headline_regime, []
     suites = {suite: state.evaluations(suite) for suite in ("full_eval", "small_eval")}
     for round_ in state.plan.rounds:
-        members = [r.run_id for r in state.runs if r.role == "member" and r.round == round_.name]
+        members = [r.run_id for r in state.runs if r.role in CANDIDATES and r.round == round_.name]
+        opened = [e for e in state.journal.of("round_opened") if e.data["round"] == round_.name]
+        base = [event.data["base"] for event in opened]
         suite = next((s for s, e in suites.items() if any(run in e for run in members)), "small_eval")
         found = suites[suite]
-        seeds = [headline_value(found[run], regime) for run in state.baselines() if run in found]
+        compared = base if round_.kind != "members" else state.baselines()
+        seeds = [headline_value(found[run], regime) for run in compared if run in found]
         scored = sorted((headline_value(found[run], regime), run) for run in members if run in found)
         if not seeds:
             continue
         best = scored[0][0] if scored else None
         answer, text = score_forecast(round_, best, sum(seeds) / len(seeds))
         if scored:
-            text += f" ({scored[0][1]}, {suite.replace('_', '-')}, against the mean of {len(seeds)} seeds)"
+            against = f"the mean of {len(seeds)} seeds" if round_.kind == "members" else base[0]
+            text += f" ({scored[0][1]}, {suite.replace('_', '-')}, against {against})"
         out.append({"round": round_.name, "hypothesis": round_.hypothesis, "answer": answer, "text": text})
     return out
 
@@ -201,10 +228,10 @@ def _ablations(state: SweepState) -> list[dict[str, Any]]:
     return out
 
 
-def _bars(state: SweepState, regime: str, champion: str | None) -> Markup:
+def _bars(state: SweepState, shown: Sequence[Run], regime: str, champion: str | None) -> Markup:
     """Horizontal bars of nrmse with intervals (small-eval: the one suite every run has), log scale."""
     rows: list[tuple[str, float, float, float]] = []
-    for run in state.runs:
+    for run in shown:
         record = state.record(run.run_id)
         evaluation = record.evaluations.get("small_eval") if record else None
         metric = (

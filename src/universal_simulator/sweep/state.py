@@ -84,6 +84,7 @@ class SweepState:
         self._read = 0
         self._runs: list[Run] = []
         self._by_id: dict[str, Run] = {}
+        self._baselines: list[str] = []
         self._begun: Counter[str] = Counter()
         self._ends: dict[str, list[Event]] = {}
         self._given_up: dict[str, list[Event]] = {}
@@ -119,6 +120,8 @@ class SweepState:
         run = _run(item)
         self._runs.append(run)
         self._by_id[run.run_id] = run
+        if run.role == "baseline":
+            self._baselines.append(run.run_id)
 
     @property
     def runs(self) -> list[Run]:
@@ -228,7 +231,8 @@ class SweepState:
         ]
 
     def baselines(self) -> list[str]:
-        return [run.run_id for run in self.runs if run.role == "baseline"]
+        self._absorb()
+        return list(self._baselines)
 
     def decision(self, kind: str) -> dict[str, Any] | None:
         events = self.journal.of(kind)
