@@ -104,10 +104,10 @@ class FabricatingExecutor(Executor):
 
     def __init__(self) -> None:
         self.ended: list[JobEnd] = []
-        self.seconds = 0.0
+        self.seconds = self.cpu_s = 0.0
 
     def submit(self, job: Job) -> None:
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         words = list(job.arguments)
         if words[0] == "data":
             job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -135,6 +135,7 @@ class FabricatingExecutor(Executor):
             write_json(files.summary, record.model_copy(update={"evaluations": added}))
         self.ended.append(JobEnd(job.job_id, 0, 0.001))
         self.seconds += time.perf_counter() - started
+        self.cpu_s += time.process_time() - cpu
 
     def wait(self, timeout_s: float) -> list[JobEnd]:
         ended, self.ended = self.ended, []
@@ -175,10 +176,11 @@ def write_plan(folder: Path, members: int) -> Path:
     return plan
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
+def cpu_s(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Processor seconds of this process: what other work on the machine does not change."""
+    started = time.process_time()
     value = work()
-    return time.perf_counter() - started, value
+    return time.process_time() - started, value
 
 
 def measure(members: int) -> dict[str, float]:
@@ -186,28 +188,31 @@ def measure(members: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         folder, executor = root / "sweep", FabricatingExecutor()
-        reading, plan = timed(lambda: load_plan(write_plan(root, members)))
-        whole, _ = timed(lambda: run_sweep(plan, folder, executor=executor))
+        reading, plan = cpu_s(lambda: load_plan(write_plan(root, members)))
+        started = time.perf_counter()
+        whole, _ = cpu_s(lambda: run_sweep(plan, folder, executor=executor))
+        wall = time.perf_counter() - started - executor.seconds
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         journal = folder / "journal.jsonl"
-        replay, _ = timed(lambda: Journal(journal))
-        state_s, _ = timed(lambda: SweepState(folder).records())
-        board, _ = timed(lambda: write_leaderboard(SweepState(folder)))
-        pages, _ = timed(lambda: rebuild_reports(folder))
-        again, _ = timed(lambda: run_sweep(plan, folder, executor=FabricatingExecutor()))
-        driver = whole - executor.seconds
+        replay, events = cpu_s(lambda: Journal(journal).events)
+        records, _ = cpu_s(lambda: SweepState(folder).records())
+        board, _ = cpu_s(lambda: write_leaderboard(SweepState(folder)))
+        pages, _ = cpu_s(lambda: rebuild_reports(folder))
+        again, _ = cpu_s(lambda: run_sweep(plan, folder, executor=FabricatingExecutor()))
+        driver = whole - executor.cpu_s
         return {
             "members": members,
-            "read_plan_s": reading,
-            "driver_s": driver,
-            "driver_s_per_member": driver / members,
-            "events": float(len(Journal(journal).events)),
+            "read_plan_cpu_s": reading,
+            "driver_cpu_s": driver,
+            "driver_cpu_s_per_member": driver / members,
+            "driver_wall_s": wall,
+            "events": float(len(events)),
             "journal_mib": journal.stat().st_size / 2**20,
-            "replay_s": replay,
-            "replay_and_records_s": state_s,
-            "leaderboard_s": board,
-            "leaderboard_and_page_s": pages,
-            "resume_of_a_finished_sweep_s": again,
+            "replay_cpu_s": replay,
+            "replay_and_records_cpu_s": records,
+            "leaderboard_cpu_s": board,
+            "leaderboard_and_page_cpu_s": pages,
+            "resume_of_a_finished_sweep_cpu_s": again,
             "leaderboard_mib": leaderboard_path(folder).stat().st_size / 2**20,
             "page_mib": report_path(folder).stat().st_size / 2**20,
             "peak_memory_gib": peak,
@@ -218,8 +223,7 @@ def growth(rows: list[dict[str, float]]) -> dict[str, float]:
     """Exponent of each figure between the smallest and the largest size: 1 is linear, 2 quadratic."""
     first, last = rows[0], rows[-1]
     span = math.log(last["members"] / first["members"]) if len(rows) > 1 else math.nan
-    names = ("read_plan_s", "driver_s", "replay_s", "leaderboard_and_page_s", "resume_of_a_finished_sweep_s",
-             "journal_mib", "page_mib", "peak_memory_gib")  # fmt: skip
+    names = [name for name in first if name not in ("members", "driver_cpu_s_per_member")]
     return {name: math.log(last[name] / first[name]) / span for name in names} if len(rows) > 1 else {}
 
 
