@@ -169,9 +169,7 @@ def planned(config: RunConfig, surrogate: Surrogate, batches: CanonicalBatches) 
                 training.diff_residual,
                 training.batch_size,
                 training.accumulation,
-                functools.partial(
-                    corrector_loss, residuals=training.diff_residual.residuals_per_window
-                ),
+                functools.partial(corrector_loss, residuals=training.diff_residual.residuals_per_window),
                 lambda step: _segment_of(surrogate),
                 score,
                 training.ensemble_validation.validations,

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.sweep.fake_executor import FakeExecutor
 from universal_simulator.configuration import load_config
 from universal_simulator.configuration.documents import flatten
+from universal_simulator.run_record import RunFolder, write_json
 from universal_simulator.sweep.continuation import (
     Standing,
     false_promotions,
@@ -17,8 +19,12 @@ from universal_simulator.sweep.continuation import (
     placebo_verdict,
     reason_to_skip,
 )
+from universal_simulator.sweep.driver import run_sweep
 from universal_simulator.sweep.early_stop import judge, window_value
+from universal_simulator.sweep.executor import Job, JobEnd
 from universal_simulator.sweep.gates import GateResult
+from universal_simulator.sweep.plan import Plan, load_plan
+from universal_simulator.sweep.report import report_path
 
 STANDING = Standing(champion=0.05, tiers_met=("minimum",), hours_left=2.0, hours_per_run=0.1)
 
@@ -48,7 +54,7 @@ def test_a_round_begins_only_when_it_can_matter_and_says_why_not() -> None:
 def test_a_refinement_keeps_its_live_keys_and_says_what_it_left_out() -> None:
     effective = flatten(
         load_config("sweep_aggressive_sota", profile="embedded").config.model_dump(mode="json")
-    )
+    ) | {"training.stages": ["codec", "operator"]}
     longer = live_change(
         "epochs 40+15+15",
         {"training.operator.epochs": 40, "training.diff_residual.epochs": 15, "ttc.reward_weights.mass": 2.0},
@@ -119,3 +125,63 @@ def test_a_member_far_behind_is_stopped_and_one_within_a_deviation_is_not() -> N
     assert "more than 1 standard deviation (0.1)" in judge(1.2, seeds).sentence
     assert not judge(5.0, [1.0, 1.0, None]).stop
     assert not judge(None, seeds).stop
+
+
+class Watched(FakeExecutor):
+    """Trainings leave their metrics; a member goes on until it is cancelled or has been waited for."""
+
+    def __init__(self, member_loss: float) -> None:
+        super().__init__()
+        self.member_loss = member_loss
+        self.at_work: list[JobEnd] = []
+        self.cancelled: list[str] = []
+        self.idle = 0
+
+    def submit(self, job: Job) -> None:
+        super().submit(job)
+        if job.arguments[0] == "run":
+            run_id = job.arguments[job.arguments.index("--run-id") + 1]
+            files = RunFolder(Path(job.arguments[job.arguments.index("--folder") + 1]), run_id)
+            write_json(files.config, {"config": {"training": {"operator": {"steps": 100}}}})
+            member = job.arguments[1] == "sweep_round_a_lr3e4_w5"
+            loss = self.member_loss if member else 1.0 + 0.01 * int(run_id.split("-s")[1][0])
+            write_log(files.metrics_log("operator"), [loss] * 50)
+            if member:
+                files.summary.unlink()
+                self.at_work.append(self.ended.pop())
+                self.job = job
+
+    def wait(self, timeout_s: float) -> list[JobEnd]:
+        ended = super().wait(timeout_s)
+        self.idle = 0 if ended or not self.at_work else self.idle + 1
+        if self.idle < 3:
+            return ended
+        self.work(self.job)
+        return [self.at_work.pop()]
+
+    def cancel(self, job_id: str) -> JobEnd | None:
+        self.cancelled.append(job_id)
+        self.at_work = []
+        return JobEnd(job_id, -15, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "asked", "stopped"), [(1.5, True, True), (1.5, False, False), (0.9, True, False)]
+)
+def test_the_driver_ends_a_member_that_lies_behind_and_says_why(
+    tmp_path: Path, loss: float, asked: bool, stopped: bool
+) -> None:
+    values = load_plan("smoke").model_dump(mode="json") | {"early_stop": asked}
+    values["rounds"][0]["members"][0]["forced"] = False
+    executor = Watched(loss)
+    state = run_sweep(Plan.model_validate(values), tmp_path, executor=executor)
+    (member,) = state.members()
+    assert (executor.cancelled == [f"train:{member.run_id}"]) == stopped
+    assert state.failed_for_good(f"train:{member.run_id}") == stopped
+    champion = state.decision("champion")
+    assert champion is not None
+    assert champion["beat_baseline"] != stopped
+    if stopped:
+        page = report_path(tmp_path).read_text()
+        assert "stopped early: rollout loss 1.5 between 30% and 40% of its schedule" in page
+        assert "Failed jobs" not in page

@@ -170,7 +170,9 @@ class _Driver:
             )
 
     def _train_planned(self) -> None:
-        ordered = sorted(self.state.runs, key=lambda run: -run.cost)
+        # the longest first; where curves are compared, the baseline's before them
+        first = "baseline" if self.plan.early_stop else None
+        ordered = sorted(self.state.runs, key=lambda run: (run.role != first, -run.cost))
         jobs = [training_job(self.plan, self.folder, run) for run in ordered]
         costs = {job.job_id: run.cost for job, run in zip(jobs, ordered, strict=True)}
         total = sum(costs.values())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from universal_simulator.errors import BudgetError
 from universal_simulator.run_record import RunFolder, RunRecord, read_document
+from universal_simulator.sweep.early_stop import STOPPED_EARLY, EarlyStopWatch
 from universal_simulator.sweep.executor import Executor, Job, JobEnd
 from universal_simulator.sweep.heartbeat import Heartbeat
 from universal_simulator.sweep.job_log import live_share, tail
@@ -44,6 +45,7 @@ class JobQueue:
         self.forecast = forecast
         self.heartbeat = heartbeat or Heartbeat(executor, state.plan.stall_timeout_s)
         self.ledger = Ledger(state)
+        self.watch = EarlyStopWatch(state)
         self._running: dict[str, Job] = {}
         self._started: dict[str, float] = {}
         self._ends: Counter[tuple[str, str]] = Counter()
@@ -77,6 +79,7 @@ class JobQueue:
                     finished[job.job_id] = 1.0
             waiting = [*self._end_stalled(), *waiting]
             self._end_overspending()
+            self._end_behind()
             waiting += more()
         if stopped is not None:
             raise stopped
@@ -167,6 +170,14 @@ class JobQueue:
             end = self.executor.cancel(job.job_id)
             if end is not None:
                 self._ended(job, end, reason=f"ended: {scope.name} has used {words}, its ceiling in the plan")
+
+    def _end_behind(self) -> None:
+        """Members that lie behind the baseline's own curve are ended for good, with the figures."""
+        for job in list(self._running.values()):
+            verdict = self.watch.behind(job.job_id)
+            end = self.executor.cancel(job.job_id) if verdict is not None else None
+            if verdict is not None and end is not None:
+                self._ended(job, end, reason=f"{STOPPED_EARLY}{verdict.sentence}")
 
     def _results(self, job_id: str) -> dict[str, dict[str, str]]:
         """run id -> hash of each result that this job added to its record."""

@@ -258,6 +258,8 @@ class Plan(Part):
     #: one short run goes end to end before the rest start; None: on remote executors
     canary: bool | None = None
     open_test_for_champion: bool = True
+    #: end members that lie behind the baseline's own curve at 30-40 % of their schedule
+    early_stop: bool = False
     #: the tier at which rounds of kind search and refine are no longer begun
     rest_at_tier: str | None = None
     #: rounds that this plan leaves out, with the reason

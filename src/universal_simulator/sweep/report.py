@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 from universal_simulator.run_record import Metric, RunRecord, write_atomically
 from universal_simulator.sweep.compute import compute_matches, compute_rows, rule_sentence
+from universal_simulator.sweep.early_stop import STOPPED_EARLY
 from universal_simulator.sweep.gates import paired_interval, seed_spread, telling
 from universal_simulator.sweep.round_report import CANDIDATES, later_rounds, placebo_sentence
 from universal_simulator.sweep.rounds import (
@@ -94,7 +95,9 @@ def _context(state: SweepState) -> dict[str, Any]:
         "compute_matches": compute_matches(state),
         "openings": len(state.journal.of("test_opened")),
         "test": {run: e for run, e in state.evaluations("test").items()},
-        "failed": [e.data for e in state.journal.of("job_given_up")],
+        "failed": [
+            e.data for e in state.journal.of("job_given_up") if not e.data["log"].startswith(STOPPED_EARLY)
+        ],
     }
 
 
@@ -120,12 +123,19 @@ def _shown(state: SweepState, promoted: Mapping[str, str]) -> list[Run]:
     return [run for run in runs if run.run_id in told]
 
 
+def _status(state: SweepState, run_id: str, record: RunRecord | None) -> str:
+    job = f"train:{run_id}"
+    if state.failed(job):
+        return "stopped early" if state.last_words(job).startswith(STOPPED_EARLY) else "failed"
+    return record.status if record else "not started"
+
+
 def _row(state: SweepState, run: Run, record: RunRecord | None, promoted: dict[str, str]) -> dict[str, Any]:
     run_id = run.run_id
     training = record.training.result if record and record.training else None
     return {
         "run": run,
-        "status": "failed" if state.failed(f"train:{run_id}") else record.status if record else "not started",
+        "status": _status(state, run_id, record),
         "params": training.params if training else None,
         "flops": training.training_flops if training else None,
         "steps": training.optimiser_steps if training else None,

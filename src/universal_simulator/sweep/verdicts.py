@@ -6,6 +6,7 @@ from typing import Any
 
 from universal_simulator.configuration.documents import flatten
 from universal_simulator.run_record import EvaluationRecord, RunRecord
+from universal_simulator.sweep.early_stop import STOPPED_EARLY
 from universal_simulator.sweep.rounds import indistinguishable
 from universal_simulator.sweep.state import SweepState
 
@@ -24,7 +25,14 @@ _SILENT = (
 def verdict(state: SweepState, run_id: str) -> list[str]:
     record = state.record(run_id)
     if record is None or record.training is None:
+        job = f"train:{run_id}"
         reason = record.failure if record and record.failure else "it has not finished"
+        if state.failed_for_good(job) and state.last_words(job).startswith(STOPPED_EARLY):
+            return [
+                f"changed: {_words(state, run_id)}",
+                f"why: {state.last_words(job)}",
+                "next: another change",
+            ]
         return [f"changed: unknown, {reason}", "why: no figures", "next: mend the failure and run it again"]
     baseline = next((r for r in map(state.record, state.baselines()) if r and r.training), None)
     if baseline is None or run_id in state.baselines():
@@ -34,6 +42,12 @@ def verdict(state: SweepState, run_id: str) -> list[str]:
         "why: " + _why(state, record, baseline),
         "next: " + _next(state, record, baseline),
     ]
+
+
+def _words(state: SweepState, run_id: str) -> str:
+    """What of a run is known without its record."""
+    run = state.run(run_id)
+    return "unknown" if run is None else " ".join([run.config, *run.overrides])
 
 
 def changed(record: RunRecord, baseline: RunRecord) -> str:

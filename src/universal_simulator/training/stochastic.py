@@ -102,9 +102,7 @@ def corrector_loss(surrogate: Surrogate, batch: TrainingBatch, *, residuals: int
     return LossTerms(likelihood + flow, {"likelihood": likelihood, "flow": flow})
 
 
-def consistency_loss(
-    surrogate: Surrogate, batch: TrainingBatch, *, taus: int, residuals: int
-) -> LossTerms:
+def consistency_loss(surrogate: Surrogate, batch: TrainingBatch, *, taus: int, residuals: int) -> LossTerms:
     """The student's jumps against the ends of the teacher's own trajectories of `taus` points."""
     corrector = _corrector(surrogate)
     student = corrector.student
