@@ -9,7 +9,7 @@ import sys
 import typer
 
 from universal_simulator import __version__
-from universal_simulator.cli import config, data, doctor, model, run, sweep, track
+from universal_simulator.cli import cloud, config, data, doctor, model, run, sweep, track
 from universal_simulator.credentials import masked
 from universal_simulator.errors import UsimError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(sweep.app, name="sweep")
+app.add_typer(cloud.app, name="cloud")
 app.add_typer(track.app, name="track")
 app.command("run")(run.run)
 app.command("evaluate")(model.evaluate)

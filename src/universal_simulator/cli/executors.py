@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from universal_simulator.credentials import masked
 from universal_simulator.sweep.executor import Executor
 
 
 class Where(StrEnum):
     local = "local"
     ray = "ray"
+    vast = "vast"
 
 
 Workers = Annotated[int, typer.Option(min=1, help="runs at a time; the cores are shared out")]
-On = Annotated[Where, typer.Option("--executor", help="local: processes of this machine; ray: a Ray cluster")]
+On = Annotated[
+    Where,
+    typer.Option(
+        "--executor",
+        help="local: processes of this machine; ray: a Ray cluster; vast: rented GPUs (docs/cloud.md)",
+    ),
+]
+CeilingUsd = Annotated[
+    float | None, typer.Option(help="with --executor vast: what the sweep may cost at most, in USD")
+]
+CloudFile = Annotated[
+    Path | None,
+    typer.Option("--cloud", help="with --executor vast: a YAML file of settings (docs/cloud.md)"),
+]
 RayAddress = Annotated[
     str,
     typer.Option(
@@ -29,8 +46,23 @@ RayAddress = Annotated[
 
 
 @contextmanager
-def opened(where: Where, *, workers: int, ray_address: str) -> Iterator[Executor]:
+def opened(
+    where: Where,
+    *,
+    workers: int,
+    ray_address: str,
+    ceiling_usd: float | None = None,
+    cloud: Path | None = None,
+) -> Iterator[Executor]:
     """The executor, and the end of what it holds; only the chosen one is imported."""
+    if where is Where.vast:
+        from universal_simulator.executors.renting import renting_settings, vast_executor
+
+        settings = renting_settings(cloud, ceiling_usd)
+        yield vast_executor(
+            settings, os.environ, slots=workers, tell=lambda text: typer.echo(masked(text), err=True)
+        )
+        return
     if where is Where.ray:
         from universal_simulator.executors.ray_cluster import RayClusterExecutor
 

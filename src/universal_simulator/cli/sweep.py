@@ -9,7 +9,15 @@ from typing import Annotated
 
 import typer
 
-from universal_simulator.cli.executors import On, RayAddress, Where, Workers, opened
+from universal_simulator.cli.executors import (
+    CeilingUsd,
+    CloudFile,
+    On,
+    RayAddress,
+    Where,
+    Workers,
+    opened,
+)
 
 app = typer.Typer(help="Run a written plan and see why each run was kept or rejected.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="the sweep's folder")]
@@ -27,6 +35,8 @@ def run_command(
     track: Track = False,
     executor: On = Where.local,
     ray_address: RayAddress = "local",
+    ceiling_usd: CeilingUsd = None,
+    cloud: CloudFile = None,
 ) -> None:
     """Run a plan to its champion. Interrupted and typed again, it goes on where it was.
 
@@ -37,7 +47,9 @@ def run_command(
 
     _track(track, folder)
     line = ProgressLine()
-    with opened(executor, workers=workers, ray_address=ray_address) as place:
+    with opened(
+        executor, workers=workers, ray_address=ray_address, ceiling_usd=ceiling_usd, cloud=cloud
+    ) as place:
         run_sweep(
             plan,
             folder,
@@ -54,6 +66,8 @@ def resume(
     track: Track = False,
     executor: On = Where.local,
     ray_address: RayAddress = "local",
+    ceiling_usd: CeilingUsd = None,
+    cloud: CloudFile = None,
 ) -> None:
     """Go on with the sweep in a folder."""
     from universal_simulator.cli.progress import ProgressLine
@@ -61,7 +75,9 @@ def resume(
 
     _track(track, folder)
     line = ProgressLine()
-    with opened(executor, workers=workers, ray_address=ray_address) as place:
+    with opened(
+        executor, workers=workers, ray_address=ray_address, ceiling_usd=ceiling_usd, cloud=cloud
+    ) as place:
         resume_sweep(
             folder,
             executor=place,

@@ -19,10 +19,11 @@ _PYTHON = "env/bin/python"
 class CloudSettings(BaseModel):
     """Prices in USD, times in seconds. `ceiling_usd` is the one thing nobody but the user can know.
 
-    reserve_s: so much rent of every instance is kept back below the ceiling, for copying results off
-    and for verifying that it is gone. unreachable_s: an instance is given up after this long without
-    a word, and only if others agree (`Silence`). silence_s: an instance that has not heard from the
-    driver for this long ends its work and stops itself.
+    silence_s: an instance that has not heard from the driver for this long ends its work and stops
+    itself. reserve_s: for copying results off and for verifying that an instance is gone. The rent of
+    both together is kept back below the ceiling for every instance, so that the ceiling holds though
+    the driver dies. unreachable_s: an instance is given up after this long without a word, and only if
+    others agree (`Silence`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -49,15 +50,15 @@ class CloudSettings(BaseModel):
     python: str = _PYTHON
     #: data are sent from here, or made there and sent only where they came out different
     data_route: Literal["upload", "generate"] = "upload"
-    #: words of `usim` that the first instance must take to its end, copied back, before a second is rented
-    canary: tuple[str, ...] | None = None
+    #: a short run must go from end to end, and come home, before a second instance is rented
+    canary: bool = False
 
     startup_s: Positive = 900.0
     poll_s: Positive = 30.0
     heartbeat_s: Positive = 1800.0
     unreachable_s: Positive = 900.0
     checkpoint_s: Positive = 900.0
-    silence_s: Positive = 3600.0
+    silence_s: Positive = 1800.0
     reserve_s: Positive = 900.0
     #: how long a create in doubt is looked for before another is sent
     doubt_s: Positive = 90.0
@@ -72,6 +73,11 @@ class CloudSettings(BaseModel):
     #: instances that one job may lose at work
     losses_per_run: Annotated[int, Field(ge=0)] = 3
     launches_per_hour: Count = 12
+
+    @property
+    def held_back_s(self) -> float:
+        """Seconds of rent that every instance keeps back."""
+        return self.reserve_s + self.silence_s
 
     @property
     def run_limit_usd(self) -> float:

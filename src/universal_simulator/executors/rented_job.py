@@ -75,6 +75,7 @@ class RentedJob:
         self._workplace: Workplace | None = None
         self._deadline = self._pulse_at = self._copied_at = self.now()
         self._searching_since: float | None = None
+        self._woken_at: float | None = None
         self._pulse = ""
         self._copies = 0
         self._ending = Ending(LOST_EXIT_CODE, 0.0)
@@ -146,6 +147,8 @@ class RentedJob:
                 self._failed_start(answer.reason, answer.offer_id)
             elif self._searching_since is None:
                 self._searching_since = self.now()
+                # those that failed may be tried again where there are no others
+                self.avoid.clear()
             elif self.now() - self._searching_since > self.settings.search_patience_s:
                 self._never_began(f"{answer.reason}, for {self.settings.search_patience_s:.0f} s")
             if self.phase is Phase.QUEUED:
@@ -159,7 +162,8 @@ class RentedJob:
         assert self.lease is not None
         self.lease = self.tenant.resolve(self.lease)
         if not self.lease.live:
-            self._failed_start(self.lease.reason, self.lease.offer_id)
+            # the offer is not to blame for a create that never arrived
+            self._failed_start(self.lease.reason, None)
         elif self.lease.instance_id is None:
             self._later("it is not known yet whether an instance was made", DOUBT_PAUSE_S)
         else:
@@ -203,8 +207,9 @@ class RentedJob:
         lease = self.tenant.release(self.lease, self._reason)
         self._failed_start(self._reason, lease.offer_id)
 
-    def _failed_start(self, reason: str, offer_id: int) -> None:
-        self.avoid.add(offer_id)
+    def _failed_start(self, reason: str, offer_id: int | None) -> None:
+        if offer_id is not None:
+            self.avoid.add(offer_id)
         self.lease, self._workplace = None, None
         self.startups += 1
         self.trouble = reason
@@ -305,8 +310,7 @@ class RentedJob:
             instance = self.tenant.instance(self.lease)
             health = health_of(instance)
             if instance is not None and instance.outbid and not self.settings.spot:
-                # it stopped itself when the driver was silent: its disk has the results
-                self.tenant.client.start(instance.id)
+                self._wake(instance)
         except CloudError as error:
             trouble = f"{trouble}; and the service: {error}"
         self.silence.unheard(self.now(), health)
@@ -315,6 +319,12 @@ class RentedJob:
             self._lose(verdict)
         else:
             self._later(trouble)
+
+    def _wake(self, instance: Instance) -> None:
+        """It stopped itself when the driver was silent; its disk has the results. Not asked too often."""
+        if self._woken_at is None or self.now() - self._woken_at > self.settings.startup_s:
+            self.tenant.client.start(instance.id)
+            self._woken_at = self.now()
 
     def _lose(self, reason: str) -> None:
         assert self.lease is not None

@@ -4,7 +4,8 @@
     must stop   spent + reserve of all that is rented >= ceiling, for the sweep or for one run
 
 *spent* is price x time by the service's clock for every label that may exist; the *reserve* is what
-`reserve_s` seconds more of each would cost, in which results are copied and the end is verified.
+each would cost if the driver died now, until it stops itself, and then for copying results and verifying
+its end (`held_back_s`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from universal_simulator.errors import BudgetError
 from universal_simulator.executors.cloud_ledger import UNSEEN, Lease, Ledger
 from universal_simulator.executors.cloud_settings import CloudSettings
+from universal_simulator.executors.dead_man import onstart_script
 from universal_simulator.executors.reaper import Verdict, reap
 from universal_simulator.executors.vast_client import VastClient
 from universal_simulator.executors.vast_replies import Instance, Offer, Refused
@@ -61,31 +63,31 @@ class Tenant:
         """Kept back for what is rented, and for what may turn up although it was never seen."""
         now, settings = self.now(), self.settings
         prices = [lease.usd_per_hour for lease in self.ledger.live()]
-        reserve = sum(prices) * settings.reserve_s / 3600
-        since = max(0.0, now - (self.reaped_at or now)) + settings.reserve_s
+        reserve = sum(prices) * settings.held_back_s / 3600
+        since = max(0.0, now - (self.reaped_at or now)) + settings.held_back_s
         unseen = [lease.usd_per_hour for lease in self.ledger.leases.values() if lease.unseen]
         return reserve + sum(unseen) * since / 3600
 
     def refuse_unaffordable(self, usd_per_hour: float, job_id: str) -> None:
         """Raise BudgetError unless one more instance could start up and be given back below the ceilings."""
         settings = self.settings
-        first = usd_per_hour * (settings.startup_s + settings.reserve_s) / 3600
+        first = usd_per_hour * (settings.startup_s + settings.held_back_s) / 3600
         asked = f"{job_id}: an instance at ${usd_per_hour:.2f} an hour could cross the ceiling"
-        if self.spent_usd(job_id) + first > settings.run_limit_usd:
-            raise RunCeilingError(
-                f"{asked} of a run: ${self.spent_usd(job_id):.2f} of ${settings.run_limit_usd:.2f} are spent on it"
-            )
         if self.spent_usd() + self.reserve_usd() + first > settings.ceiling_usd:
             raise BudgetError(
                 f"{asked}: ${self.spent_usd():.2f} of ${settings.ceiling_usd:.2f} are spent, "
                 f"${self.reserve_usd():.2f} kept back; raise the ceiling to go on, nothing is lost"
+            )
+        if self.spent_usd(job_id) + first > settings.run_limit_usd:
+            raise RunCeilingError(
+                f"{asked} of a run: ${self.spent_usd(job_id):.2f} of ${settings.run_limit_usd:.2f} are spent on it"
             )
 
     def must_stop(self, lease: Lease | None = None) -> bool:
         """Whether the sweep (or only this lease's run) would cross its ceiling if it went on."""
         if lease is None:
             return self.spent_usd() + self.reserve_usd() >= self.settings.ceiling_usd
-        reserve = lease.usd_per_hour * self.settings.reserve_s / 3600
+        reserve = lease.usd_per_hour * self.settings.held_back_s / 3600
         return self.spent_usd(lease.job_id) + reserve >= self.settings.run_limit_usd
 
     # --- renting ---
@@ -136,7 +138,7 @@ class Tenant:
             offer,
             lease.label,
             image=settings.image,
-            onstart="touch ~/.no_auto_tmux",
+            onstart=onstart_script(self.client.base_url, settings.silence_s),
             env={},
             disk_gb=settings.disk_gb,
             bid_usd_per_hour=self._bid(offer) if settings.spot else None,

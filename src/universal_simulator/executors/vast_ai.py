@@ -13,6 +13,7 @@ from pathlib import Path
 from universal_simulator.errors import BudgetError, ExecutorError, UnreachableError
 from universal_simulator.executors.cloud_ledger import FILE, Lease, Ledger
 from universal_simulator.executors.cloud_settings import CloudSettings
+from universal_simulator.executors.job_files import read_errand
 from universal_simulator.executors.rented_job import Phase, RentedJob, WorkplaceOf
 from universal_simulator.executors.tenant import Tenant
 from universal_simulator.executors.vast_client import VastClient
@@ -26,6 +27,8 @@ TICK_S = 1.0
 #: for verifying at the end that everything is gone
 LAST_S = 900.0
 CANARY = "canary"
+#: trains, checkpoints, evaluates and writes a record, in about a minute of work
+CANARY_WORDS = ("run", "rerun_txxoc8a8", "--profile", "smoke")
 _STATES: dict[Phase, JobState] = {
     Phase.QUEUED: "waiting",
     Phase.RENTING: "waiting",
@@ -71,11 +74,7 @@ class VastExecutor(Executor):
             assert self._local is not None
             self._local.submit(job)
             return
-        if job.folder is None:
-            raise ExecutorError(
-                f"{job.job_id}: what is rented is written down in the sweep's folder, and the job names none; "
-                "give Job.folder"
-            )
+        folder = read_errand(job).folder
         if job.resources.gpus > 1:
             raise ExecutorError(
                 f"{job.job_id} asks for gpus {job.resources.gpus}, instances are rented with 1 each"
@@ -83,7 +82,7 @@ class VastExecutor(Executor):
         self._settings.criteria(job.resources.machine_class)
         if job.job_id in self._jobs and self._jobs[job.job_id].end is None:
             raise ExecutorError(f"{job.job_id} is at work already; wait for its end or cancel it")
-        tenant = self._tenant(job.folder, make=True)
+        tenant = self._tenant(folder, make=True)
         assert tenant is not None
         history = tenant.ledger.of_job(job.job_id)
         if any(lease.live and lease.end is None for lease in history):
@@ -94,6 +93,7 @@ class VastExecutor(Executor):
                 f"{job.job_id} has lost {losses} instances at work, at most {self._settings.losses_per_run} "
                 "are replaced (losses_per_run); see its log for what became of them"
             )
+        self._set_aside(job.job_id)
         self._jobs[job.job_id] = RentedJob(job, tenant, self._workplace_of)
         self._step()
 
@@ -117,7 +117,7 @@ class VastExecutor(Executor):
         while True:
             self._step()
             ends = self._ends() + ([] if self._local is None else self._local.wait(0.0))
-            at_work = any(job.end is None for job in self._jobs.values()) or self._local_at_work()
+            at_work = any(not job.tellable for job in self._jobs.values()) or self._local_at_work()
             left_s = until - self._client.clock()
             if ends or left_s <= 0 or not at_work:
                 return ends
@@ -126,7 +126,12 @@ class VastExecutor(Executor):
                 if local:
                     return local
             else:
-                self._client.pause(min(TICK_S, left_s))
+                self._client.pause(min(self._idle_s(), left_s))
+
+    def _idle_s(self) -> float:
+        """Until something is due, a moment at least."""
+        due = [job.due - job.now() for job in self._jobs.values() if job.at_work]
+        return min(max(min(due, default=TICK_S), TICK_S / 10), 5 * TICK_S)
 
     def state(self, job_id: str) -> JobState:
         if self._is_local(job_id):
@@ -223,6 +228,12 @@ class VastExecutor(Executor):
         if lease.end is not None:
             self._untold.append(lease.job_id)
 
+    def _set_aside(self, job_id: str) -> None:
+        """An earlier submission whose end was told, and whose instance is not yet seen gone, is closed on."""
+        before = self._jobs.pop(job_id, None)
+        if before is not None and before.lease is not None and before.phase is not Phase.DONE:
+            self._jobs[f"{job_id} on {before.lease.label}"] = before
+
     def _step(self) -> None:
         """Everything that is due, as far as it goes. Raises BudgetError when a ceiling ends the sweep."""
         for tenant in self._tenants.values():
@@ -251,8 +262,7 @@ class VastExecutor(Executor):
 
     def _canary_sings(self, job: RentedJob) -> bool:
         """The first instance takes a short run from end to end before a second job is let out."""
-        words = self._settings.canary
-        if words is None or job.job.job_id == CANARY:
+        if not self._settings.canary or job.job.job_id == CANARY:
             return True
         ends = [lease.end for lease in job.tenant.ledger.of_job(CANARY) if lease.end is not None]
         if any(end.exit_code == 0 for end in ends):
@@ -260,10 +270,9 @@ class VastExecutor(Executor):
         canary = self._jobs.get(CANARY)
         if canary is None or (canary.end is not None and canary.end.lost):
             assert job.job.folder is not None
-            folder = job.job.folder
-            errand = Job(
-                CANARY, words, folder / "logs" / "canary.log", folder / "cloud" / CANARY, job.job.resources
-            )
+            home = job.job.folder / "cloud" / CANARY
+            log = job.job.folder / "logs" / f"{CANARY}.log"
+            errand = Job(CANARY, (*CANARY_WORDS, "--folder", str(home)), log, home, job.job.resources)
             self._jobs = {CANARY: RentedJob(errand, job.tenant, self._workplace_of), **self._jobs}
         elif canary.end is not None:
             raise ExecutorError(

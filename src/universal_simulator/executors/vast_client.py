@@ -43,7 +43,7 @@ LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 class VastClient:
     """One account's instances at `base_url`. Every request ends within `request_timeout_s` or so, every
-    call that reads or repeats within `patience_s`; `clock` and `sleep` are in seconds."""
+    call that reads or repeats within `patience_s`; `clock` (monotonic), `wall` and `sleep` in seconds."""
 
     def __init__(
         self,
@@ -53,15 +53,19 @@ class VastClient:
         transport: httpx.BaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        wall: Callable[[], float] = time.time,
         request_timeout_s: float = 30.0,
         patience_s: float = 120.0,
     ) -> None:
+        #: where an instance finds the service too
+        self.base_url = base_url
         self._connection = Connection(
             base_url,
             key,
             transport=transport,
             clock=clock,
             sleep=sleep,
+            wall=wall,
             request_timeout_s=request_timeout_s,
             patience_s=patience_s,
         )

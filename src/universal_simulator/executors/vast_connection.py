@@ -116,6 +116,7 @@ class Connection:
         transport: httpx.BaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        wall: Callable[[], float] = time.time,
         request_timeout_s: float = 30.0,
         patience_s: float = 120.0,
     ) -> None:
@@ -123,7 +124,7 @@ class Connection:
         url = checked_url(base_url, loopback=True)
         self.loopback = url.host in _LOOPBACK
         self.clock, self.sleep, self.patience_s = clock, sleep, patience_s
-        self.service_clock = ServiceClock(clock)
+        self.service_clock = ServiceClock(clock, wall)
         self._request_timeout_s = request_timeout_s
         self._http = httpx.Client(
             base_url=url,

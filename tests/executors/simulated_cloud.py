@@ -1,0 +1,251 @@
+"""Rented work as a model: instances of the loopback service on which jobs make progress as its clock runs.
+
+A `World` knows what nobody else does: what every instance really computed, whether two ever worked on one
+job, what lay on a disk when it was destroyed. Breaches are kept, and a test asserts that there are none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.executors.loopback_vast import Clock, LoopbackVast, Machine
+from universal_simulator.executors.cloud_ledger import Lease
+from universal_simulator.executors.rented_job import DESERTED
+from universal_simulator.executors.transport import DamagedCopy, InstanceUnreachable
+from universal_simulator.executors.vast_replies import Instance
+from universal_simulator.executors.workplace import Ending, Glance, Workplace
+from universal_simulator.sweep.executor import Job
+from universal_simulator.sweep.journal import Event, Journal
+
+PREFIX = "usim-"
+#: seconds between two checkpoints of a job
+CHECKPOINT_S = 60.0
+STRIDE_S = 60.0
+
+
+class Killed(BaseException):
+    """The driver was ended by SIGKILL: nothing of it runs after this, no handler and no clean-up."""
+
+
+class SteppedClock(Clock):
+    """Passes in strides, so that what is due in the world happens in time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world: World | None = None
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds >= 0
+        until = self.now + seconds
+        while self.now < until:
+            self.now = min(until, self.now + STRIDE_S)
+            if self.world is not None:
+                self.world.tick()
+
+
+@dataclass
+class Disk:
+    """Of one instance. `progress_s`: seconds of work done, of which `saved_s` are in a checkpoint."""
+
+    job: str
+    began_s: float
+    progress_s: float
+    settled: float
+    saved_s: float = 0.0
+    heard: float = 0.0
+    ending: Ending | None = None
+    fetched: bool = False
+    up: bool = True
+
+
+@dataclass
+class World:
+    """`needs_s`: seconds of work of each job; `fails`: jobs that end with exit code 3 half-way."""
+
+    server: LoopbackVast
+    needs_s: dict[str, float]
+    fails: frozenset[str] = frozenset()
+    silence_s: float = 1800.0
+    disks: dict[int, Disk] = field(default_factory=dict)
+    saved_s: dict[str, float] = field(default_factory=dict)
+    results: dict[str, int] = field(default_factory=dict)
+    moods: deque[str] = field(default_factory=deque)
+    cut: set[int] = field(default_factory=set)
+    breaches: list[str] = field(default_factory=list)
+    worked_s: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    #: appends to the ledger until the driver is killed: before the line, in it ("torn"), or after it
+    kill_in: int | None = None
+    kill_where: str = "before"
+    #: the driver is being ended on purpose, or money ends the sweep: unfinished work may be given up
+    giving_up: bool = False
+
+    def __post_init__(self) -> None:
+        self.server.on_end = self.machine_ends
+
+    # --- what happens by itself ---
+
+    def tick(self) -> None:
+        now = self.server.clock()
+        for machine in list(self.server.machines.values()):
+            disk = self.disks.get(machine.id)
+            self.settle(machine)
+            heard = max(disk.heard if disk else 0.0, machine.loading_since or machine.began)
+            if self.running(machine) and now - heard > self.silence_s:
+                self.counts["stopped themselves"] += 1
+                if disk is not None and disk.ending is None:
+                    disk.ending = Ending(DESERTED, disk.progress_s)
+                self.server.settle()
+                machine.cur_state = machine.intended_status = machine.next_state = "stopped"
+                self.machine_ends(machine, False)
+
+    def running(self, machine: Machine) -> bool:
+        return machine.status(self.server.clock()) == "running"
+
+    def settle(self, machine: Machine) -> None:
+        """Work goes on while the machine runs."""
+        disk, now = self.disks.get(machine.id), self.server.clock()
+        if disk is None:
+            return
+        if disk.up and disk.ending is None and self.running(machine):
+            need = self.needs_s[disk.job] * (0.5 if disk.job in self.fails else 1.0)
+            step = min(now - disk.settled, need - disk.progress_s)
+            disk.progress_s += step
+            self.worked_s[disk.job] += step
+            disk.saved_s = max(disk.saved_s, disk.progress_s - disk.progress_s % CHECKPOINT_S)
+            if disk.progress_s >= need:
+                disk.ending = Ending(3 if disk.job in self.fails else 0, disk.progress_s - disk.began_s)
+        disk.settled = now
+
+    def machine_ends(self, machine: Machine, for_good: bool) -> None:
+        disk = self.disks.get(machine.id)
+        if disk is None:
+            return
+        disk.up = False
+        if for_good:
+            finished = disk.ending is not None and disk.ending.exit_code == 0
+            if finished and not disk.fetched and self.running(machine) and machine.id not in self.cut:
+                self.breach(f"result of {disk.job} was destroyed with instance {machine.id}, which answered")
+            del self.disks[machine.id]
+
+    def breach(self, text: str) -> None:
+        if not self.giving_up:
+            self.breaches.append(text)
+
+    def cuts(self, machine: Machine) -> None:
+        self.cut.symmetric_difference_update({machine.id})
+
+    # --- what a driver can do ---
+
+    def workplace(self, job: Job, lease: Lease, instance: Instance) -> Workplace:
+        return SimulatedWorkplace(self, job, instance.id)
+
+    def journal(self, path: Path) -> Journal:
+        return KillingJournal(path, self)
+
+
+class SimulatedWorkplace(Workplace):
+    def __init__(self, world: World, job: Job, instance_id: int) -> None:
+        self.world, self.job, self.instance_id = world, job, instance_id
+
+    def _reach(self) -> Machine:
+        """The machine, unless it does not answer; some moods come after what was asked was done."""
+        world = self.world
+        machine = world.server.machines.get(self.instance_id)
+        world.counts["asked of instances"] += 1
+        mood = world.moods[0] if world.moods else "good"
+        if mood == "before":
+            world.moods.popleft()
+            world.counts["transport faults"] += 1
+        if machine is None or not world.running(machine) or self.instance_id in world.cut or mood == "before":
+            raise InstanceUnreachable(f"instance {self.instance_id} does not answer")
+        world.settle(machine)
+        return machine
+
+    def _after(self) -> None:
+        mood = self.world.moods.popleft() if self.world.moods else "good"
+        if mood == "good":
+            return
+        self.world.counts["transport faults"] += 1
+        if mood == "damaged":
+            raise DamagedCopy("the copy is damaged")
+        raise InstanceUnreachable(f"instance {self.instance_id} was lost in the middle")
+
+    def start(self) -> None:
+        machine = self._reach()
+        world, name, now = self.world, self.job.job_id, self.world.server.clock()
+        disk = world.disks.get(self.instance_id)
+        if disk is None:
+            if name in world.results:
+                world.breach(f"{name} was started again after its result had come home")
+            others = [
+                i
+                for i, other in world.disks.items()
+                if other.job == name
+                and other.ending is None
+                and i in world.server.machines
+                and world.running(world.server.machines[i])
+            ]
+            if others:
+                world.breach(f"{name} was started on {machine.id} while {others} work on it")
+            saved = world.saved_s.get(name, 0.0)
+            world.disks[self.instance_id] = Disk(name, saved, saved, now, saved_s=saved, heard=now)
+            world.counts["starts"] += 1
+        elif not disk.up and disk.ending is None:
+            disk.progress_s, disk.settled, disk.up = disk.saved_s, now, True
+        else:
+            disk.up, disk.settled = True, now
+        world.disks[self.instance_id].heard = now
+        self._after()
+
+    def look(self) -> Glance:
+        self._reach()
+        disk = self.world.disks[self.instance_id]
+        disk.heard = self.world.server.clock()
+        self._after()
+        return Glance(disk.ending, f"{disk.progress_s}", watched=disk.up)
+
+    def fetch(self, *, finished: bool) -> int:
+        self._reach()
+        disk = self.world.disks[self.instance_id]
+        self._after()
+        name = disk.job
+        self.world.saved_s[name] = max(self.world.saved_s.get(name, 0.0), disk.saved_s)
+        if disk.ending is not None:
+            disk.fetched = True
+            if disk.ending.exit_code == 0:
+                self.world.results[name] = self.world.results.get(name, 0) + finished
+        return 1
+
+    def halt(self) -> None:
+        self._reach()
+        disk = self.world.disks[self.instance_id]
+        if disk.ending is None:
+            disk.ending = Ending(-15, disk.progress_s - disk.began_s)
+        self._after()
+
+
+class KillingJournal(Journal):
+    """Kills its driver at the append that the world chose."""
+
+    def __init__(self, path: Path, world: World) -> None:
+        super().__init__(path)
+        self.world = world
+
+    def append(self, kind: str, **data: object) -> Event:
+        world = self.world
+        world.counts["ledger appends"] += 1
+        if world.kill_in is not None:
+            world.kill_in -= 1
+        if world.kill_in != 0:
+            return super().append(kind, **data)
+        world.kill_in = None
+        if world.kill_where == "after":
+            super().append(kind, **data)
+        elif world.kill_where == "torn":
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab") as file:
+                file.write(b'{"at":"2026-11-25T09:00:00Z","data":{"now":1')
+        raise Killed(kind)

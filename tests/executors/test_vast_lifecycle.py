@@ -1,0 +1,382 @@
+"""What a rented job goes through, one trouble at a time, on simulated work; and the pieces by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.executors.loopback_vast import LoopbackVast, Machine, offer
+from tests.executors.simulated_cloud import SteppedClock, World
+from tests.executors.test_vast_client import KEY
+from tests.executors.test_vast_sweep import Driver
+from universal_simulator.errors import BudgetError, ExecutorError, UserError
+from universal_simulator.executors.cloud_ledger import FILE, Ledger
+from universal_simulator.executors.rented_job import CEILING
+from universal_simulator.executors.service_clock import ServiceClock
+from universal_simulator.executors.silence import Silence
+from universal_simulator.sweep.executor import Job, Resources
+
+
+class Stage:
+    """One world, one driver, one job of an hour called train:a."""
+
+    def __init__(self, service: LoopbackVast, folder: Path, needs: dict[str, float] | None = None) -> None:
+        self.clock = SteppedClock()
+        service.reset(self.clock)
+        self.server = service
+        self.world = World(service, needs or {"train:a": 3600.0})
+        self.clock.world = self.world
+        self.folder = folder
+        self.driver = Driver(self.world, folder, ceiling_usd=50.0)
+
+    def settle(self, **changed: Any) -> None:
+        self.driver.settings = self.driver.settings.model_copy(update=changed)
+
+    def begin(self, *names: str, wait_s: float = 120.0) -> Machine | None:
+        self.driver.start()
+        for name in names or ("train:a",):
+            self.driver.submit(name)
+        self.driver.wait(wait_s)
+        mine = self.server.live("usim-")
+        return mine[0] if mine else None
+
+    def codes(self, name: str = "train:a") -> list[int]:
+        return [end.exit_code for end in self.driver.ends.get(name, [])]
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.folder / FILE)
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[LoopbackVast]:
+    with LoopbackVast(KEY, SteppedClock()) as server:
+        yield server
+
+
+@pytest.fixture
+def stage(service: LoopbackVast, tmp_path: Path) -> Iterator[Stage]:
+    stage = Stage(service, tmp_path)
+    yield stage
+    assert not stage.world.breaches
+
+
+def test_a_job_goes_its_way_and_costs_what_its_ledger_says(stage: Stage) -> None:
+    machine = stage.begin()
+    assert machine is not None
+    assert machine.label is not None
+    assert machine.body["disk"] == 64.0
+    assert KEY not in str(machine.body)
+    stage.driver.wait(4000.0)
+    stage.driver.wait(60.0)
+    assert stage.codes() == [0]
+    assert not stage.server.live()
+    (lease,) = stage.ledger.leases.values()
+    kinds = [event.kind for event in stage.ledger.journal.events]
+    assert kinds == ["opened", "intended", "rented", "placed", "ended", "gone"]
+    bill = stage.server.spent_usd("usim-")
+    assert bill <= lease.cost_usd <= bill + 0.8 * (stage.server.load_s + 60) / 3600
+    assert lease.cost_usd == pytest.approx(0.8, abs=0.05)
+
+
+def test_one_stuck_loading_is_destroyed_and_the_next_offer_taken(stage: Stage) -> None:
+    stage.server.offers = [offer(1), offer(2, dph_total=0.9)]
+    machine = stage.begin(wait_s=10.0)
+    assert machine is not None
+    machine.stuck = True
+    stage.driver.wait(stage.driver.settings.startup_s + 120)
+    (second,) = stage.server.live("usim-")
+    assert second.id != machine.id
+    assert [lease.offer_id for lease in stage.ledger.leases.values()] == [1, 2]
+    assert [lease.reason[:20] for lease in stage.ledger.leases.values()] == ["not ready after 900 ", ""]
+
+
+def test_when_every_instance_is_stuck_the_job_is_told_lost(stage: Stage) -> None:
+    stage.settle(startups_per_start=3)
+    stage.server.load_s = 1e9
+    stage.begin()
+    for _ in range(6):
+        stage.driver.wait(900.0)
+    assert stage.codes() == [-255]
+    assert not stage.server.live()
+    assert len(stage.ledger.leases) == 3
+    assert "3 instances failed before the job began" in stage.driver.job("train:a").log.read_text()
+
+
+def test_the_driver_s_own_network_being_gone_says_nothing_about_instances(stage: Stage) -> None:
+    machine = stage.begin()
+    assert machine is not None
+    stage.world.cuts(machine)
+    stage.server.plan("one", *["503"] * 400)
+    stage.server.plan("list", *["503"] * 400)
+    stage.driver.wait(5400.0)
+    assert stage.codes() == []
+    assert stage.server.live() == [machine]
+    assert not any("DELETE" in request for request in stage.server.requests)
+
+
+def test_silence_counts_only_with_two_witnesses(stage: Stage) -> None:
+    machine = stage.begin()
+    assert machine is not None
+    stage.server.host_dies(machine)
+    stage.driver.wait(600.0)
+    assert stage.codes() == [], "not yet"
+    stage.driver.wait(900.0)
+    assert stage.codes() == [-255]
+    assert stage.driver.ends["train:a"][0].lost
+    assert not stage.server.live()
+
+
+def test_a_lost_job_is_told_only_when_its_instance_is_seen_gone(stage: Stage) -> None:
+    machine = stage.begin()
+    assert machine is not None
+    stage.server.host_dies(machine)
+    real = stage.server._destroy
+    stage.server._destroy = lambda mood, i, **rest: real("ignored", i, **rest)  # type: ignore[method-assign]
+    try:
+        stage.driver.wait(3600.0)
+        assert stage.codes() == [], "it may still be at work"
+        assert stage.driver.executor is not None
+        assert stage.driver.executor.state("train:a") == "running"
+    finally:
+        del stage.server._destroy
+    stage.driver.wait(300.0)
+    assert stage.codes() == [-255]
+
+
+def test_an_outbid_spot_job_goes_on_elsewhere_from_its_last_copy(stage: Stage) -> None:
+    stage.settle(spot=True)
+    machine = stage.begin(wait_s=2000.0)
+    assert machine is not None
+    assert machine.body["price"] == pytest.approx(0.33)
+    stage.server.outbid(machine)
+    stage.driver.wait(2000.0)
+    assert stage.codes() == [-255]
+    stage.driver.submit("train:a")
+    stage.driver.wait(5400.0)
+    assert stage.codes() == [-255, 0]
+    again = stage.world.worked_s["train:a"] - 3600.0
+    assert 0 < again <= stage.driver.settings.checkpoint_s + 120
+
+
+def test_an_instance_that_hears_nothing_stops_itself_and_its_results_come_home(stage: Stage) -> None:
+    stage.begin()
+    stage.driver.executor = None
+    stage.clock.sleep(6 * 3600)
+    billed = stage.server.spent_usd("usim-")
+    assert billed < 0.8 * (stage.world.silence_s + 300) / 3600 + 6 * 64 * 0.0002
+    stage.driver.start()
+    stage.driver.wait(1200.0)
+    assert stage.codes() == [-255]
+    assert stage.world.saved_s["train:a"] > 1500, "what it had done came home from its disk"
+
+
+def test_results_that_come_back_damaged_are_asked_for_again(stage: Stage) -> None:
+    machine = stage.begin(wait_s=3500.0)
+    assert machine is not None
+    stage.clock.sleep(600)
+    stage.world.moods.extend(["good", "damaged", "good", "damaged"])
+    stage.driver.wait(300.0)
+    assert stage.codes() == [0]
+    assert not stage.server.live()
+
+
+def test_the_ceiling_of_the_sweep_brings_everything_home_before_it_is_crossed(
+    service: LoopbackVast, tmp_path: Path
+) -> None:
+    stage = Stage(service, tmp_path, {"train:a": 36000.0, "train:b": 36000.0})
+    stage.settle(ceiling_usd=4.0)
+    stage.begin("train:a", "train:b")
+    stage.world.giving_up = True
+    stage.driver.wait(36000.0)
+    assert stage.driver.spent_out
+    assert "raise the ceiling" in stage.driver.texts[-1]
+    assert not stage.server.live()
+    assert 2.0 < stage.server.spent_usd("usim-") <= 4.0 - 2 * 0.8 * 0.5
+    assert min(stage.world.saved_s.values()) > 3000
+
+
+def test_the_ceiling_of_a_run_ends_that_run_alone(service: LoopbackVast, tmp_path: Path) -> None:
+    stage = Stage(service, tmp_path, {"train:a": 36000.0, "train:b": 3600.0})
+    stage.settle(run_ceiling_usd=2.5)
+    stage.begin("train:a", "train:b")
+    stage.driver.wait(3600.0)
+    stage.driver.wait(7200.0)
+    assert stage.codes("train:a") == [CEILING]
+    assert stage.codes("train:b") == [0]
+    assert "ceiling of $2.50" in stage.driver.job("train:a").log.read_text()
+
+
+def test_what_cannot_be_afforded_is_not_asked_for(stage: Stage) -> None:
+    stage.settle(ceiling_usd=0.5)
+    stage.begin()
+    assert stage.driver.spent_out
+    assert not stage.server.creates
+
+
+def test_launches_within_an_hour_and_losses_are_capped(stage: Stage) -> None:
+    stage.settle(launches_per_hour=2, losses_per_run=1)
+    for expected in ([-255], [-255, -255]):
+        machine = stage.begin() if not stage.codes() else None
+        if machine is None:
+            stage.driver.submit("train:a")
+            stage.driver.wait(120.0)
+            (machine,) = stage.server.live("usim-")
+        del stage.server.machines[machine.id]
+        stage.driver.wait(600.0)
+        assert stage.codes() == expected
+    assert stage.driver.executor is not None
+    with pytest.raises(ExecutorError, match="has lost 2 instances at work, at most 1"):
+        stage.driver.executor.submit(stage.driver.job("train:a"))
+    stage.driver.submit("train:b")
+    stage.driver.wait(600.0)
+    assert len(stage.server.creates) == 2, "a third within the hour waits"
+
+
+def test_one_at_a_time_and_in_the_order_given(service: LoopbackVast, tmp_path: Path) -> None:
+    stage = Stage(service, tmp_path, {"train:a": 600.0, "train:b": 600.0, "train:c": 600.0})
+    stage.driver.start()
+    assert stage.driver.executor is not None
+    stage.driver.executor.slots = 1
+    for name in ("train:a", "train:b", "train:c"):
+        stage.driver.submit(name)
+    stage.driver.wait(300.0)
+    states = [stage.driver.executor.state(f"train:{x}") for x in "abc"]
+    assert states == ["running", "waiting", "waiting"]
+    stage.driver.wait(600.0)
+    stage.driver.wait(300.0)
+    states = [stage.driver.executor.state(f"train:{x}") for x in "abc"]
+    assert states == ["ended", "running", "waiting"]
+
+
+@pytest.mark.parametrize("sings", [True, False])
+def test_nothing_else_is_rented_before_the_canary_has_come_home(
+    service: LoopbackVast, tmp_path: Path, sings: bool
+) -> None:
+    stage = Stage(service, tmp_path, {"canary": 300.0, "train:a": 600.0, "train:b": 600.0})
+    stage.world.fails = frozenset() if sings else frozenset({"canary"})
+    stage.settle(canary=True)
+    stage.driver.start()
+    stage.driver.submit("train:a")
+    stage.driver.submit("train:b")
+    if sings:
+        stage.driver.wait(200.0)
+        assert [lease.job_id for lease in stage.ledger.leases.values()] == ["canary"]
+        for _ in range(4):
+            stage.driver.wait(600.0)
+        assert (stage.codes("train:a"), stage.codes("train:b"), stage.codes("canary")) == ([0], [0], [])
+    else:
+        assert stage.driver.executor is not None
+        with pytest.raises(
+            ExecutorError, match="the canary ended with exit code 3, so nothing else is rented"
+        ):
+            stage.driver.executor.wait(900.0)
+        stage.driver.executor.cancel_all()
+        assert len(stage.server.creates) == 1
+    assert not stage.server.live("usim-") or sings
+
+
+def test_jobs_that_cannot_leave_this_machine_are_refused_before_anything_is_rented(stage: Stage) -> None:
+    stage.driver.start()
+    executor, job = stage.driver.executor, stage.driver.job("train:a")
+    assert executor is not None
+    for bad, message in [
+        (Job("x", ("run", "c", "data.file=mine.hdf5"), job.log, stage.folder), "data.dataset=NAME"),
+        (Job("x", ("run", "c"), job.log), "give Job.folder"),
+        (Job("x", ("run", "c"), job.log, stage.folder, Resources(machine_class="huge")), "no machine class"),
+        (Job("x", ("run", "c"), job.log, stage.folder, Resources(gpus=2)), "gpus 2"),
+    ]:
+        with pytest.raises((ExecutorError, UserError), match=message):
+            executor.submit(bad)
+    assert not stage.server.requests
+
+
+def test_an_end_that_was_told_leaves_no_instance_behind_though_the_job_is_submitted_again(
+    stage: Stage,
+) -> None:
+    stage.world.fails = frozenset({"train:a"})
+    stage.begin(wait_s=1700.0)
+    stage.server.plan("destroy", *["ignored"] * 100)
+    stage.driver.wait(300.0)
+    assert stage.codes() == [3]
+    assert stage.server.live("usim-")
+    stage.world.fails = frozenset()
+    stage.driver.submit("train:a")
+    stage.server.calm()
+    stage.driver.wait(300.0)
+    assert len(stage.server.live("usim-")) == 1, "the old one is gone, the new one at work"
+
+
+# --- the pieces ---
+
+
+def test_two_witnesses_agree_or_the_silence_lasts() -> None:
+    silence = Silence(100.0)
+    for now in range(0, 5000, 50):
+        silence.unheard(float(now), None)
+    assert silence.verdict is None, "nobody answers: this machine's own network"
+    for now in (0.0, 60.0):
+        silence.unheard(now, "ill")
+    assert silence.verdict is None
+    silence.unheard(120.0, "ill")
+    assert "not running" in str(silence.verdict)
+    silence.heard()
+    assert silence.verdict is None
+    for now in range(0, 1200, 100):
+        assert silence.verdict is None
+        silence.unheard(float(now), "well")
+    assert "although the service calls it running" in str(silence.verdict)
+    silence.heard()
+    for now in (0.0, 1.0, 2.0):
+        silence.unheard(now, "absent")
+    assert "knew no such instance" in str(silence.verdict)
+
+
+def test_the_clock_that_bills_is_the_service_s() -> None:
+    mono, wall = [100.0], [5e9]
+    clock = ServiceClock(lambda: mono[0], lambda: wall[0])
+    assert clock.now() == 5e9
+    clock.hear("Thu, 01 Jan 1970 01:00:00 GMT")
+    mono[0] += 10
+    assert clock.now() == 3610
+    clock.hear("Thu, 01 Jan 1970 00:00:00 GMT")
+    clock.hear("no date")
+    clock.hear(None)
+    assert clock.now() == 3610, "never back"
+    clock.hear("Thu, 01 Jan 1970 05:00:00 GMT")
+    assert clock.now() == 3610, "one answer alone is not believed"
+    mono[0] += 5
+    clock.hear("Thu, 01 Jan 1970 05:00:05 GMT")
+    assert clock.now() == 5 * 3600 + 5
+
+
+def test_a_ledger_is_what_it_was_when_it_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    ledger = Ledger(path)
+    ledger.open("usim", "my sweep!", 1000.0)
+    lease = ledger.intend(
+        "train:a/b",
+        ("run",),
+        log=tmp_path / "l",
+        machine_class="small",
+        offer_id=1,
+        usd_per_hour=1.0,
+        now=1000.0,
+    )
+    ledger.rented(lease.label, 7, 900.0)
+    assert ledger.latest == 1000.0, "a clock set back writes nothing earlier"
+    again = Ledger(path)
+    assert (again.leases, again.sweep, again.latest) == (ledger.leases, ledger.sweep, 1000.0)
+    assert again.spent_usd(4600.0) == pytest.approx(1.0)
+    again.gone(lease.label, 2800.0, reason="done")
+    again.stray(lease.label, 8, 0.25, 2900.0)
+    again.stray(lease.label, 8, 0.5, 3000.0)
+    assert Ledger(path).spent_usd(99999.0) == pytest.approx(1.0)
+    assert Ledger(path).spent_usd(99999.0, "train:a/b") == pytest.approx(0.5)
+
+
+def test_errors_of_money_are_no_executor_errors() -> None:
+    assert not issubclass(BudgetError, ExecutorError)

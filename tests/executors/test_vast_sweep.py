@@ -1,0 +1,406 @@
+"""A sweep on rented instances as a state machine, against everything that the service, the hosts, the
+network and the clocks can do to it. What must hold whatever happens:
+
+    no instance outlives the sweep          spend <= ceiling, and never above what the ledger says
+    no run is paid twice                    no result is lost; every end is told once
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import Phase as Stage
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from pydantic import SecretStr
+
+from tests.executors.loopback_vast import InProcess, LoopbackVast, Machine, offer
+from tests.executors.simulated_cloud import Killed, SteppedClock, World
+from tests.executors.test_vast_client import ENDPOINT_MOODS, FOREIGN, KEY, KeyWatch
+from universal_simulator.errors import BudgetError, ExecutorError, UnreachableError
+from universal_simulator.executors.cloud_settings import CloudSettings
+from universal_simulator.executors.rented_job import CEILING
+from universal_simulator.executors.vast_ai import VastExecutor
+from universal_simulator.executors.vast_client import VastClient
+from universal_simulator.sweep.executor import Job, JobEnd
+
+JOBS = {"train:a": 1200.0, "train:b": 3600.0, "train:c": 600.0, "train:bad": 900.0}
+#: what happened, over all examples of a profile
+TALLY: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[LoopbackVast]:
+    with LoopbackVast(KEY, SteppedClock()) as server:
+        yield server
+
+
+class Driver:
+    """One driver process of the sweep in `folder`; what it journals outlives it, it does not."""
+
+    def __init__(self, world: World, folder: Path, ceiling_usd: float, *, spot: bool = False) -> None:
+        self.world, self.folder, self.server = world, folder, world.server
+        self.settings = CloudSettings(
+            ceiling_usd=ceiling_usd,
+            spot=spot,
+            silence_s=world.silence_s,
+            checkpoint_s=300.0,
+            heartbeat_s=1200.0,
+            losses_per_run=50,
+            startups_per_start=6,
+            launches_per_hour=40,
+        )
+        #: the driver's own journal: intended and not told; and the ends that were told
+        self.at_work: set[str] = set()
+        self.ends: dict[str, list[JobEnd]] = {}
+        self.asleep_s = 0.0
+        self.wall_off_s = 0.0
+        self.executor: VastExecutor | None = None
+        self.spent_out = False
+        self.texts: list[str] = []
+
+    def job(self, name: str) -> Job:
+        log = self.folder / "logs" / f"{name.replace(':', '-')}.log"
+        return Job(name, ("run", name), log, folder=self.folder)
+
+    def start(self) -> None:
+        """A new process: nothing in memory, jobs of the old one attached to or submitted again."""
+        self.server.dated = True
+        clock = self.server.clock
+        client = VastClient(
+            self.server.url,
+            SecretStr(KEY),
+            transport=InProcess(self.server),
+            clock=lambda: clock() - self.asleep_s,
+            sleep=clock.sleep,
+            wall=lambda: clock() + self.wall_off_s,
+            request_timeout_s=5.0,
+            patience_s=60.0,
+        )
+        self.executor = VastExecutor(
+            client,
+            self.settings,
+            slots=3,
+            workplace_of=self.world.workplace,
+            journal_of=self.world.journal,
+            tell=self.texts.append,
+        )
+        for name in sorted(self.at_work):
+            found = self._guarded(lambda name=name: self._attach(name))
+            if not found or self.executor is None:
+                return
+
+    def _attach(self, name: str) -> bool:
+        assert self.executor is not None
+        try:
+            if not self.executor.attach(name, self.folder):
+                self.executor.submit(self.job(name))
+        except UnreachableError as error:
+            # nobody can say: the driver ends here and is typed again later
+            self.texts.append(str(error))
+            self.executor = None
+            return False
+        return True
+
+    def submit(self, name: str) -> None:
+        self.at_work.add(name)
+        self._guarded(lambda: self._submit(name))
+
+    def _submit(self, name: str) -> bool:
+        assert self.executor is not None
+        try:
+            self.executor.submit(self.job(name))
+        except UnreachableError as error:
+            self.texts.append(str(error))
+        except BudgetError:
+            raise
+        except ExecutorError as error:
+            raise AssertionError(f"{name} was refused: {error}") from error
+        else:
+            return True
+        self.at_work.discard(name)
+        return False
+
+    def wait(self, seconds: float) -> None:
+        def waiting() -> bool:
+            assert self.executor is not None
+            for end in self.executor.wait(seconds):
+                self.told(end)
+            return True
+
+        self._guarded(waiting)
+
+    def cancel(self, name: str) -> None:
+        def cancelling() -> bool:
+            assert self.executor is not None
+            try:
+                end = self.executor.cancel(name)
+            except UnreachableError as error:
+                self.texts.append(str(error))
+                return False
+            if end is not None:
+                self.told(end)
+            return True
+
+        self._guarded(cancelling)
+
+    def told(self, end: JobEnd) -> None:
+        name = end.job_id
+        if name not in self.at_work:
+            self.world.breach(f"{name} ended a second time: {end}")
+        self.at_work.discard(name)
+        self.ends.setdefault(name, []).append(end)
+        if end.exit_code == 0 and name not in self.world.results:
+            self.world.breach(f"{name} was told to have succeeded, its result is not here")
+        TALLY[f"ends told: {'lost' if end.lost else end.exit_code}"] += 1
+
+    def finished(self, name: str) -> bool:
+        return any(end.exit_code in (0, 3, CEILING) for end in self.ends.get(name, ()))
+
+    def _guarded(self, act: object) -> bool:
+        """Do it; a kill leaves nothing of the driver, a spent budget ends the sweep."""
+        assert callable(act)
+        try:
+            return bool(act())
+        except Killed:
+            TALLY["drivers killed"] += 1
+            self.executor = None
+        except BudgetError as error:
+            self.texts.append(str(error))
+            self.spent_out = True
+            TALLY["sweeps ended by their ceiling"] += 1
+        return False
+
+
+class RentedSweep(RuleBasedStateMachine):
+    service: LoopbackVast
+    folders: Path
+
+    @initialize(
+        ceiling=st.sampled_from([0.5, 2.5, 4.0, 50.0, 50.0]),
+        spot=st.sampled_from([False, False, True]),
+        first=st.lists(st.sampled_from(sorted(JOBS)), min_size=1, unique=True),
+    )
+    def begin(self, ceiling: float, spot: bool, first: list[str]) -> None:
+        clock = SteppedClock()
+        self.service.reset(clock)
+        self.server, self.clock = self.service, clock
+        self.world = World(self.service, JOBS, fails=frozenset({"train:bad"}))
+        clock.world = self.world
+        folder = Path(tempfile.mkdtemp(dir=self.folders))
+        self.driver = Driver(self.world, folder, ceiling, spot=spot)
+        self.driver.start()
+        self.foreign: dict[int, str | None] = {}
+        self.watch = KeyWatch()
+        logging.getLogger().addHandler(self.watch)
+        TALLY["examples"] += 1
+        for name in first:
+            if self.drives():
+                self.driver.submit(name)
+
+    def mine(self) -> list[Machine]:
+        return [m for m in self.server.machines.values() if m.id not in self.foreign]
+
+    def drives(self) -> bool:
+        return self.driver.executor is not None and not self.driver.spent_out
+
+    def is_dead(self) -> bool:
+        return self.driver.executor is None and not self.driver.spent_out
+
+    def misbehave(self, data: st.DataObject) -> None:
+        """What the next requests of some kinds meet; at most three in a row, and two consistent lies."""
+        kinds = st.lists(st.sampled_from(sorted(ENDPOINT_MOODS)), max_size=2, unique=True)
+        for endpoint in data.draw(kinds):
+            moods = ENDPOINT_MOODS[endpoint]
+            for mood in data.draw(st.lists(st.sampled_from(["good", *moods]), max_size=3), label=endpoint):
+                if mood != "blank" or self.server.planned("list", "blank") < 1:
+                    self.server.plan(endpoint, mood)
+        for mood in data.draw(st.lists(st.sampled_from(["good", "before", "after", "damaged"]), max_size=3)):
+            if len(self.world.moods) < 6:
+                self.world.moods.append(mood)
+
+    @precondition(drives)
+    @rule(name=st.sampled_from(sorted(JOBS)), data=st.data())
+    def submit(self, name: str, data: st.DataObject) -> None:
+        if name in self.driver.at_work or self.driver.finished(name):
+            return
+        self.misbehave(data)
+        self.driver.submit(name)
+
+    @precondition(drives)
+    @rule(seconds=st.sampled_from([1.0, 60.0, 600.0, 1800.0]), data=st.data())
+    def wait(self, seconds: float, data: st.DataObject) -> None:
+        self.misbehave(data)
+        self.driver.wait(seconds)
+
+    @precondition(drives)
+    @rule(seconds=st.sampled_from([600.0, 3600.0]))
+    def wait_in_peace(self, seconds: float) -> None:
+        self.driver.wait(60.0)
+        if self.drives():
+            self.driver.wait(seconds)
+        if not self.server.planned_at_all():
+            self.the_ledger_knows_of_all_that_was_billed()
+
+    @precondition(drives)
+    @rule(name=st.sampled_from(sorted(JOBS)), data=st.data())
+    def cancel(self, name: str, data: st.DataObject) -> None:
+        if name in self.driver.at_work:
+            self.misbehave(data)
+            self.driver.cancel(name)
+
+    @precondition(drives)
+    @rule(appends=st.integers(1, 12), where=st.sampled_from(["before", "torn", "after"]))
+    def kill_soon(self, appends: int, where: str) -> None:
+        self.world.kill_in, self.world.kill_where = appends, where
+
+    @precondition(is_dead)
+    @rule(gone_s=st.sampled_from([1.0, 300.0, 7200.0]), wall=st.sampled_from([0.0, -86400.0, 86400.0]))
+    def drive_again(self, gone_s: float, wall: float) -> None:
+        self.clock.sleep(gone_s)
+        self.driver.wall_off_s = wall
+        TALLY["clock jumps"] += wall != 0.0
+        self.world.kill_in = None
+        self.driver.start()
+
+    @precondition(drives)
+    @rule(seconds=st.sampled_from([120.0, 3600.0]))
+    def the_laptop_sleeps(self, seconds: float) -> None:
+        """Its monotonic clock stands still meanwhile; then only dated answers can tell how long."""
+        self.server.dated = True
+        TALLY["clock jumps"] += 1
+        self.clock.sleep(seconds)
+        self.driver.asleep_s += seconds
+
+    @rule(
+        what=st.sampled_from(
+            ["outbid", "dies", "stuck", "frozen", "cut", "cut", "no offers", "offers", "undated"]
+        ),
+        which=st.integers(0, 5),
+    )
+    def weather(self, what: str, which: int) -> None:
+        machines = self.mine()
+        if what in ("no offers", "offers"):
+            some = [offer(1), offer(2, dph_total=0.9), offer(3, dph_total=0.95), offer(4, dph_total=1.0)]
+            self.server.offers = [] if what == "no offers" else some
+        elif what == "undated":
+            self.server.dated = False
+        elif machines:
+            machine = machines[which % len(machines)]
+            TALLY[f"weather: {what}"] += 1
+            if what == "outbid":
+                self.server.outbid(machine)
+            elif what == "dies":
+                self.server.host_dies(machine)
+            elif what == "stuck":
+                machine.stuck = not machine.stuck
+            elif what == "frozen":
+                machine.frozen = not machine.frozen
+            else:
+                self.world.cuts(machine)
+
+    @rule(label=st.sampled_from(FOREIGN))
+    def others_rent(self, label: str | None) -> None:
+        if len(self.foreign) < 20:
+            self.foreign[self.server.rent(label).id] = label
+
+    @invariant()
+    def nothing_was_breached(self) -> None:
+        assert not self.world.breaches, self.world.breaches
+
+    @invariant()
+    def the_bill_is_below_the_ceiling(self) -> None:
+        bill = self.bill()
+        assert bill <= self.driver.settings.ceiling_usd, f"${bill:.3f} were billed"
+
+    def the_ledger_knows_of_all_that_was_billed(self) -> None:
+        """But for instances that were made late and have not been found yet."""
+        if self.driver.executor is None or not self.driver.executor._tenants:
+            return
+        bill, known = self.bill(), self.driver.executor.spent_usd()
+        late = sum(m.gpu_usd + m.disk_usd for m in self.mine() if not self.known_to_the_ledger(m.label or ""))
+        assert bill - late <= known + 0.02, f"${bill:.4f} were billed, the ledger knows of ${known:.4f}"
+
+    def known_to_the_ledger(self, label: str) -> bool:
+        assert self.driver.executor is not None
+        leases = [t.ledger.leases.get(label) for t in self.driver.executor._tenants.values()]
+        return any(lease is not None and lease.live for lease in leases)
+
+    def bill(self) -> float:
+        self.server.settle()
+        everything = [*self.server.machines.values(), *self.server.buried]
+        return sum(m.gpu_usd + m.disk_usd for m in everything if m.id not in self.foreign)
+
+    @invariant()
+    def no_create_was_sent_twice_and_others_are_untouched(self) -> None:
+        assert all(count == 1 for count in self.server.creates.values())
+        now = {i: m.label for i, m in self.server.machines.items() if i in self.foreign}
+        assert now == self.foreign
+
+    @invariant()
+    def the_key_stays_secret(self) -> None:
+        assert not any(KEY in text for text in self.driver.texts)
+        assert not self.watch.caught
+        assert not self.server.leaks
+
+    def teardown(self) -> None:
+        logging.getLogger().removeHandler(self.watch)
+        if not hasattr(self, "driver"):
+            return
+        self.server.calm()
+        self.world.moods.clear()
+        self.world.kill_in = None
+        self.world.cut.clear()
+        self.clock.sleep(120)
+        if self.driver.executor is None:
+            self.driver.start()
+        assert self.driver.executor is not None
+        self.world.giving_up = True
+        self.driver.executor.attach("train:a", self.driver.folder)
+        self.driver.executor.cancel_all()
+        assert not self.mine(), "an instance outlived the sweep"
+        self.the_ledger_knows_of_all_that_was_billed()
+        ledger = self.driver.folder / "cloud" / "ledger.jsonl"
+        assert not ledger.exists() or KEY not in ledger.read_text()
+        self.the_bill_is_below_the_ceiling()
+        TALLY["faults of the service"] += self.server.faults
+        TALLY.update(self.world.counts)
+        TALLY["requests"] += len(self.server.requests)
+
+
+def run_profile(service: LoopbackVast, folders: Path, *, examples: int, steps: int) -> None:
+    RentedSweep.service, RentedSweep.folders = service, folders
+    TALLY.clear()
+    bounds = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        database=None,
+        # a sweep is long: shrinking one takes longer than reading it
+        phases=[Stage.generate],
+    )
+    run_state_machine_as_test(RentedSweep, settings=bounds)  # type: ignore[no-untyped-call]
+    print("\n" + "\n".join(f"{count:8} {what}" for what, count in sorted(TALLY.items())))
+
+
+def test_a_rented_sweep_survives(service: LoopbackVast, tmp_path: Path) -> None:
+    run_profile(service, tmp_path, examples=12, steps=15)
+
+
+@pytest.mark.slow
+def test_a_rented_sweep_survives_at_length(service: LoopbackVast, tmp_path: Path) -> None:
+    run_profile(service, tmp_path, examples=400, steps=40)
