@@ -107,6 +107,28 @@ def boundary_violation(value: Tensor, slope: Tensor, fields: Tensor, grid: Grid)
     }
 
 
+def grid_wall_values(fields: Tensor) -> Tensor:
+    """Fields (B, C, X) known on cell centres only, carried to both walls: (B, C, 2).
+
+    Cubic through the four nearest cells, so smooth fields keep an error of order spacing^4.
+    """
+    fields = fields.double()
+    weights = torch.from_numpy(_one_sided_weights()[0]).to(fields)
+    return torch.stack([fields[..., :4] @ weights, fields[..., -4:].flip(-1) @ weights], dim=-1)
+
+
+def wall_violation(walls: Tensor, boundary_value: float, fields: Tensor) -> dict[str, Tensor]:
+    """Dirichlet residual |u - g| at the worse wall and channel, relative to rms(u), (B,).
+
+    walls (B, C, 2): the decoded field at both ends, asked of the decoder itself where it has one;
+    fields (B, C, X): whose rms is the unit. Range [0, inf), lower is better. A given value says
+    nothing of the slope, so none is judged.
+    """
+    scale = fields.double().square().mean(dim=(-2, -1)).sqrt()
+    value = (walls.double() - boundary_value).abs().amax(dim=(-2, -1)) / scale
+    return {"bc_violation": value, "bc_violation_value": value}
+
+
 def spectrum_error(predicted: Tensor, truth: Tensor) -> dict[str, Tensor]:
     """sum |S_p - S_y| / sum S_y of the fluctuation's energy spectrum, whole and per band.
 

@@ -75,8 +75,11 @@ ENTRIES: dict[str, Entry] = {
     "conservation_gap_guarded": Entry("the same after the guards"),
     "conservation_gap_reference": Entry("the same of the reference data on this grid"),
     "dissipation_violation_": Entry("relative growth per step of what may only decrease"),
-    "bc_violation": Entry("jump of value or slope at the periodic seam over rms(u), the worse of both"),
-    "bc_violation_value": Entry("jump of the value at the seam over rms(u)"),
+    "bc_violation": Entry(
+        "jump of value or slope at the periodic seam, the worse of both, or distance from a wall's value; over "
+        "rms(u)"
+    ),
+    "bc_violation_value": Entry("jump of the value at the seam, or its distance from a wall's, over rms(u)"),
     "bc_violation_slope": Entry("jump of the slope at the seam times half a cell over rms(u)"),
     "pde_residual": Entry(
         "what the equation, solved in sub-steps, leaves of a frame after its neighbour, relative to rms(u)/dt"

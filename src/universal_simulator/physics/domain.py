@@ -1,4 +1,4 @@
-"""Where fields live: the periodic cell grid, its boundary condition, names and units."""
+"""Where fields live: the cell grid, its boundary condition, names and units."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 class BoundaryCondition(Enum):
     PERIODIC = "periodic"
+    #: given values at both ends of the line
+    DIRICHLET = "dirichlet"
     UNDECLARED = "undeclared"
 
 
