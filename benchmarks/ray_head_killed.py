@@ -5,7 +5,7 @@
 OTHER_FOLDER holds (or gets) the same plan on local processes, uninterrupted. The head is killed once,
 when two trainings run and both have a checkpoint. Exit code 0 only if the sweep ends complete, with
 the same result digest, members were lost, and nothing was done twice: one successful end per job and
-no training step logged twice. Needs the extra `ray`.
+the same lines in every training log. Needs the extra `ray`.
 """
 
 from __future__ import annotations
@@ -80,14 +80,18 @@ def kill_head(driver: subprocess.Popen[bytes], folder: Path) -> dict[str, Any]:
     raise SystemExit("the sweep ended before the head could be killed")
 
 
-def steps_logged_twice(state: SweepState) -> int:
-    """Of all training logs: lines of the same step. A run resumed cuts its log back first."""
-    twice = 0
+def steps_logged(state: SweepState) -> dict[str, list[int]]:
+    """Step of every line of every training log (a validation has a line of its own).
+
+    A run that goes on cuts its log back to its checkpoint first, so a sweep with lost members must
+    leave the same lines as one without.
+    """
+    found = {}
     for run in state.runs:
-        for path in RunFolder(state.folder, run.run_id).path.glob("metrics_*.jsonl"):
-            steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
-            twice += len(steps) - len(set(steps))
-    return twice
+        for path in sorted(RunFolder(state.folder, run.run_id).path.glob("metrics_*.jsonl")):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found[f"{run.run_id}/{path.name}"] = [json.loads(line)["step"] for line in lines]
+    return found
 
 
 def told(state: SweepState, seconds: float) -> dict[str, Any]:
@@ -100,7 +104,7 @@ def told(state: SweepState, seconds: float) -> dict[str, Any]:
         "lost": [end["job"] for end in ends if end.get("lost")],
         "job_seconds": round(sum(end["seconds"] for end in ends), 1),
         "job_seconds_lost": round(sum(end["seconds"] for end in ends if end.get("lost")), 1),
-        "steps_logged_twice": steps_logged_twice(state),
+        "log_lines": sum(map(len, steps_logged(state).values())),
         "champion": (state.decision("champion") or {}).get("sentence"),
         "digest": result_digest(state),
     }
@@ -134,13 +138,14 @@ def main() -> None:
         "local": whole,
         "ray": ray,
         "same_digest": whole["digest"] == ray["digest"],
+        "same_steps_logged": steps_logged(SweepState(given.whole)) == steps_logged(SweepState(given.folder)),
     }
     text = json.dumps(result, indent=1) + "\n"
     if given.out is not None:
         given.out.write_text(text)
     print(text)
-    fine = result["same_digest"] and ray["lost"] and not ray["done_twice"] and not ray["steps_logged_twice"]
-    raise SystemExit(0 if fine else 1)
+    same = result["same_digest"] and result["same_steps_logged"]
+    raise SystemExit(0 if same and ray["lost"] and not ray["done_twice"] else 1)
 
 
 if __name__ == "__main__":

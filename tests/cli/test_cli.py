@@ -68,6 +68,11 @@ def test_help_and_the_sweep_wing_import_no_torch() -> None:
         (["leaderboard", "nowhere"], 2, "does not exist"),
         (["sweep", "status", "nowhere"], 1, "holds no sweep"),
         (["sweep", "run", "nothing", "--folder", "x"], 2, "known:"),
+        (
+            ["sweep", "run", "smoke", "--folder", "x", "--executor", "ray", "--ray-address", "h:1"],
+            2,
+            "http://HOST:8265",
+        ),
         (["run"], 2, "give a config"),
         (["doctor"], 0, ""),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -162,3 +163,16 @@ def test_a_killed_driver_takes_its_own_head_along(tmp_path: Path) -> None:
     successor = RayClusterExecutor(1, address="local", threads=1, command=ERRAND)
     assert not successor.attach("a", tmp_path)
     assert not folder.exists()
+
+
+def test_a_sweep_whose_head_is_killed_ends_in_the_same_results(tmp_path: Path) -> None:
+    """The measurement of the log, on the smoke plan: lost members go on, no step and no job twice."""
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "ray_head_killed.py"
+    words = ["smoke", str(tmp_path / "ray"), "--whole", str(tmp_path / "local")]
+    answer = subprocess.run(
+        [sys.executable, str(script), *words], capture_output=True, text=True, timeout=1200, check=False
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    result = json.loads(answer.stdout)
+    assert result["same_digest"]
+    assert len(result["ray"]["lost"]) == 2

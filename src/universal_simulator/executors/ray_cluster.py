@@ -93,15 +93,14 @@ class RayClusterExecutor(Executor):
         self._placed: dict[str, _Placed] = {}
         self._ends: dict[str, JobEnd] = {}
         self._logs: dict[str, Path] = {}
+        self._answered = False
 
     def submit(self, job: Job) -> None:
         if job.job_id in self._placed or any(other.job_id == job.job_id for other in self._waiting):
             raise ExecutorError(f"{job.job_id} is at work already; wait for its end or cancel it")
         if self._own:
             self._refuse_impossible(job)
-        if not self._waiting and len(self._placed) < self.slots:
-            self._start(job)
-        else:
+        if self._waiting or len(self._placed) >= self.slots or not self._started(job):
             self._waiting.append(job)
         self._logs[job.job_id] = job.log
         self._ends.pop(job.job_id, None)
@@ -203,29 +202,45 @@ class RayClusterExecutor(Executor):
             self.head = RayHead(cpus=self._cpus, gpus=self._gpus)
         return self.head.jobs, self.head
 
+    def _started(self, job: Job) -> bool:
+        """False where a cluster that used to answer is silent just now: the job waits for it."""
+        self._withdraw(self._fence_of(job), job.job_id)
+        try:
+            self._start(job)
+        except UnreachableError:
+            if not self._answered:
+                raise
+            return False
+        self._answered = True
+        return True
+
+    def _fence_of(self, job: Job) -> Fence:
+        return Fence((job.folder or job.log.parent).resolve(), job.job_id)
+
     def _start(self, job: Job) -> None:
         """Hand a job in. Raises UnreachableError where it was not accepted and never will run."""
         jobs, head = self._connect()
-        folder = (job.folder or job.log.parent).resolve()
-        fence = Fence(folder, job.job_id)
+        fence = self._fence_of(job)
         submission = f"usim-{secrets.token_hex(8)}"
         self._withdraw(fence, job.job_id)
         job.log.parent.mkdir(parents=True, exist_ok=True)
         fence.issue(submission)
         try:
-            marked = head is None and job.resources.machine_class in jobs.resource_names()
-            jobs.submit(submission, self._request(job, folder, submission, marked=marked))
+            wanted = job.resources.machine_class
+            marked = head is None and wanted != "small" and wanted in jobs.resource_names()
+            jobs.submit(submission, self._request(job, submission, marked=marked))
         except ExecutorError:
             # a lost reply may hide an accepted job: without a ticket it will not begin
             if fence.issue(""):
                 raise
         self._placed[job.job_id] = _Placed(job, submission, fence, jobs, head)
 
-    def _request(self, job: Job, folder: Path, submission: str, *, marked: bool) -> dict[str, Any]:
+    def _request(self, job: Job, submission: str, *, marked: bool) -> dict[str, Any]:
         """marked: the cluster marks the nodes of this job's machine class."""
         needs = job.resources
         threads = needs.threads or self.threads
         memory_gib = needs.memory_gib or 0.0
+        folder = (job.folder or job.log.parent).resolve()
         fence = [self._python, "-m", "universal_simulator.executors.fence", str(folder), job.job_id]
         fence += [submission, str(job.log.resolve()), str(memory_gib), "--"]
         variables = [f"{name}={threads}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")]

@@ -111,7 +111,7 @@ class RayJobs:
             for node in listed:
                 found.update(node["resources_total"] if node["state"] == "ALIVE" else ())
         except (TypeError, KeyError) as error:
-            raise UnreachableError(f"{self.address} lists no nodes as Ray does") from error
+            raise UnreachableError(f"{self.address} answers, but not as Ray does") from error
         return frozenset(found)
 
     def _ask(
