@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.sweep.records import evaluation, run_record
+from universal_simulator.configuration import load_config
 from universal_simulator.run_record import RunFolder, RunRecord, read_document, write_json
+from universal_simulator.sweep import run_planning
 from universal_simulator.sweep.executor import Executor, Job, JobEnd, JobState
+
+
+def truthful(record: RunRecord, job: Job) -> RunRecord:
+    """The record with the identity that a worker with this code, told these words, would give it."""
+    words = list(job.arguments)
+    given = [word for word in words[2:] if "=" in word]
+    loaded = load_config(words[1], given, profile=words[words.index("--profile") + 1])
+    assert record.training is not None
+    changes = {
+        "config_name": loaded.config.name,
+        "config_hash": loaded.hash,
+        "seed": loaded.config.seed,
+        "code_version": run_planning.code_version(),
+    }
+    result = record.training.result.model_copy(update=changes)
+    return record.model_copy(update={"training": record.training.model_copy(update={"result": result})})
 
 
 class FakeExecutor(Executor):
@@ -15,6 +35,16 @@ class FakeExecutor(Executor):
 
     slots = 2
     failure_kind: str | None = None
+    #: what every calibration answers
+    calibration: Mapping[str, float] = MappingProxyType(
+        {
+            "train_s": 100.0,
+            "small_eval_s": 20.0,
+            "full_eval_s": 60.0,
+            "references_s": 5.0,
+            "peak_memory_gib": 0.5,
+        }
+    )
 
     def __init__(self, *, exit_codes: dict[str, list[int]] | None = None, member: float = 0.05) -> None:
         self.ended: list[JobEnd] = []
@@ -38,6 +68,10 @@ class FakeExecutor(Executor):
             job.log.parent.mkdir(parents=True, exist_ok=True)
             job.log.write_text(json.dumps({"identity": "d", "path": "p"}) + "\n")
             return
+        if arguments[0] == "calibrate":
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            job.log.write_text(json.dumps(dict(self.calibration)) + "\n")
+            return
         if arguments[0] == "run":
             folder, run_id = (
                 Path(arguments[arguments.index("--folder") + 1]),
@@ -46,7 +80,11 @@ class FakeExecutor(Executor):
             seed = int(next(w for w in arguments if w.startswith("seed=")).removeprefix("seed="))
             value = self.quality(arguments[1], seed, arguments)
             record = run_record(run_id, arguments[1], seed, {"small_eval": evaluation(run_id, value)})
-            write_json(RunFolder(folder, run_id).summary, record)
+            files = RunFolder(folder, run_id)
+            write_json(files.summary, truthful(record, job))
+            for path in (files.model, files.operator_ema):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
             return
         files = RunFolder.of_path(arguments[1])
         suite = {"full": "full_eval", "test": "test"}[arguments[3]]

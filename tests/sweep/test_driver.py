@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweep.fake_executor import FakeExecutor
+from tests.sweep.fake_executor import FakeExecutor, truthful
 from tests.sweep.records import evaluation, run_record
 from universal_simulator.configuration import load_config
 from universal_simulator.errors import (
@@ -177,7 +177,7 @@ def test_member_that_fails_physics_is_trained_again_by_rule_where_the_plan_asks(
                 0,
                 {"small_eval": evaluation(files.run_id, 0.05, gap=0.005 if cured else 0.05)},
             )
-            write_json(files.summary, record)
+            write_json(files.summary, truthful(record, job))
 
     plan = PLAN.model_copy(update={"healing": PLAN.healing.model_copy(update={"physics": True})})
     state = run_sweep(plan, tmp_path / "on", executor=Leaky())

@@ -174,7 +174,7 @@ def test_a_real_hang_is_diagnosed_ended_and_launched_again(tmp_path: Path) -> No
     state = planned(tmp_path, stall_timeout_s=1.0)
     script = HANGS_ONCE.format(mark=str(tmp_path / "mark"))
     executor = LocalProcessExecutor(1, command=(sys.executable, "-c", script))
-    job = trainings(state)[0]
+    job = Job("data", (), tmp_path / "logs" / "data.log", tmp_path)
     before = time.monotonic()
     try:
         JobQueue(state, executor).run([job], quiet)
@@ -184,7 +184,7 @@ def test_a_real_hang_is_diagnosed_ended_and_launched_again(tmp_path: Path) -> No
     (stall,) = state.journal.of("job_stalled")
     assert stall.data["silent_s"] >= 1.0
     assert "step 1 of 2" in stall.data["log"]
-    assert stall.data["files"]["run.log"] > 0
+    assert stall.data["files"]["data.log"] > 0
     assert state.done(job.job_id)
     assert state.attempts(job.job_id) == 2
     assert "resumed" in job.log.read_text()

@@ -9,7 +9,7 @@ import sys
 import typer
 
 from universal_simulator import __version__
-from universal_simulator.cli import cloud, config, data, doctor, model, run, sweep, track
+from universal_simulator.cli import calibrate, cloud, config, data, doctor, model, run, sweep, track
 from universal_simulator.credentials import masked
 from universal_simulator.errors import UsimError
 
@@ -31,6 +31,7 @@ app.command("run")(run.run)
 app.command("evaluate")(model.evaluate)
 app.command("rollout")(model.rollout)
 app.command("leaderboard")(sweep.leaderboard)
+app.command("calibrate", hidden=True)(calibrate.calibrate)
 app.command("doctor")(doctor.doctor)
 
 

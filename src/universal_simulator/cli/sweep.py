@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -84,6 +84,42 @@ def resume(
             progress=lambda share, what: line.update("sweep", share, 1.0, what),
         )
     _outcome(folder)
+
+
+@app.command()
+def estimate(
+    plan: Annotated[str, typer.Argument(help="a plan's name (plans/NAME.yaml) or path")],
+    folder: Annotated[
+        Path | None, typer.Option(help="keep data and forecast here: `usim sweep run` goes on from them")
+    ] = None,
+    workers: Workers = 2,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Measure every member for a few steps; tell time, memory and cost of the plan before spending them.
+
+    Example: usim sweep estimate sota_embedded --folder runs/embedded
+    """
+    import tempfile
+    from contextlib import nullcontext
+
+    from universal_simulator.cli.progress import ProgressLine
+    from universal_simulator.executors.local_process import LocalProcessExecutor
+    from universal_simulator.sweep.driver import estimate_sweep
+    from universal_simulator.sweep.forecast import as_document
+
+    line = ProgressLine()
+    with nullcontext(str(folder)) if folder else tempfile.TemporaryDirectory(prefix="usim-") as place:
+        state = estimate_sweep(
+            plan,
+            Path(place),
+            executor=LocalProcessExecutor(workers),
+            progress=lambda share, what: line.update("estimate", share, 1.0, what),
+        )
+        document = as_document(state, workers=workers)
+    if as_json:
+        typer.echo(json.dumps(document, indent=1))
+        return
+    _print_forecast(document)
 
 
 @app.command()
@@ -176,6 +212,39 @@ def leaderboard(folder: Folder, as_json: Annotated[bool, typer.Option("--json")]
     for row in rows:
         table.add_row(*(_short(row[name]) for name in columns))
     Console().print(table)
+
+
+def _print_forecast(document: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = {
+        "member": "key",
+        "round": "round",
+        "runs": "runs",
+        "machine": "machine",
+        "train s": "train_s",
+        "small-eval s": "small_eval_s",
+        "full-eval s": "full_eval_s",
+        "peak GiB": "peak_memory_gib",
+        "USD": "usd",
+    }
+    table = Table(*columns)
+    for row in document["members"]:
+        table.add_row(
+            *(f"{row[k]:.2f}" if isinstance(row[k], float) else str(row[k]) for k in columns.values())
+        )
+    Console().print(table)
+    for key, words in document["unmeasured"].items():
+        typer.echo(f"{key} could not be measured:\n{words}")
+    total = document["total"]
+    typer.echo(
+        f"{total['wall_s'] / 60:.1f} min on {document['workers']} workers, {total['worker_hours']:.2f} worker "
+        f"hours, {total['usd']:.2f} USD, {total['full_evals']} full-evals, at most "
+        f"{total['peak_memory_gib']:.2f} GiB a run; written rounds only, without early stops and healings"
+    )
+    for words in total["crosses"]:
+        typer.echo(f"warning: {words}")
 
 
 def _short(text: str) -> str:

@@ -15,8 +15,10 @@ from universal_simulator.configuration.documents import flatten
 from universal_simulator.errors import BudgetError, ExecutorError, UserError
 from universal_simulator.identity import code_version
 from universal_simulator.run_record import RunFolder
+from universal_simulator.sweep import canary
 from universal_simulator.sweep.continuation import placebo_verdict
 from universal_simulator.sweep.executor import Executor
+from universal_simulator.sweep.forecast import Forecast, calibration_jobs, forecast_event, totals
 from universal_simulator.sweep.gates import GateResult
 from universal_simulator.sweep.job_log import answer, tail
 from universal_simulator.sweep.job_queue import JobQueue
@@ -48,22 +50,36 @@ def run_sweep(
     """Run the plan in `folder`, or go on with the same plan there."""
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     with locked(folder):
-        journal = Journal(folder / JOURNAL)
-        if not journal.events:
-            journal.append("sweep_started", plan=plan.model_dump(mode="json"), plan_hash=plan.hash)
-        state = SweepState(folder, journal)
-        if state.plan.hash != plan.hash:
-            raise UserError(f"{folder} belongs to another plan:\n{_difference(state.plan, plan)}")
-        return _Driver(state, executor, progress).run()
+        return _Driver(_opened(plan, folder), executor, progress).run()
 
 
 def resume_sweep(folder: Path, *, executor: Executor, progress: Progress | None = None) -> SweepState:
     return run_sweep(SweepState(folder).plan, folder, executor=executor, progress=progress)
 
 
+def estimate_sweep(
+    plan: Plan | str | Path, folder: Path, *, executor: Executor, progress: Progress | None = None
+) -> SweepState:
+    """Data, runs and their forecast, and nothing that the plan pays for; `run_sweep` goes on from there."""
+    plan = plan if isinstance(plan, Plan) else load_plan(plan)
+    with locked(folder):
+        return _Driver(_opened(plan, folder), executor, progress).estimate()
+
+
 def rebuild_reports(folder: Path) -> SweepState:
     """Leaderboard and sweep page from journal and records alone."""
     return _write_reports(SweepState(folder))
+
+
+def _opened(plan: Plan, folder: Path) -> SweepState:
+    """The sweep of this plan in this folder, begun where there is none."""
+    journal = Journal(folder / JOURNAL)
+    if not journal.events:
+        journal.append("sweep_started", plan=plan.model_dump(mode="json"), plan_hash=plan.hash)
+    state = SweepState(folder, journal)
+    if state.plan.hash != plan.hash:
+        raise UserError(f"{folder} belongs to another plan:\n{_difference(state.plan, plan)}")
+    return state
 
 
 class _Driver:
@@ -75,7 +91,8 @@ class _Driver:
         self.folder = state.folder
         self.journal = state.journal
         self.executor = executor
-        self.queue = JobQueue(state, executor)
+        self.forecast = Forecast(state)
+        self.queue = JobQueue(state, executor, forecast=self.forecast.seconds)
         self.progress = progress
         self._judged: dict[str, dict[str, list[GateResult]]] = {}
 
@@ -95,9 +112,22 @@ class _Driver:
         self._tell(1.0, "finished")
         return self.state
 
+    def estimate(self) -> SweepState:
+        try:
+            self._data()
+            self._plan_runs()
+            self._calibrate()
+        finally:
+            self.executor.cancel_all()
+        return self.state
+
     def _phases(self) -> None:
         self._data()
         self._plan_runs()
+        if self.plan.calibrate:
+            self._calibrate()
+        if canary.wanted(self.plan, self.executor):
+            self._canary()
         self._train()
         self._small_eval_gates()
         self._promote()
@@ -139,6 +169,34 @@ class _Driver:
             code_version=code_version(),
             runs=[asdict(run) for run in runs],
         )
+
+    def _calibrate(self) -> None:
+        """Measure every config of the plan briefly; the forecast is journalled before it is used."""
+        if self.state.decision("forecast") is not None:
+            return
+        jobs = list(calibration_jobs(self.plan, self.folder).values())
+        self.queue.run(jobs, lambda shares, _: self._tell(0.05, f"calibrating {_whole(shares)}/{len(jobs)}"))
+        self.journal.append("forecast", **forecast_event(self.state))
+        total = totals(self.state, workers=self.executor.slots)
+        warnings = "".join(f"; {words}" for words in total.crosses)
+        self._tell(
+            0.05,
+            f"forecast: {total.wall_s / 3600:.2f} h on {self.executor.slots} workers, "
+            f"{total.worker_hours:.2f} worker hours, {total.usd:.2f} USD{warnings}",
+        )
+
+    def _canary(self) -> None:
+        """One short run end to end; nothing else starts before it came back sound."""
+        if self.state.decision("canary_passed") is not None:
+            return
+        run = canary.canary_run(self.state)
+        job = canary.canary_job(self.state, run)
+        self.queue.run([job], lambda shares, running: self._tell(0.05, "canary: one short run end to end"))
+        if not self.state.done(job.job_id):
+            raise ExecutorError(
+                f"the canary failed, nothing else was started; see {job.log}:\n{self.state.last_words(job.job_id)}"
+            )
+        self.journal.append("canary_passed", run=run.run_id)
 
     def _train(self) -> None:
         """Every planned run, then what follows from those that ended, until nothing more does."""

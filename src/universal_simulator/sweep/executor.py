@@ -117,6 +117,8 @@ class Executor(abc.ABC):
     """Runs jobs, `slots` at a time; the module's docstring has the rules for all methods."""
 
     slots: int
+    #: workers are elsewhere: code, data and results travel, so a sweep sends a canary first
+    remote: bool = False
 
     @abc.abstractmethod
     def submit(self, job: Job) -> None:

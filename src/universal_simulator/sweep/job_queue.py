@@ -14,6 +14,7 @@ from universal_simulator.sweep.heartbeat import Heartbeat
 from universal_simulator.sweep.job_log import live_share, tail
 from universal_simulator.sweep.spending import Ledger, Spend
 from universal_simulator.sweep.state import SweepState, result_hashes
+from universal_simulator.sweep.testimony import falsehoods
 
 #: report(share done of each job begun, jobs running), called about every two seconds
 Report = Callable[[Mapping[str, float], Sequence[str]], None]
@@ -22,7 +23,12 @@ MOST = {"signal": 2, "stall": 3, "lost": 5}
 #: failures of a training itself, which another try would repeat
 FINAL_FAILURES = ("DivergenceError", "MemoryExhaustedError", "RewardError")
 #: what a finished job adds to its run's record
-ADDED = {"train": ("training", "small_eval"), "full": ("full_eval",), "test": ("test",)}
+ADDED = {
+    "canary": ("training", "small_eval"),
+    "train": ("training", "small_eval"),
+    "full": ("full_eval",),
+    "test": ("test",),
+}
 POLL_S = 2.0
 
 
@@ -119,14 +125,21 @@ class JobQueue:
         del self._running[job.job_id]
         self.heartbeat.forget(job.job_id)
         self._ends[job.job_id, cause] += 1
+        record = self._record(end.job_id)
+        lies = self._lies(end, record)
         self.state.journal.append(
             "job_ended",
             job=end.job_id,
             exit_code=end.exit_code,
             seconds=round(end.seconds, 3),
             lost=end.lost,
-            results=self._results(end.job_id) if end.exit_code == 0 else {},
+            refused=lies,
+            results={} if end.exit_code or lies else self._results(end.job_id, record),
         )
+        if lies:
+            self._set_aside(end.job_id)
+            self._give_up(job, f"what came back is not of this job: {'; '.join(lies)}", final=False)
+            return False
         if end.exit_code == 0:
             return False
         if reason is None and self._ends[job.job_id, cause] < MOST.get(cause, 0):
@@ -179,22 +192,46 @@ class JobQueue:
             if verdict is not None and end is not None:
                 self._ended(job, end, reason=f"{STOPPED_EARLY}{verdict.sentence}")
 
-    def _results(self, job_id: str) -> dict[str, dict[str, str]]:
-        """run id -> hash of each result that this job added to its record."""
+    def _record(self, job_id: str) -> RunRecord | None:
+        """The record of the run that a job is about, as it lies here now."""
         what, _, run_id = job_id.partition(":")
         path = RunFolder(self.state.folder, run_id).summary if what in ADDED else None
-        if path is None or not path.exists():
+        return read_document(path, RunRecord) if path is not None and path.exists() else None
+
+    def _lies(self, end: JobEnd, record: RunRecord | None) -> list[str]:
+        """Why the result of a job that says it ended well cannot be its own."""
+        what, _, run_id = end.job_id.partition(":")
+        if end.exit_code != 0 or what not in ADDED:
+            return []
+        if record is None:
+            return ["no record came back"]
+        model = RunFolder(self.state.folder, run_id).model
+        lies = [] if model.exists() else [f"{model.name} did not come back"]
+        lies += falsehoods(record, run_id, data_identity=self.state.data_identity)
+        suites = [suite for suite in ADDED[what] if suite != "training" and suite not in record.evaluations]
+        return lies + [f"its {suite} is not in the record" for suite in suites]
+
+    def _set_aside(self, job_id: str) -> None:
+        """A record that is not believed is kept as evidence, out of the way of the next attempt's."""
+        what, _, run_id = job_id.partition(":")
+        summary = RunFolder(self.state.folder, run_id).summary
+        if what in ("train", "canary") and summary.exists():
+            summary.replace(summary.with_name(f"refused-{self.state.attempts(job_id)}.json"))
+
+    def _results(self, job_id: str, record: RunRecord | None) -> dict[str, dict[str, str]]:
+        """run id -> hash of each result that this job added to its record."""
+        what, _, run_id = job_id.partition(":")
+        if record is None:
             return {}
-        found = result_hashes(read_document(path, RunRecord))
+        found = result_hashes(record)
         return {run_id: {name: found[name] for name in ADDED[what] if name in found}}
 
     def _is_final(self, job_id: str, exit_code: int) -> bool:
         """The training itself failed (it diverged, memory is too small); anything else can be mended."""
-        what, _, run_id = job_id.partition(":")
-        if what != "train" or exit_code < 0:
+        if exit_code < 0 or not job_id.startswith("train:"):
             return False
-        path = RunFolder(self.state.folder, run_id).summary
-        return path.exists() and read_document(path, RunRecord).failure_kind in FINAL_FAILURES
+        record = self._record(job_id)
+        return record is not None and record.failure_kind in FINAL_FAILURES
 
 
 def _used_up(words: str) -> BudgetError:

@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 from universal_simulator.run_record import Metric, RunRecord, write_atomically
 from universal_simulator.sweep.compute import compute_matches, compute_rows, rule_sentence
+from universal_simulator.sweep.forecast import outcomes
 from universal_simulator.sweep.early_stop import STOPPED_EARLY
 from universal_simulator.sweep.gates import paired_interval, seed_spread, telling
 from universal_simulator.sweep.round_report import CANDIDATES, later_rounds, placebo_sentence
@@ -82,6 +83,7 @@ def _context(state: SweepState) -> dict[str, Any]:
         "forecasts": _forecasts(state),
         "verdicts": {run.run_id: verdict(state, run.run_id) for run in shown},
         "healed": [e.data for e in state.journal.of("run_healed")],
+        "outcomes": outcomes(state),
         "stalls": [e.data for e in state.journal.of("job_stalled")],
         "ablations": _ablations(state),
         "seeds": _seeds(state),

@@ -140,6 +140,11 @@ class SweepState:
         self._absorb()
         return self._seconds
 
+    def seconds_by_job(self) -> dict[str, float]:
+        """job id -> worker seconds of all its attempts that ended."""
+        self._absorb()
+        return {job: sum(e.data["seconds"] for e in ends) for job, ends in self._ends.items()}
+
     def run(self, run_id: str) -> Run | None:
         """The planned run of this id."""
         self._absorb()
@@ -147,7 +152,8 @@ class SweepState:
 
     def done(self, job_id: str) -> bool:
         self._absorb()
-        return any(e.data["exit_code"] == 0 for e in self._ends.get(job_id, ()))
+        ends = self._ends.get(job_id, ())
+        return any(e.data["exit_code"] == 0 and not e.data.get("refused") for e in ends)
 
     def failed(self, job_id: str) -> bool:
         """Given up and never done since."""

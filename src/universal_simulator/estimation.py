@@ -1,0 +1,174 @@
+"""A short measured training and evaluation of one config, from which its whole run is forecast.
+
+With t_l the seconds of one optimiser step at rollout length l, n_l how many such steps the config
+has, v the seconds of one validation and k how many there are, a stage takes
+
+    sum over l of n_l t_l  +  k v
+
+and everything else (reading data, building the model, what a stage prepares) once. t_l is the median of
+steps measured at that length; the first at each length is left out (operations are counted
+there, compilers run). An evaluation is measured on its small suite and grows with its groups. The
+stochastic stages have one length. Early stopping is not foreseen: the forecast is the longest case.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from universal_simulator.configuration import LoadedConfig, load_config
+from universal_simulator.configuration.schema import RunConfig, TrainingConfig
+from universal_simulator.data.dataset import Dataset
+from universal_simulator.errors import TrainingError
+from universal_simulator.experiment import prepare_dataset, run
+from universal_simulator.run_record import RunRecord
+from universal_simulator.training.loop import rollout_length
+
+#: optimiser steps measured at each rollout length; the first is not counted
+STEPS_PER_LENGTH = 4
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Forecast of one run. Seconds include the start of each process; memory is the largest of all."""
+
+    train_s: float
+    small_eval_s: float
+    full_eval_s: float
+    #: classical solver and trivial predictors of the full suite: once per sweep
+    references_s: float
+    peak_memory_gib: float
+    optimiser_steps: int
+    #: "stage, rollout length" -> seconds of one optimiser step
+    step_s: dict[str, float]
+    #: what measuring took
+    calibration_s: float
+
+
+def calibrate(
+    name: str, overrides: Sequence[str], folder: Path, *, profile: str | None = None
+) -> Calibration:
+    """Measure a config on its own data (made in `folder` where missing); nothing of it is kept."""
+    started, startup_s = time.monotonic(), time.process_time()
+    whole = load_config(name, overrides, profile=profile)
+    data = whole.config.data
+    dataset = prepare_dataset(str(data.file or data.dataset), folder)
+    words = [*overrides, *short_words(whole.config.training), f"data.file={json.dumps(str(dataset.path))}"]
+    short = load_config(name, words, profile=profile)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    moments: list[tuple[int, float]] = []
+
+    def watch(phase: str, done: int, total: int) -> None:
+        if phase == "train":
+            moments.append((done, time.monotonic()))
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="calibration-", dir=folder) as scratch:
+        record = run(short, Path(scratch), progress=watch)
+    return _forecast(whole, short, dataset, record, moments, startup_s, time.monotonic() - started)
+
+
+def short_words(training: TrainingConfig) -> list[str]:
+    """Overrides that make a training as short as can be measured, every rollout length in it."""
+    lengths = len(training.rollout_curriculum)
+    words = [f"training.{stage}.steps={STEPS_PER_LENGTH}" for stage in training.stages]
+    words.append(f"training.operator.steps={STEPS_PER_LENGTH * lengths}")
+    words.append(f"training.curriculum_shares={json.dumps([1 / lengths] * lengths)}")
+    return [*words, "training.validations=1"]
+
+
+def _forecast(
+    whole: LoadedConfig,
+    short: LoadedConfig,
+    dataset: Dataset,
+    record: RunRecord,
+    moments: Sequence[tuple[int, float]],
+    startup_s: float,
+    calibration_s: float,
+) -> Calibration:
+    assert record.training is not None
+    observed = record.training.observation
+    # what is fitted after the stages (an ensemble's calibration) has no steps and counts as fixed
+    trained = set(observed["wall_clock_s_by_stage"])
+    stages = [stage for stage in short.config.training.stages if stage in trained]
+    step_s, validation_s = measured(short.config.training, stages, moments)
+    steady_s = sum(count * step_s[key] for key, count in _lengths(short.config.training, stages).items())
+    fixed_s = max(0.0, observed["process_s"] - steady_s - sum(validation_s.values()))
+    training_s = sum(count * step_s[key] for key, count in _lengths(whole.config.training, stages).items())
+    training_s += whole.config.training.validations * sum(validation_s.values())
+    small = record.evaluations["small_eval"]
+    small_s = float(small.observation["wall_clock_s"])
+    growth = _full_groups(whole.config, dataset) / small.result.protocol.num_groups
+    return Calibration(
+        train_s=startup_s + fixed_s + training_s,
+        small_eval_s=small_s,
+        full_eval_s=startup_s + growth * small_s,
+        references_s=growth * float(small.observation["references_s"]),
+        peak_memory_gib=_peak_memory_gib(),
+        optimiser_steps=sum(_lengths(whole.config.training, stages).values()),
+        step_s={f"{stage}, {length}": seconds for (stage, length), seconds in step_s.items()},
+        calibration_s=calibration_s,
+    )
+
+
+def measured(
+    training: TrainingConfig, stages: Sequence[str], moments: Sequence[tuple[int, float]]
+) -> tuple[dict[tuple[str, int], float], dict[str, float]]:
+    """(stage, length) -> seconds of a step; stage -> seconds of its validation, which ends it.
+
+    moments: (steps done over all stages, when), after every step; the first step of all has no
+    beginning and is one of those that do not count.
+    """
+    taken = {done: now - before for (_, before), (done, now) in pairwise(moments)}
+    seconds: dict[tuple[str, int], float] = {}
+    validations: dict[str, float] = {}
+    before = 0
+    for stage in stages:
+        lengths = [_length(training, stage, step) for step in range(getattr(training, stage).steps)]
+        for length in dict.fromkeys(lengths):
+            places = [step for step, found in enumerate(lengths) if found == length][1:]
+            steady = [taken[before + step + 1] for step in places if step + 1 < len(lengths)]
+            if not steady:
+                raise TrainingError(f"stage {stage}: no step at rollout length {length} was measured")
+            seconds[stage, length] = statistics.median(steady)
+        last = taken[before + len(lengths)]
+        validations[stage] = max(0.0, last - seconds[stage, lengths[-1]])
+        before += len(lengths)
+    return seconds, validations
+
+
+def _lengths(training: TrainingConfig, stages: Sequence[str]) -> Counter[tuple[str, int]]:
+    """(stage, rollout length) -> optimiser steps the config takes there."""
+    return Counter(
+        (stage, _length(training, stage, step))
+        for stage in stages
+        for step in range(getattr(training, stage).steps)
+    )
+
+
+def _length(training: TrainingConfig, stage: str, step: int) -> int:
+    """Only the operator's windows grow; the other stages keep one length."""
+    return rollout_length(training, step) if stage == "operator" else 0
+
+
+def _full_groups(config: RunConfig, dataset: Dataset) -> int:
+    there = dataset.info.groups_per_split["selection"]
+    return min(config.evaluation.full_groups or there, there)
+
+
+def _peak_memory_gib() -> float:
+    """Of the accelerator where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

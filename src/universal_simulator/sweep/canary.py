@@ -1,0 +1,40 @@
+"""One short run goes all the way on the chosen executor before the rest start.
+
+It trains two steps of every stage of the baseline's config on the sweep's own data, evaluates,
+records and (where the worker is elsewhere) is copied back. What came back is held to what was
+asked, like that of every training: this code, these data, this config, a whole model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from universal_simulator.configuration import load_config
+from universal_simulator.sweep.executor import Executor, Job
+from universal_simulator.sweep.jobs import config_words, training_job
+from universal_simulator.sweep.plan import Plan
+from universal_simulator.sweep.run_planning import Wish, identified
+from universal_simulator.sweep.state import Run, SweepState
+
+KIND = "canary"
+STEPS = 2
+
+
+def wanted(plan: Plan, executor: Executor) -> bool:
+    """As the plan says; where it says nothing, on executors whose workers are elsewhere."""
+    return executor.remote if plan.canary is None else plan.canary
+
+
+def canary_run(state: SweepState) -> Run:
+    """The baseline's config, as short as it can be trained and judged."""
+    plan, config = state.plan, state.plan.baseline.config
+    whole = load_config(config, config_words(plan, seed=0, overrides=()), profile=plan.profile).config
+    words = [f"training.{stage}.steps={STEPS}" for stage in whole.training.stages]
+    words += ["training.validations=1", "evaluation.small_groups=2", "evaluation.bootstrap_samples=100"]
+    wish = Wish(config, 0, KIND, KIND, 0.1, tuple(words), key=KIND)
+    (run,) = identified(plan, [wish], data_identity=state.data_identity, known=())
+    return run
+
+
+def canary_job(state: SweepState, run: Run) -> Job:
+    return replace(training_job(state.plan, state.folder, run), job_id=f"{KIND}:{run.run_id}")

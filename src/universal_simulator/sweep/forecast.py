@@ -1,0 +1,262 @@
+"""What a sweep will take, measured before anything is spent, and afterwards held against what it took.
+
+Every distinct config of the plan is calibrated once on the executor that will train it, as many at
+a time as it has slots, so that what they take from each other is measured with them. A repeat with
+another seed, a trial or a healed run is forecast like the config it comes from.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from universal_simulator.run_record import content_hash
+from universal_simulator.sweep.executor import Job
+from universal_simulator.sweep.job_log import answer, tail
+from universal_simulator.sweep.jobs import log_path, resources
+from universal_simulator.sweep.plan import Member, Plan
+from universal_simulator.sweep.plan_checks import data_words
+from universal_simulator.sweep.state import Run, SweepState
+
+KIND = "calibrate"
+#: kind of job -> what of a calibration it takes, in seconds
+PARTS = {"train": ("train_s", "small_eval_s"), "full": ("full_eval_s",), "test": ("full_eval_s",)}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one member: seconds, memory, price. Several seeds are one line."""
+
+    key: str
+    round: str
+    role: str
+    machine: str
+    train_s: float
+    small_eval_s: float
+    full_eval_s: float
+    peak_memory_gib: float
+    #: how many runs of it are planned (seeds of the baseline)
+    runs: int = 1
+
+    def hours(self, *, full: bool) -> float:
+        """Worker hours of all its runs, with their full-evals or without."""
+        seconds = self.train_s + self.small_eval_s + (self.full_eval_s if full else 0.0)
+        return self.runs * seconds / 3600
+
+
+def calibration_jobs(plan: Plan, folder: Path) -> dict[str, Job]:
+    """key of a calibration (`config words`) -> its job."""
+    jobs = {}
+    for member in _measured_members(plan):
+        key = calibration_key(member.config, member.overrides)
+        name = f"{Path(member.config).stem}-{content_hash(key)[:6]}"
+        words = ("calibrate", member.config, "--folder", str(folder), "--profile", plan.profile, "--json")
+        jobs[key] = Job(
+            f"{KIND}:{name}",
+            (*words, *data_words(plan.dataset), *member.overrides),
+            log_path(folder, f"{KIND}_{name}"),
+            folder,
+            resources(plan, member.machine),
+        )
+    return jobs
+
+
+def calibration_key(config: str, overrides: Sequence[str]) -> str:
+    return " ".join([config, *overrides])
+
+
+def _measured_members(plan: Plan) -> Iterable[Member]:
+    yield Member(config=plan.baseline.config)
+    yield from (peer for peer in plan.references if peer.compute_matched_to is None)
+    for round_ in plan.rounds:
+        yield from round_.members
+
+
+def forecast_event(state: SweepState) -> dict[str, Any]:
+    """What the calibrations of a sweep answered, to be journalled: measured, and not measured with why."""
+    measured, unmeasured = {}, {}
+    for key, job in calibration_jobs(state.plan, state.folder).items():
+        if state.done(job.job_id):
+            measured[key] = answer(job.log)
+        else:
+            unmeasured[key] = tail(job.log)
+    return {"measured": measured, "unmeasured": unmeasured}
+
+
+class Forecast:
+    """Reads the journalled forecast of a sweep; before there is one, everything is expected to take 0."""
+
+    def __init__(self, state: SweepState) -> None:
+        self.state = state
+
+    def seconds(self, job_id: str) -> float:
+        """What a job of a planned run is forecast to take, all of it; 0 where nothing is known."""
+        kind, _, run_id = job_id.partition(":")
+        run = self.state.run(run_id)
+        if run is None or kind not in PARTS:
+            return 0.0
+        found = self.measured(run)
+        return sum(float(found[part]) for part in PARTS[kind]) if found else 0.0
+
+    def measured(self, run: Run) -> dict[str, Any] | None:
+        """The calibration that stands for a run: its own, its target's compute, or its config's."""
+        told = self.state.decision("forecast")
+        if told is None:
+            return None
+        known: dict[str, dict[str, Any]] = told["measured"]
+        if run.role == "compute_matched":
+            targets = {peer.key: peer.compute_matched_to for peer in self.state.plan.references}
+            return known.get(targets.get(run.key) or "")
+        return (
+            known.get(calibration_key(run.config, run.overrides))
+            or known.get(run.key)
+            or known.get(run.config)
+        )
+
+    def estimates(self) -> list[Estimate]:
+        """One line per planned member, in the order of the plan; several seeds are one line."""
+        lines: dict[tuple[str, str], Estimate] = {}
+        for run in self.state.runs:
+            found = self.measured(run)
+            if found is None:
+                continue
+            place = (run.round, run.key)
+            if place in lines:
+                lines[place] = Estimate(**{**asdict(lines[place]), "runs": lines[place].runs + 1})
+                continue
+            lines[place] = Estimate(
+                key=run.key,
+                round=run.round,
+                role=run.role,
+                machine=run.machine,
+                train_s=float(found["train_s"]),
+                small_eval_s=float(found["small_eval_s"]),
+                full_eval_s=float(found["full_eval_s"]),
+                peak_memory_gib=float(found["peak_memory_gib"]),
+            )
+        return list(lines.values())
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Of the written rounds. wall_s: on so many workers; worker hours and their price do not depend on them.
+
+    Promoted are the forced members and, of each round, as many as it promotes of the costliest.
+    """
+
+    wall_s: float
+    worker_hours: float
+    usd: float
+    peak_memory_gib: float
+    full_evals: int
+    references_s: float
+    #: why the plan's ceilings would stop it, in words
+    crosses: tuple[str, ...] = ()
+
+
+def totals(state: SweepState, *, workers: int) -> Totals:
+    """Sum of the forecast, the test opening included."""
+    forecast = Forecast(state)
+    promoted = _promoted_at_most(state, forecast)
+    train = {run.run_id: forecast.seconds(f"train:{run.run_id}") for run in state.runs}
+    judged = [run for run in state.runs if run.role != "member" or run.run_id in promoted]
+    full = {run.run_id: forecast.seconds(f"full:{run.run_id}") for run in judged}
+    opened = 2 + sum(run.role == "reference" for run in state.runs)
+    test = sorted(full.values(), reverse=True)[:opened] if state.plan.open_test_for_champion else []
+    told = state.decision("forecast") or {"measured": {}}
+    references = max((float(m["references_s"]) for m in told["measured"].values()), default=0.0)
+    usd = sum(_price(state, run) * (train[run.run_id] + full.get(run.run_id, 0.0)) for run in state.runs)
+    seconds = sum(train.values()) + sum(full.values()) + sum(test) + 2 * references
+    ordered = [train[run.run_id] for run in sorted(state.runs, key=lambda run: -run.cost)]
+    wall = references * 2 + sum(makespan(part, workers) for part in (ordered, list(full.values()), test))
+    memory = max((float(m["peak_memory_gib"]) for m in told["measured"].values()), default=0.0)
+    found = Totals(wall, seconds / 3600, usd, memory, len(full), references)
+    return Totals(**{**asdict(found), "crosses": _crosses(state, found)})
+
+
+def makespan(seconds: Sequence[float], workers: int) -> float:
+    """When the last of these jobs ends, begun in this order as workers come free."""
+    free = [0.0] * max(1, workers)
+    for item in seconds:
+        heapq.heappush(free, heapq.heappop(free) + item)
+    return max(free)
+
+
+def _promoted_at_most(state: SweepState, forecast: Forecast) -> set[str]:
+    chosen = set()
+    for round_ in state.plan.rounds:
+        forced = {member.key for member in round_.members if member.forced}
+        members = state.members(round_.name)
+        chosen |= {run.run_id for run in members if run.key in forced}
+        rest = [run.run_id for run in members if run.key not in forced]
+        rest.sort(key=lambda run_id: -forecast.seconds(f"full:{run_id}"))
+        chosen |= set(rest[: round_.promote])
+    return chosen
+
+
+def _price(state: SweepState, run: Run) -> float:
+    """USD per second."""
+    return state.plan.machine(run.machine).price_usd_per_hour / 3600
+
+
+def _crosses(state: SweepState, found: Totals) -> tuple[str, ...]:
+    plan, words = state.plan, []
+    if found.worker_hours > plan.max_hours:
+        words.append(f"{found.worker_hours:.3g} worker hours are forecast, max_hours is {plan.max_hours:g}")
+    if plan.budget.sweep.usd is not None and found.usd > plan.budget.sweep.usd:
+        words.append(f"{found.usd:.2f} USD are forecast, budget.sweep.usd is {plan.budget.sweep.usd:g}")
+    return tuple(words)
+
+
+def as_document(state: SweepState, *, workers: int) -> dict[str, Any]:
+    """The forecast as one JSON document: a line per member, what was not measured, totals."""
+    members = [
+        {
+            **asdict(line),
+            "usd": line.hours(full=False) * state.plan.machine(line.machine).price_usd_per_hour,
+        }
+        for line in Forecast(state).estimates()
+    ]
+    told = state.decision("forecast") or {"unmeasured": {}}
+    return {
+        "plan": state.plan.name,
+        "workers": workers,
+        "members": members,
+        "unmeasured": told["unmeasured"],
+        "total": asdict(totals(state, workers=workers)),
+    }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run's forecast beside what it took; seconds of its jobs, all attempts."""
+
+    run_id: str
+    what: str
+    forecast_s: float
+    took_s: float
+    forecast_gib: float | None = None
+    took_gib: float | None = None
+
+
+def outcomes(state: SweepState) -> list[Outcome]:
+    """Every job of every forecast run that has ended, in the order of planning."""
+    forecast, found = Forecast(state), []
+    took = {job: seconds for job, seconds in state.seconds_by_job().items() if state.done(job)}
+    records = state.records()
+    for run in state.runs:
+        about = forecast.measured(run)
+        for what in PARTS:
+            job_id = f"{what}:{run.run_id}"
+            if about is None or job_id not in took:
+                continue
+            memory: tuple[float | None, float | None] = (None, None)
+            record = records.get(run.run_id)
+            if what == "train" and record is not None and record.training is not None:
+                seen = record.training.observation.get("peak_memory_gib")
+                memory = (float(about["peak_memory_gib"]), seen)
+            found.append(Outcome(run.run_id, what, forecast.seconds(job_id), took[job_id], *memory))
+    return found

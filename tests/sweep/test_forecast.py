@@ -1,0 +1,197 @@
+"""Forecast, canary and testimony: what is known before money is spent, and who is believed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.sweep.fake_executor import FakeExecutor
+from universal_simulator.errors import BudgetError, ExecutorError
+from universal_simulator.run_record import RunFolder, RunRecord, read_document, write_json
+from universal_simulator.sweep.driver import estimate_sweep, run_sweep
+from universal_simulator.sweep.executor import Job, JobEnd
+from universal_simulator.sweep.forecast import Forecast, as_document, makespan, outcomes
+from universal_simulator.sweep.leaderboard import result_digest
+from universal_simulator.sweep.plan import Budget, Ceiling, Machine, load_plan
+from universal_simulator.sweep.report import report_path
+from universal_simulator.sweep.state import SweepState
+
+PLAN = load_plan("smoke")
+PRICED = PLAN.model_copy(update={"machines": {"small": Machine(price_usd_per_hour=3.6)}, "max_hours": 1.0})
+
+
+def test_estimate_trains_nothing_and_the_sweep_goes_on_from_it(tmp_path: Path) -> None:
+    executor = FakeExecutor()
+    state = estimate_sweep(PRICED, tmp_path, executor=executor)
+    assert {job.partition(":")[0] for job in executor.submitted} == {"data", "calibrate"}
+    document = as_document(state, workers=2)
+    assert [(line["key"], line["runs"]) for line in document["members"]] == [
+        ("rerun_txxoc8a8", 3),
+        ("fno_reference", 1),
+        ("sweep_round_a_lr3e4_w5", 1),
+    ]
+    assert document["members"][0]["usd"] == pytest.approx(3 * 120 * 0.001)
+    total = document["total"]
+    # 5 trainings of 120 s, 5 full-evals and 3 test evaluations of 60 s, references twice 5 s
+    assert total["worker_hours"] == pytest.approx((5 * 120 + 5 * 60 + 3 * 60 + 2 * 5) / 3600)
+    assert total["wall_s"] == pytest.approx(3 * 120 + 3 * 60 + 2 * 60 + 2 * 5)
+    assert total["full_evals"] == 5
+    again = FakeExecutor()
+    finished = run_sweep(PRICED, tmp_path, executor=again)
+    assert not any(job.startswith(("data", "calibrate")) for job in again.submitted)
+    rows = outcomes(finished)
+    assert {row.what for row in rows} == {"train", "full", "test"}
+    assert all(row.took_s == pytest.approx(0.1) for row in rows)
+    assert {row.forecast_s for row in rows} == {120.0, 60.0}
+    assert "Forecast and outcome" in report_path(tmp_path).read_text()
+    assert result_digest(finished) == result_digest(
+        run_sweep(PRICED, tmp_path / "x", executor=FakeExecutor())
+    )
+
+
+def test_the_forecast_stops_a_sweep_before_it_spends_too_much(tmp_path: Path) -> None:
+    """0.30 USD and 0.12 a training: two are launched, the third would cross the ceiling."""
+    budget = Budget(sweep=Ceiling(usd=0.30))
+    plan = PRICED.model_copy(update={"budget": budget, "calibrate": True})
+
+    class Costly(FakeExecutor):
+        def submit(self, job: Job) -> None:
+            super().submit(job)
+            seconds = 120.0 if job.arguments[0] == "run" else 0.0
+            self.ended[-1] = JobEnd(job.job_id, self.ended[-1].exit_code, seconds)
+
+    executor, told = Costly(), []
+    with pytest.raises(BudgetError, match=r"sweep to 0.36 USD of 0.30"):
+        run_sweep(plan, tmp_path, executor=executor, progress=lambda share, text: told.append(text))
+    assert sum(job.startswith("train:") for job in executor.submitted) == 2
+    assert any("USD are forecast, budget.sweep.usd is 0.3" in text for text in told)
+
+
+def test_what_could_not_be_measured_is_said_and_forecast_as_nothing(tmp_path: Path) -> None:
+    class Broken(FakeExecutor):
+        def submit(self, job: Job) -> None:
+            if job.arguments[:2] == ("calibrate", "fno_reference"):
+                job.log.parent.mkdir(parents=True, exist_ok=True)
+                job.log.write_text("no memory left\n")
+                self.ended.append(JobEnd(job.job_id, 1, 0.1))
+            else:
+                super().submit(job)
+
+    state = estimate_sweep(PLAN, tmp_path, executor=Broken())
+    assert as_document(state, workers=1)["unmeasured"] == {"fno_reference": "no memory left"}
+    run = next(run for run in state.runs if run.config == "fno_reference")
+    assert Forecast(state).seconds(f"train:{run.run_id}") == 0.0
+
+
+def test_makespan_is_that_of_workers_coming_free() -> None:
+    assert makespan([5, 3, 3, 2], 2) == 7
+    assert makespan([5, 3, 3, 2], 1) == 13
+    assert makespan([], 3) == 0
+
+
+def test_canary_goes_first_on_remote_executors_and_where_the_plan_asks(tmp_path: Path) -> None:
+    class Remote(FakeExecutor):
+        remote = True
+
+    order = []
+    for name, executor, canary in (
+        ("remote", Remote(), None),
+        ("asked", FakeExecutor(), True),
+        ("local", FakeExecutor(), None),
+        ("refused", Remote(), False),
+    ):
+        plan = PLAN.model_copy(update={"canary": canary})
+        state = run_sweep(plan, tmp_path / name, executor=executor)
+        kinds = [job.partition(":")[0] for job in executor.submitted]
+        order.append(kinds[1])
+        assert len(state.runs) == 5  # the canary is no run of the sweep
+        again = FakeExecutor()
+        run_sweep(plan, tmp_path / name, executor=again)
+        assert again.submitted == []
+    assert order == ["canary", "canary", "train", "train"]
+
+
+@pytest.mark.parametrize("fault", ["fails", "no model", "other code"])
+def test_a_canary_that_fails_or_comes_back_unsound_stops_the_sweep(tmp_path: Path, fault: str) -> None:
+    class Unsound(FakeExecutor):
+        def submit(self, job: Job) -> None:
+            super().submit(job)
+            if not job.job_id.startswith("canary:"):
+                return
+            files = RunFolder(tmp_path, job.job_id.partition(":")[2])
+            if fault == "fails":
+                job.log.write_text("the worker has no data\n")
+                self.ended[-1] = JobEnd(job.job_id, 1, 0.1)
+            elif fault == "no model":
+                files.model.unlink()
+            else:
+                lie(files, code_version="f" * 64)
+
+    executor = Unsound()
+    plan = PLAN.model_copy(update={"canary": True})
+    words = {
+        "fails": "the canary failed(?s:.*)no data",
+        "no model": "model.safetensors did not come back",
+        "other code": "trained by other code",
+    }
+    with pytest.raises(ExecutorError, match=words[fault]):
+        run_sweep(plan, tmp_path, executor=executor)
+    assert [job.partition(":")[0] for job in executor.submitted] == ["data", "canary"]
+    mended = FakeExecutor()
+    state = run_sweep(plan, tmp_path, executor=mended)
+    assert state.decision("champion") is not None
+
+
+def lie(files: RunFolder, **changes: object) -> None:
+    """Rewrite what a worker recorded."""
+    record = read_document(files.summary, RunRecord)
+    assert record.training is not None
+    result = record.training.result.model_copy(update=changes)
+    training = record.training.model_copy(update={"result": result})
+    write_json(files.summary, record.model_copy(update={"training": training}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"code_version": "f" * 64}, "trained by other code"),
+        ({"data_identity": "e"}, "trained on other data"),
+        ({"config_hash": "0" * 64}, "its config 0000000000 and seed 0 are not those of"),
+        ({"seed": 5}, "seed 5 are not those of"),
+    ],
+)
+def test_a_worker_that_lies_decides_nothing(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    """A record of another hash is refused, nothing is concluded; typed again with a sound worker it goes on."""
+
+    class Lying(FakeExecutor):
+        def work(self, job: Job) -> None:
+            super().work(job)
+            if job.arguments[:2] == ("run", "sweep_round_a_lr3e4_w5"):
+                lie(RunFolder(tmp_path, job.arguments[job.arguments.index("--run-id") + 1]), **changes)
+
+    with pytest.raises(ExecutorError, match=words):
+        run_sweep(PLAN, tmp_path, executor=Lying())
+    state = SweepState(tmp_path)
+    assert state.decision("small_eval_gates") is None
+    (refused,) = [e for e in state.journal.of("job_ended") if e.data["refused"]]
+    assert refused.data["results"] == {}
+    assert refused.data["exit_code"] == 0
+    (kept,) = RunFolder(tmp_path, refused.data["job"].partition(":")[2]).path.glob("refused-*.json")
+    assert read_document(kept, RunRecord).status == "finished"
+    sound = FakeExecutor()
+    finished = run_sweep(PLAN, tmp_path, executor=sound)
+    assert sound.submitted[0] == refused.data["job"]
+    assert finished.decision("champion") is not None
+
+
+def test_a_job_that_leaves_no_record_is_not_done(tmp_path: Path) -> None:
+    class Forgetful(FakeExecutor):
+        def work(self, job: Job) -> None:
+            if job.arguments[0] != "evaluate":
+                super().work(job)
+
+    with pytest.raises(ExecutorError, match="its full_eval is not in the record"):
+        run_sweep(PLAN, tmp_path, executor=Forgetful())
+    assert json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[-1])["kind"] == "job_given_up"
