@@ -68,8 +68,11 @@ def resume(
     ray_address: RayAddress = "local",
     ceiling_usd: CeilingUsd = None,
     cloud: CloudFile = None,
+    plan: Annotated[
+        str | None, typer.Option(help="its plan with another budget, machines or appended rounds")
+    ] = None,
 ) -> None:
-    """Go on with the sweep in a folder."""
+    """Go on with the sweep in a folder, also with a larger budget or with rounds appended to its plan."""
     from universal_simulator.cli.progress import ProgressLine
     from universal_simulator.sweep.driver import resume_sweep
 
@@ -80,6 +83,7 @@ def resume(
     ) as place:
         resume_sweep(
             folder,
+            plan=plan,
             executor=place,
             progress=lambda share, what: line.update("sweep", share, 1.0, what),
         )
@@ -93,6 +97,8 @@ def estimate(
         Path | None, typer.Option(help="keep data and forecast here: `usim sweep run` goes on from them")
     ] = None,
     workers: Workers = 2,
+    executor: On = Where.local,
+    ray_address: RayAddress = "local",
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Measure every member for a few steps; tell time, memory and cost of the plan before spending them.
@@ -103,16 +109,16 @@ def estimate(
     from contextlib import nullcontext
 
     from universal_simulator.cli.progress import ProgressLine
-    from universal_simulator.executors.local_process import LocalProcessExecutor
     from universal_simulator.sweep.driver import estimate_sweep
     from universal_simulator.sweep.forecast import as_document
 
     line = ProgressLine()
-    with nullcontext(str(folder)) if folder else tempfile.TemporaryDirectory(prefix="usim-") as place:
+    kept = nullcontext(str(folder)) if folder else tempfile.TemporaryDirectory(prefix="usim-")
+    with kept as there, opened(executor, workers=workers, ray_address=ray_address) as place:
         state = estimate_sweep(
             plan,
-            Path(place),
-            executor=LocalProcessExecutor(workers),
+            Path(there),
+            executor=place,
             progress=lambda share, what: line.update("estimate", share, 1.0, what),
         )
         document = as_document(state, workers=workers)

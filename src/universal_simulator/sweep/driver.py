@@ -11,14 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from universal_simulator.configuration.documents import flatten
 from universal_simulator.errors import BudgetError, ExecutorError, UserError
 from universal_simulator.identity import code_version
 from universal_simulator.run_record import RunFolder
-from universal_simulator.sweep import canary
+from universal_simulator.sweep.amendment import amend, difference
 from universal_simulator.sweep.continuation import placebo_verdict
 from universal_simulator.sweep.executor import Executor
-from universal_simulator.sweep.forecast import Forecast, calibration_jobs, forecast_event, totals
+from universal_simulator.sweep.forecast import Forecast
 from universal_simulator.sweep.gates import GateResult
 from universal_simulator.sweep.job_log import answer, tail
 from universal_simulator.sweep.job_queue import JobQueue
@@ -27,12 +26,14 @@ from universal_simulator.sweep.journal import Journal
 from universal_simulator.sweep.leaderboard import write_leaderboard
 from universal_simulator.sweep.lock import locked
 from universal_simulator.sweep.plan import Plan, Round, load_plan
+from universal_simulator.sweep.preparation import make_forecast, send_canary
 from universal_simulator.sweep.report import write_sweep_report
 from universal_simulator.sweep.round_course import RoundCourse
 from universal_simulator.sweep.rounds import choose_champion, gate_results, promotions
 from universal_simulator.sweep.run_planning import (
     first_runs,
     identified,
+    plan_appended_runs,
     plan_compute_matched_runs,
     plan_healed_runs,
     plan_physics_healed_runs,
@@ -53,8 +54,20 @@ def run_sweep(
         return _Driver(_opened(plan, folder), executor, progress).run()
 
 
-def resume_sweep(folder: Path, *, executor: Executor, progress: Progress | None = None) -> SweepState:
-    return run_sweep(SweepState(folder).plan, folder, executor=executor, progress=progress)
+def resume_sweep(
+    folder: Path,
+    *,
+    executor: Executor,
+    plan: Plan | str | Path | None = None,
+    progress: Progress | None = None,
+) -> SweepState:
+    """Go on with the sweep in `folder`; a changed plan may bring another budget and appended rounds."""
+    given = load_plan(plan) if isinstance(plan, str | Path) else plan
+    with locked(folder):
+        state = SweepState(folder)
+        if given is not None:
+            amend(state, given)
+        return _Driver(state, executor, progress).run()
 
 
 def estimate_sweep(
@@ -78,7 +91,10 @@ def _opened(plan: Plan, folder: Path) -> SweepState:
         journal.append("sweep_started", plan=plan.model_dump(mode="json"), plan_hash=plan.hash)
     state = SweepState(folder, journal)
     if state.plan.hash != plan.hash:
-        raise UserError(f"{folder} belongs to another plan:\n{_difference(state.plan, plan)}")
+        raise UserError(
+            f"{folder} belongs to another plan:\n{difference(state.plan, plan)}\n"
+            f"to go on with it changed: usim sweep resume {folder} --plan PLAN"
+        )
     return state
 
 
@@ -106,8 +122,12 @@ class _Driver:
             raise
         finally:
             self.executor.cancel_all()
-        if self.state.decision("sweep_finished") is None:
-            self.journal.append("sweep_finished", champion=self._decided("champion")["champion"])
+        champion = self._decided("champion")["champion"]
+        ends = [
+            e for e in self.journal.events if e.kind in ("sweep_finished", "sweep_stopped", "plan_amended")
+        ]
+        if not ends or ends[-1].kind != "sweep_finished":
+            self.journal.append("sweep_finished", champion=champion)
         _write_reports(self.state)
         self._tell(1.0, "finished")
         return self.state
@@ -116,7 +136,7 @@ class _Driver:
         try:
             self._data()
             self._plan_runs()
-            self._calibrate()
+            make_forecast(self.state, self.queue, lambda text: self._tell(0.05, text))
         finally:
             self.executor.cancel_all()
         return self.state
@@ -125,9 +145,8 @@ class _Driver:
         self._data()
         self._plan_runs()
         if self.plan.calibrate:
-            self._calibrate()
-        if canary.wanted(self.plan, self.executor):
-            self._canary()
+            make_forecast(self.state, self.queue, lambda text: self._tell(0.05, text))
+        send_canary(self.state, self.queue, lambda text: self._tell(0.05, text))
         self._train()
         self._small_eval_gates()
         self._promote()
@@ -154,6 +173,7 @@ class _Driver:
     def _plan_runs(self) -> None:
         if self.state.runs:
             refuse_other_code(self.state)
+            plan_appended_runs(self.state)
             return
         data = answer(data_job(self.plan, self.folder).log)
         regimes, identity = data.get("regimes"), data["identity"]
@@ -169,34 +189,6 @@ class _Driver:
             code_version=code_version(),
             runs=[asdict(run) for run in runs],
         )
-
-    def _calibrate(self) -> None:
-        """Measure every config of the plan briefly; the forecast is journalled before it is used."""
-        if self.state.decision("forecast") is not None:
-            return
-        jobs = list(calibration_jobs(self.plan, self.folder).values())
-        self.queue.run(jobs, lambda shares, _: self._tell(0.05, f"calibrating {_whole(shares)}/{len(jobs)}"))
-        self.journal.append("forecast", **forecast_event(self.state))
-        total = totals(self.state, workers=self.executor.slots)
-        warnings = "".join(f"; {words}" for words in total.crosses)
-        self._tell(
-            0.05,
-            f"forecast: {total.wall_s / 3600:.2f} h on {self.executor.slots} workers, "
-            f"{total.worker_hours:.2f} worker hours, {total.usd:.2f} USD{warnings}",
-        )
-
-    def _canary(self) -> None:
-        """One short run end to end; nothing else starts before it came back sound."""
-        if self.state.decision("canary_passed") is not None:
-            return
-        run = canary.canary_run(self.state)
-        job = canary.canary_job(self.state, run)
-        self.queue.run([job], lambda shares, running: self._tell(0.05, "canary: one short run end to end"))
-        if not self.state.done(job.job_id):
-            raise ExecutorError(
-                f"the canary failed, nothing else was started; see {job.log}:\n{self.state.last_words(job.job_id)}"
-            )
-        self.journal.append("canary_passed", run=run.run_id)
 
     def _train(self) -> None:
         """Every planned run, then what follows from those that ended, until nothing more does."""
@@ -346,12 +338,20 @@ class _Driver:
         champion = self._decided("champion")
         references = [run.run_id for run in self.state.runs if run.role == "reference"]
         runs = list(dict.fromkeys([champion["champion"], champion["baseline"], *references]))
-        if self.state.decision("test_opened") is None:
-            self.journal.append("test_opened", runs=runs, opening=f"{self.plan.name}-1")
-        opening = self._decided("test_opened")["opening"]
-        done = [run for run in runs if self.state.done(training_id(run))]
+        openings = self.journal.of("test_opened")
+        opened = {run: event.data["opening"] for event in openings for run in event.data["runs"]}
+        if champion["champion"] not in opened:
+            # a second one only where rounds were appended and another champion came of them; it is counted
+            opening = f"{self.plan.name}-{len(openings) + 1}"
+            fresh = [run for run in runs if run not in opened]
+            self.journal.append("test_opened", runs=fresh, opening=opening)
+            opened |= dict.fromkeys(fresh, opening)
+        done = [run for run in runs if run in opened and self.state.done(training_id(run))]
         self.queue.run(
-            [evaluation_job(self.plan, self.folder, self._run(run), "test", opening=opening) for run in done],
+            [
+                evaluation_job(self.plan, self.folder, self._run(run), "test", opening=opened[run])
+                for run in done
+            ],
             lambda shares, running: self._tell(0.97, "opening the test split for the champion"),
         )
 
@@ -374,12 +374,6 @@ def _write_reports(state: SweepState) -> SweepState:
     write_leaderboard(state)
     write_sweep_report(state)
     return state
-
-
-def _difference(stored: Plan, given: Plan) -> str:
-    before, after = flatten(stored.model_dump(mode="json")), flatten(given.model_dump(mode="json"))
-    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-    return "\n".join(f"  {key}: {before.get(key)!r} there, {after.get(key)!r} given" for key in keys[:10])
 
 
 def _whole(shares: Mapping[str, float]) -> int:

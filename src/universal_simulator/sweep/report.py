@@ -13,8 +13,8 @@ from markupsafe import Markup, escape
 
 from universal_simulator.run_record import Metric, RunRecord, write_atomically
 from universal_simulator.sweep.compute import compute_matches, compute_rows, rule_sentence
-from universal_simulator.sweep.forecast import outcomes
 from universal_simulator.sweep.early_stop import STOPPED_EARLY
+from universal_simulator.sweep.forecast import outcomes
 from universal_simulator.sweep.gates import paired_interval, seed_spread, telling
 from universal_simulator.sweep.round_report import CANDIDATES, later_rounds, placebo_sentence
 from universal_simulator.sweep.rounds import (

@@ -106,6 +106,17 @@ def refuse_other_code(state: SweepState) -> None:
         )
 
 
+def plan_appended_runs(state: SweepState) -> None:
+    """Journal the runs of rounds of members that were appended after the first were planned."""
+    appended = {name for e in state.journal.of("plan_amended") for name in e.data["appended"]}
+    there = {(run.round, run.key, run.seed) for run in state.runs}
+    wishes = [w for w in first_runs(state.plan) if w.round in appended]
+    wishes = [w for w in wishes if (w.round, w.key, w.seed) not in there]
+    runs = identified(state.plan, wishes, data_identity=state.data_identity, known=state.runs)
+    for run in runs:
+        state.journal.append("run_added", run=asdict(run), why=f"round {run.round} was appended")
+
+
 def plan_healed_runs(state: SweepState) -> bool:
     """Journal the healed run of each that failed and that a rule can cure; a baseline stays as it is."""
     found = False

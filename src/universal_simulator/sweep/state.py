@@ -78,9 +78,7 @@ class SweepState:
         started = self.journal.of("sweep_started")
         if not started:
             raise IntegrityError(f"{folder} holds no sweep (no {JOURNAL} that starts one)")
-        if content_hash(started[0].data["plan"]) != started[0].data["plan_hash"]:
-            raise IntegrityError(f"{folder}: the journalled plan does not match its hash")
-        self.plan = Plan.model_validate(started[0].data["plan"])
+        self.plan = self.read_plan()
         self._read = 0
         self._runs: list[Run] = []
         self._by_id: dict[str, Run] = {}
@@ -93,6 +91,14 @@ class SweepState:
         self._about: dict[str, dict[str, Any]] = {}
         #: what a record was read from (time, size, results held to it) and the record
         self._records: dict[str, tuple[tuple[int, int, int], RunRecord]] = {}
+
+    def read_plan(self) -> Plan:
+        """The plan as it was started or last amended; also what `self.plan` is from now on."""
+        told = [*self.journal.of("sweep_started"), *self.journal.of("plan_amended")][-1].data
+        if content_hash(told["plan"]) != told["plan_hash"]:
+            raise IntegrityError(f"{self.folder}: the journalled plan does not match its hash")
+        self.plan = Plan.model_validate(told["plan"])
+        return self.plan
 
     def _absorb(self) -> None:
         """Take in the events since the last look."""

@@ -1,0 +1,47 @@
+"""What goes before the trainings of a sweep: the forecast, and the canary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from universal_simulator.errors import ExecutorError
+from universal_simulator.sweep import canary
+from universal_simulator.sweep.forecast import calibration_jobs, forecast_event, totals
+from universal_simulator.sweep.job_queue import JobQueue
+from universal_simulator.sweep.state import SweepState
+
+#: progress in words
+Tell = Callable[[str], None]
+
+
+def make_forecast(state: SweepState, queue: JobQueue, tell: Tell) -> None:
+    """Measure every config of the plan briefly; the forecast is journalled before it is used."""
+    if state.decision("forecast") is not None:
+        return
+    jobs = list(calibration_jobs(state.plan, state.folder).values())
+    queue.run(
+        jobs,
+        lambda shares, _: tell(f"calibrating {sum(share == 1.0 for share in shares.values())}/{len(jobs)}"),
+    )
+    state.journal.append("forecast", **forecast_event(state))
+    workers = queue.executor.slots
+    total = totals(state, workers=workers)
+    warnings = "".join(f"; {words}" for words in total.crosses)
+    tell(
+        f"forecast: {total.wall_s / 3600:.2f} h on {workers} workers, {total.worker_hours:.2f} worker "
+        f"hours, {total.usd:.2f} USD{warnings}"
+    )
+
+
+def send_canary(state: SweepState, queue: JobQueue, tell: Tell) -> None:
+    """One short run end to end, where it is wanted; raises unless it came back sound."""
+    if not canary.wanted(state.plan, queue.executor) or state.decision("canary_passed") is not None:
+        return
+    run = canary.canary_run(state)
+    job = canary.canary_job(state, run)
+    queue.run([job], lambda shares, running: tell("canary: one short run end to end"))
+    if not state.done(job.job_id):
+        raise ExecutorError(
+            f"the canary failed, nothing else was started; see {job.log}:\n{state.last_words(job.job_id)}"
+        )
+    state.journal.append("canary_passed", run=run.run_id)
