@@ -50,9 +50,8 @@ RECONSTRUCTION_STRIDE = 10
 UNIT_WINDOWS = 256
 #: seed of the noise of validation ensembles
 VALIDATION_SEED = 0
-#: what the noise's persistence (0 at first) and temperature (1 at first) are chosen from
-PERSISTENCES = (0.5, 0.8)
-TEMPERATURES = (0.6, 0.8, 1.25)
+#: what the corrector's numbers are chosen from, one after the other, beside what they begin with
+NOISE_CHOICES = {"carried": (0.7, 0.4), "persistence": (0.5, 0.8), "temperature": (0.7, 1.3)}
 
 #: score(surrogate, guards=..., truth=validation), lower is better
 Score = Callable[..., float]
@@ -265,18 +264,19 @@ def ensemble_score(
 def choose_noise(
     surrogate: Surrogate, *, guards: GuardsConfig, truth: Trajectories, rules: EnsembleValidation
 ) -> None:
-    """Set the corrector's persistence, then its temperature, to the lowest CRPS of validation."""
+    """Set what becomes of the corrector's noise to the lowest CRPS of validation rollouts."""
     corrector = _corrector(surrogate)
     score = functools.partial(ensemble_score, surrogate, guards=guards, truth=truth, rules=rules)
     best = score()
-    for buffer, choices in ((corrector.persistence, PERSISTENCES), (corrector.temperature, TEMPERATURES)):
-        kept = float(buffer)
+    for name, choices in NOISE_CHOICES.items():
+        number = corrector.get_buffer(name)
+        kept = float(number)
         for value in choices:
-            buffer.fill_(value)
+            number.fill_(value)
             found = score()
             if found < best:
                 best, kept = found, value
-        buffer.fill_(kept)
+        number.fill_(kept)
 
 
 def _mean_nrmse(prediction: Tensor, truth: Tensor, *, initial: Tensor | None = None) -> float:

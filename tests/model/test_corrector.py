@@ -78,6 +78,29 @@ def test_a_trajectorys_members_do_not_depend_on_its_batch_or_on_their_number() -
     assert bool((spread.amax(dim=(0, 2, 3)) > 0).all()), "every lead time has a spread, the first as well"
 
 
+def test_what_is_not_carried_on_is_an_error_of_reading() -> None:
+    model = surrogate()
+    assert model.corrector is not None
+    model.corrector.residual_scale.fill_(0.2)
+    initial, parameters = fields(2)
+    predictor = StochasticPredictor(model, GuardsConfig(mass_projection=False), members=2)
+    operator = rollout_fields(model, initial, parameters, steps=12)
+    members = {}
+    for share in (0.0, 0.5, 1.0):
+        model.corrector.carried.fill_(share)
+        members[share] = predictor.rollout_members(initial, parameters, 12, seed=0)
+    # the first segment reads alike; then what travels differs
+    assert torch.equal(members[0.0][:, :, :4], members[1.0][:, :, :4])
+    assert not torch.allclose(members[0.5][:, :, 4:], members[1.0][:, :, 4:], atol=1e-4)
+    # with nothing carried, members differ from the operator by this segment's reading alone
+    first, last = (
+        float((members[0.0][:, :, part] - operator[:, None, part]).square().mean()) for part in (3, 11)
+    )
+    assert last < 2 * first
+    grown = float((members[1.0][:, :, 11] - operator[:, None, 11]).square().mean())
+    assert grown > 1.2 * last
+
+
 def test_noise_is_standard_normal_whatever_its_persistence() -> None:
     model = surrogate()
     assert model.corrector is not None

@@ -44,10 +44,9 @@ def rollout(
     fields, drift = initial, torch.zeros_like(initial[..., :1])
     carried = None if noise is None else persistent(noise, surrogate)
     for index, start in enumerate(range(0, steps, segment)):
-        last = fields
         given = None if carried is None else carried[:, index]
-        for decoded in _segment(surrogate, fields, parameters, min(segment, steps - start), dt_s, given):
-            last = decoded[:, -1]
+        length = min(segment, steps - start)
+        for decoded, last in _segment(surrogate, fields, parameters, length, dt_s, given):  # noqa: B007
             yield decoded + drift[:, None]
         fields = last
         if conserved:
@@ -107,8 +106,12 @@ def _corrector_of(surrogate: Surrogate) -> Corrector:
 
 def _segment(
     surrogate: Surrogate, first: Tensor, parameters: Tensor, steps: int, dt_s: float, noise: Tensor | None
-) -> Iterator[Tensor]:
-    """A rollout in latent space alone, from fields (B, C, X) in the canonical frame of their own."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """A rollout in latent space alone, from fields (B, C, X) in the canonical frame of their own.
+
+    Yields decoded fields, and the last of them as the next segment takes it up: of a sampled
+    residual only the corrector's `carried` share goes on, the rest is an error of this reading.
+    """
     frame = surrogate.frame_of(first)
     conditions = surrogate.conditions(frame, parameters, dt_s)
     state = start = surrogate.member.encode(_to_member(surrogate, frame, first), conditions)
@@ -120,9 +123,14 @@ def _segment(
             states.append(state)
         times = dt_s * torch.arange(done + 1, done + 1 + len(states), device=first.device)
         stacked = torch.stack(states, dim=1)
-        if noise is not None:
-            stacked = correct(surrogate, start, stacked, done + 1, conditions, noise)
-        yield _decode(surrogate, frame, conditions, stacked, times)
+        if noise is None:
+            decoded = _decode(surrogate, frame, conditions, stacked, times)
+            yield decoded, decoded[:, -1]
+        else:
+            corrected = correct(surrogate, start, stacked, done + 1, conditions, noise)
+            decoded = _decode(surrogate, frame, conditions, corrected, times)
+            going_on = torch.lerp(stacked[:, -1:], corrected[:, -1:], _corrector_of(surrogate).carried)
+            yield decoded, _decode(surrogate, frame, conditions, going_on, times[-1:])[:, 0]
         done += len(states)
 
 

@@ -207,9 +207,18 @@ class CriterionResult:
 def tier_results(
     plan: Plan, champion: RunRecord, baseline: RunRecord, *, suite: str = "full_eval"
 ) -> list[CriterionResult]:
-    """Each criterion of each tier on its own line; tiers need not nest."""
+    """Each criterion of each tier on its own line; tiers need not nest.
+
+    What the plan declares not applicable as a small-eval gate is so in its tiers as well.
+    """
+    declared = {metric: rule.not_applicable for metric, rule in plan.gates.small_eval.items()}
+
+    def told(criterion: Criterion) -> Criterion:
+        reason = criterion.not_applicable or declared.get(criterion.metric)
+        return criterion.model_copy(update={"not_applicable": reason})
+
     return [
-        _criterion(tier.name, criterion, champion, baseline, plan.headline_regime, suite)
+        _criterion(tier.name, told(criterion), champion, baseline, plan.headline_regime, suite)
         for tier in plan.tiers
         for criterion in tier.criteria
     ]
