@@ -103,7 +103,9 @@ class LoopbackRay:
         threading.Thread(target=self._watch, args=(submission,), daemon=True).start()
 
     def lose_supervisor(self, submission: Submission) -> None:
-        submission.finish("FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED", message="Job supervisor actor died")
+        submission.finish(
+            "FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED", message="Job supervisor actor died"
+        )
         submission.kill()
 
     def forget(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.executors.loopback_vast import Clock, LoopbackVast, Machine
 from universal_simulator.executors.cloud_ledger import Lease
-from universal_simulator.executors.rented_job import DESERTED
+from universal_simulator.executors.rental_phase import DESERTED
 from universal_simulator.executors.transport import DamagedCopy, InstanceUnreachable
 from universal_simulator.executors.vast_replies import Instance
 from universal_simulator.executors.workplace import Ending, Glance, Workplace

@@ -14,7 +14,7 @@ from tests.executors.test_vast_client import KEY
 from tests.executors.test_vast_sweep import Driver
 from universal_simulator.errors import BudgetError, ExecutorError, UserError
 from universal_simulator.executors.cloud_ledger import FILE, Ledger
-from universal_simulator.executors.rented_job import CEILING
+from universal_simulator.executors.rental_phase import CEILING
 from universal_simulator.executors.service_clock import ServiceClock
 from universal_simulator.executors.silence import Silence
 from universal_simulator.sweep.executor import Job, Resources

@@ -32,7 +32,7 @@ from tests.executors.simulated_cloud import Killed, SteppedClock, World
 from tests.executors.test_vast_client import ENDPOINT_MOODS, FOREIGN, KEY, KeyWatch
 from universal_simulator.errors import BudgetError, ExecutorError, UnreachableError
 from universal_simulator.executors.cloud_settings import CloudSettings
-from universal_simulator.executors.rented_job import CEILING
+from universal_simulator.executors.rental_phase import CEILING
 from universal_simulator.executors.vast_ai import VastExecutor
 from universal_simulator.executors.vast_client import VastClient
 from universal_simulator.sweep.executor import Job, JobEnd
@@ -67,6 +67,8 @@ class Driver:
         self.at_work: set[str] = set()
         self.ends: dict[str, list[JobEnd]] = {}
         self.asleep_s = 0.0
+        #: it slept, and has not been told the time since
+        self.drowsy = False
         self.wall_off_s = 0.0
         self.executor: VastExecutor | None = None
         self.spent_out = False
@@ -137,6 +139,7 @@ class Driver:
     def wait(self, seconds: float) -> None:
         def waiting() -> bool:
             assert self.executor is not None
+            self.drowsy = self.drowsy and seconds < 600.0
             for end in self.executor.wait(seconds):
                 self.told(end)
             return True
@@ -284,6 +287,7 @@ class RentedSweep(RuleBasedStateMachine):
         TALLY["clock jumps"] += 1
         self.clock.sleep(seconds)
         self.driver.asleep_s += seconds
+        self.driver.drowsy = True
 
     @rule(
         what=st.sampled_from(
@@ -297,7 +301,7 @@ class RentedSweep(RuleBasedStateMachine):
             some = [offer(1), offer(2, dph_total=0.9), offer(3, dph_total=0.95), offer(4, dph_total=1.0)]
             self.server.offers = [] if what == "no offers" else some
         elif what == "undated":
-            self.server.dated = False
+            self.server.dated = self.driver.drowsy
         elif machines:
             machine = machines[which % len(machines)]
             TALLY[f"weather: {what}"] += 1

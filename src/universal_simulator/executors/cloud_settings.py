@@ -48,7 +48,7 @@ class CloudSettings(BaseModel):
         (_PYTHON, "-m", "pip", "install", "--quiet", "-c", "code/constraints.txt", "./code"),
     )
     python: str = _PYTHON
-    #: data are sent from here, or made there and sent only where they came out different
+    #: data are sent from here, or made there, where they must come out with the same identity
     data_route: Literal["upload", "generate"] = "upload"
     #: a short run must go from end to end, and come home, before a second instance is rented
     canary: bool = False

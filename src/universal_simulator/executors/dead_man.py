@@ -31,6 +31,6 @@ def onstart_script(service: str, silence_s: float) -> str:
     stop = _STOP.format(service=json.dumps(service.rstrip("/")))
     return (
         "touch ~/.no_auto_tmux\n"
-        f"(while sleep {silence_s:.0f}; do [ -n \"$(find ~/usim/job/alive -mmin -{minutes:.2f})\" ] || "
+        f'(while sleep {silence_s:.0f}; do [ -n "$(find ~/usim/job/alive -mmin -{minutes:.2f})" ] || '
         f"python3 -c '{stop}'; done) >/dev/null 2>&1 &\n"
     )

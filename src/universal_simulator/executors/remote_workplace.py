@@ -35,8 +35,6 @@ from universal_simulator.executors.workplace import Ending, Glance, Workplace
 from universal_simulator.identity import code_version
 
 USIM = ("-m", "universal_simulator.cli")
-#: a step that failed here says nothing about the job
-_OURS = ("setup", "code", "data")
 MAX_RESULT_BYTES = 8 << 30
 _CONTROL = bytes(b if b >= 32 or b in b"\n\t\r" else ord("?") for b in range(256)).replace(b"\x7f", b"?")
 
@@ -187,8 +185,3 @@ class RemoteWorkplace(Workplace):
             self.root.run("if [ -f job/spec.json ]; then python3 agent.py halt job; fi")
         except InstanceRefused as error:
             raise ExecutorError(f"{self.errand.job.job_id}: its processes did not end: {error}") from None
-
-
-def failed_before_the_job(ending: Ending) -> bool:
-    """The instance could not be made ready: another one is tried, the job was never at fault."""
-    return ending.exit_code != 0 and ending.step in _OURS

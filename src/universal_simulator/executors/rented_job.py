@@ -10,7 +10,6 @@ A driver that died left everything that matters in the ledger.
 
 from __future__ import annotations
 
-import enum
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,13 @@ from universal_simulator.credentials import masked
 from universal_simulator.errors import ExecutorError
 from universal_simulator.executors.cloud_ledger import Lease
 from universal_simulator.executors.cloud_settings import CloudSettings
+from universal_simulator.executors.rental_phase import (
+    BEFORE_THE_JOB,
+    CEILING,
+    DESERTED,
+    Phase,
+    phase_of,
+)
 from universal_simulator.executors.silence import Health, Silence, health_of
 from universal_simulator.executors.tenant import NotNow, RunCeilingError, Tenant
 from universal_simulator.executors.transport import DamagedCopy, InstanceUnreachable
@@ -30,26 +36,9 @@ from universal_simulator.sweep.executor import LOST_EXIT_CODE, Job, JobEnd
 WorkplaceOf = Callable[[Job, Lease, Instance], Workplace]
 #: a copy that fails this often is the instance's fault
 MAX_COPIES = 5
-#: steps before the job itself, at which an instance can fail it
-BEFORE_THE_JOB = ("setup", "code", "data")
-#: exit code of work that the instance ended itself because it had not heard from the driver
-DESERTED = -254
 DOUBT_PAUSE_S = 10.0
-#: exit code of a job that its own ceiling ended (EX_TEMPFAIL): it did not fail, and money would finish it
-CEILING = 75
 #: results that are there, and only cannot be reached, are waited for longer
 RESULTS_PATIENCE = 8.0
-
-
-class Phase(enum.Enum):
-    QUEUED = "queued"
-    RENTING = "renting"
-    LOADING = "loading"
-    DISCARDING = "discarding"
-    WORKING = "working"
-    COLLECTING = "collecting"
-    CLOSING = "closing"
-    DONE = "done"
 
 
 @dataclass
@@ -81,20 +70,9 @@ class RentedJob:
         self._ending = Ending(LOST_EXIT_CODE, 0.0)
         self._reason = ""
         if self.lease is not None:
-            self.phase = self._phase_of(self.lease)
+            self.phase = phase_of(self.lease)
             self.end = self.lease.end
             self._deadline = self.now() + self.settings.startup_s
-
-    @staticmethod
-    def _phase_of(lease: Lease) -> Phase:
-        """Where the ledger says that it is."""
-        if not lease.live:
-            return Phase.DONE
-        if lease.end is not None:
-            return Phase.CLOSING
-        if lease.instance_id is None:
-            return Phase.RENTING
-        return Phase.LOADING if lease.placed_at is None else Phase.WORKING
 
     def now(self) -> float:
         return self.tenant.now()
@@ -108,11 +86,6 @@ class RentedJob:
     def tellable(self) -> bool:
         """Its end is final: its process is over, or its instance verified gone."""
         return self.end is not None and (not self.end.lost or self.phase is Phase.DONE)
-
-    @property
-    def began(self) -> bool:
-        """Its process was seen at work, as far as this is known."""
-        return self.phase in (Phase.WORKING, Phase.COLLECTING)
 
     def step(self) -> None:
         """As far as it goes now. Raises BudgetError where renting for it would cross a ceiling."""

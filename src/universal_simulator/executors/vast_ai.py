@@ -14,7 +14,8 @@ from universal_simulator.errors import BudgetError, ExecutorError, UnreachableEr
 from universal_simulator.executors.cloud_ledger import FILE, Lease, Ledger
 from universal_simulator.executors.cloud_settings import CloudSettings
 from universal_simulator.executors.job_files import read_errand
-from universal_simulator.executors.rented_job import Phase, RentedJob, WorkplaceOf
+from universal_simulator.executors.rental_phase import Phase
+from universal_simulator.executors.rented_job import RentedJob, WorkplaceOf
 from universal_simulator.executors.tenant import Tenant
 from universal_simulator.executors.vast_client import VastClient
 from universal_simulator.executors.vast_replies import CloudError
