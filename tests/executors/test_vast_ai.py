@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from tests.executors.contract import ERRAND, USIM, ExecutorContract, Make
+from tests.executors.contract import ERRAND, USIM, ExecutorContract, Make, ends_of
 from tests.executors.loopback_instances import HurriedClock, LoopbackInstances
 from tests.executors.loopback_vast import LoopbackVast
+from universal_simulator.configuration import load_config
 from universal_simulator.executors.cloud_ledger import Lease
 from universal_simulator.executors.cloud_settings import CloudSettings
 from universal_simulator.executors.code_archive import CodeArchive, pack_code
@@ -24,7 +25,11 @@ from universal_simulator.executors.vast_ai import VastExecutor
 from universal_simulator.executors.vast_client import VastClient
 from universal_simulator.executors.vast_replies import Instance
 from universal_simulator.executors.workplace import Workplace
+from universal_simulator.experiment import ensure_dataset
+from universal_simulator.identity import run_identity
+from universal_simulator.run_record import RunFolder, RunRecord, read_document
 from universal_simulator.sweep.executor import Executor, Job
+from universal_simulator.sweep.journal import Journal
 
 KEY = "5ecretkey0123456789abcdef"
 #: seconds of the service in one of ours
@@ -121,3 +126,32 @@ class TestVastAi(ExecutorContract):
         for machine in list(self.cloud.server.machines.values()):
             self.cloud.server.machines.pop(machine.id)
             self.cloud.instances.end(machine, True)
+
+
+@pytest.mark.slow
+def test_a_real_run_is_trained_evaluated_and_opened_on_three_instances(cloud: Cloud, tmp_path: Path) -> None:
+    """Data from here, then made there; the record comes home each time with one answer more."""
+    identity = ensure_dataset("burgers_smoke", tmp_path / "data" / "burgers_smoke.hdf5").identity
+    loaded = load_config("rerun_txxoc8a8", ["seed=0"], profile="smoke")
+    run_id = run_identity(loaded.config.name, config_hash=loaded.hash, data_identity=identity, seed=0)
+    files = RunFolder(tmp_path, run_id)
+    Journal(tmp_path / "journal.jsonl").append("test_opened", runs=[run_id], opening="one")
+    folder = ("--folder", str(tmp_path), "--profile", "smoke")
+    steps: dict[str, tuple[str, ...]] = {
+        "train": ("run", "rerun_txxoc8a8", *folder, "--run-id", run_id, "seed=0"),
+        "full": ("evaluate", str(files.path), "--suite", "full"),
+        "test": ("evaluate", str(files.path), "--suite", "test", "--opening", "one"),
+    }
+    for what, words in steps.items():
+        made = {"data": {"burgers_smoke": identity}} if what == "full" else {}
+        executor = cloud.executor(1, **made)
+        log = tmp_path / f"{what}.log"
+        executor.submit(Job(f"{what}:{run_id}", words, log, tmp_path))
+        (end,) = ends_of(executor, timeout_s=400).values()
+        assert end.exit_code == 0, log.read_text()
+        executor.cancel_all()
+    record = read_document(files.summary, RunRecord)
+    assert sorted(record.evaluations) == ["full_eval", "small_eval", "test"]
+    assert (tmp_path / "reports" / f"eval_{run_id}.html").exists()
+    assert not cloud.server.live()
+    assert len(cloud.server.creates) == 3
