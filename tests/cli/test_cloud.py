@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.executors.contract import ends_of
 from tests.executors.loopback_instances import HurriedClock
 from tests.executors.loopback_vast import LoopbackVast, offer
 from tests.executors.test_vast_client import KEY
@@ -15,7 +17,8 @@ from typer.testing import CliRunner, Result
 from universal_simulator.cli import app
 from universal_simulator.errors import UserError
 from universal_simulator.executors.cloud_ledger import FILE, Ledger
-from universal_simulator.executors.renting import renting_settings
+from universal_simulator.executors.renting import renting_settings, vast_executor
+from universal_simulator.sweep.executor import Job
 
 
 @pytest.fixture
@@ -93,3 +96,19 @@ def test_nothing_is_rented_without_a_ceiling_or_with_a_slip_in_the_settings(
     with pytest.raises(UserError):
         renting_settings(file, float("nan"))
     assert not service.requests
+
+
+def test_the_executor_of_the_command_line_makes_data_here_and_needs_a_key_that_exists(
+    service: LoopbackVast, tmp_path: Path
+) -> None:
+    executor = vast_executor(renting_settings(None, 5.0), os.environ, slots=2)
+    executor.submit(Job("data", ("version",), tmp_path / "log", tmp_path))
+    (end,) = ends_of(executor).values()
+    assert (end.job_id, end.exit_code) == ("data", 0)
+    assert not executor.attach("train:a", tmp_path)
+    executor.cancel_all()
+    assert not service.requests, "nothing was asked of the service"
+    file = tmp_path / "cloud.yaml"
+    file.write_text("ceiling_usd: 5\nssh_key: absent\n")
+    with pytest.raises(UserError, match="ssh_key: absent does not exist"):
+        vast_executor(renting_settings(file, None), os.environ, slots=2)
