@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from universal_simulator.configuration.documents import read_mapping, validate
-from universal_simulator.configuration.schema import EvaluationConfig, GuardsConfig, RunConfig
+from universal_simulator.configuration.schema import EvaluationConfig, GuardsConfig, RunConfig, TTCSection
 from universal_simulator.data.batch import GROUP_DIGITS, Trajectories
 from universal_simulator.data.dataset import OFFICIAL_TEST, Dataset, open_dataset
 from universal_simulator.device import describe, resolve
@@ -21,7 +21,10 @@ from universal_simulator.evaluation.evaluator import Evaluator
 from universal_simulator.evaluation.protocols import PDEBENCH, FrameChoice, protocol_of, rollout_frames
 from universal_simulator.evaluation.references import Rows, cached_reference_rows, reference_rows
 from universal_simulator.evaluation.report import write_report
+from universal_simulator.evaluation.search_diagnostics import diagnose, with_diagnoses
 from universal_simulator.inference.ensemble import predictor_of
+from universal_simulator.inference.predictor import SurrogatePredictor
+from universal_simulator.inference.test_time_compute import SearchingPredictor
 from universal_simulator.model.surrogate import Surrogate, hash_of, load_surrogate
 from universal_simulator.physics.reference import classical_method
 from universal_simulator.run_record import (
@@ -31,11 +34,14 @@ from universal_simulator.run_record import (
     Protocol,
     RunFolder,
     RunRecord,
+    content_hash,
     read_document,
     write_json,
 )
 
 Progress = Callable[[str, int, int], None]
+#: initial conditions on which test-time compute is diagnosed: its ensembles of equal cost are dear
+DIAGNOSED_GROUPS = 64
 #: suites of PDEBench's own protocol, always about a file of its own
 PDEBENCH_SUITES = ("pdebench", "pdebench-official")
 #: suite -> (label in records, split)
@@ -60,6 +66,7 @@ class Subject:
     data_file: Path | None
     #: as the run was configured; a model without its run takes what is there
     device: str = "auto"
+    ttc: TTCSection = field(default_factory=TTCSection)
 
 
 def evaluate(
@@ -71,15 +78,21 @@ def evaluate(
     members: int | None = None,
     device: str | None = None,
     opening: str | None = None,
+    search: bool = False,
     progress: Progress | None = None,
 ) -> EvaluationRecord:
     """Evaluate a run folder, or a released model file on `data_file`.
 
     members: of a stochastic model's ensemble (None: as configured). A run's own record takes the
     answer, unless it is about another file (but for pdebench, which is always about one) or about
-    another number of members. device: as in a config (None: the run's own). The test split answers only to a sweep's journalled `opening`.
+    another number of members. search: with test-time compute, a predictor of its own whose record
+    stands beside the plain one as `{suite}_ttc` with its diagnostics. device: as in a config (None: the run's own). The test split answers only to a sweep's journalled `opening`.
     """
     _refuse_unasked(suite, data_file, opening)
+    if search and (members is not None or suite == "test"):
+        raise UserError(
+            "--ttc is one predictor without members, and the sealed split answers the headline's alone"
+        )
     subject = subject_of(path)
     file = data_file or subject.data_file
     if file is None:
@@ -90,13 +103,10 @@ def evaluate(
     subject.surrogate.to(place)
     rows, seconds = _references(truth, protocol, evaluation, subject.folder, place)
     references_s = time.monotonic() - started
-    label = SUITES[suite][0]
+    label = SUITES[suite][0] + ("_ttc" if search else "")
     configured = evaluation.small_members if suite == "small" else evaluation.members
-    predictor = predictor_of(
-        subject.surrogate,
-        subject.guards,
-        members=members or configured,
-        frame_spacing_s=truth.frame_spacing_s,
+    predictor = _predictor(
+        subject, truth, members=members or configured, noise_seed=evaluation.noise_seed, search=search
     )
     refuse_members(predictor, members)
     rules = EnsembleRules.of(
@@ -117,6 +127,17 @@ def evaluate(
         on_batch=None if progress is None else lambda done, total: progress(label, done, total),
     )
     regimes, examples = evaluator.run(predictor)
+    observed: dict[str, dict[str, float]] = {}
+    if isinstance(predictor, SearchingPredictor):
+        regimes, observed = with_diagnoses(
+            regimes,
+            diagnose(
+                predictor,
+                truth.to(place).of_first_groups(DIAGNOSED_GROUPS),
+                bootstrap_samples=evaluation.bootstrap_samples,
+                noise_seed=evaluation.noise_seed,
+            ),
+        )
     record = EvaluationRecord(
         suite=label,
         run_id=subject.name,
@@ -134,6 +155,7 @@ def evaluate(
             "device": describe(place),
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "opening": opening,
+            **({"ttc": observed} if search else {}),
         },
     )
     folder, as_configured = subject.folder, members in (None, configured)
@@ -144,9 +166,21 @@ def evaluate(
         write_json(folder.summary, summary)
         peers = _peers(folder, label, protocol)
         # the page keeps showing what decided: the opened test split stands on the sweep's page
-        drawn = label if suite != "test" else None
+        drawn = label if suite != "test" and not search else None
         write_report(folder, summary, drawn, truth=truth, predictions=examples, peers=peers)
     return record
+
+
+def _predictor(
+    subject: Subject, truth: Trajectories, *, members: int, noise_seed: int, search: bool
+) -> SurrogatePredictor:
+    """Who is asked: the model as it is, its ensemble, or its search."""
+    surrogate, guards, spacing = subject.surrogate, subject.guards, truth.frame_spacing_s
+    if search:
+        return SearchingPredictor(
+            surrogate, guards, subject.ttc, frame_spacing_s=spacing, noise_seed=noise_seed
+        )
+    return predictor_of(surrogate, guards, members=members, frame_spacing_s=spacing)
 
 
 def _described(
@@ -158,6 +192,15 @@ def _described(
         weights="raw" if surrogate.architecture.weights == "raw" else "ema",
         guards=guards,
     )
+    if isinstance(predictor, SearchingPredictor):
+        return plain.model_copy(
+            update={
+                "test_time_compute": True,
+                "solver_in_the_loop": predictor.solver_in_the_loop,
+                "noise_seed": predictor.noise_seed,
+                "search_hash": content_hash(predictor.ttc.model_dump(mode="json")),
+            }
+        )
     sampler = stochastic(predictor)
     if sampler is None:
         return plain
@@ -227,6 +270,7 @@ def subject_of(path: Path) -> Subject:
         config.guards,
         folder.experiment / str(stored["data"]),
         config.device,
+        config.ttc,
     )
 
 
@@ -279,12 +323,13 @@ def _refuse_seen(surrogate: Surrogate, truth: Trajectories, file: Path) -> None:
 
 
 def _refuse_calibrated(surrogate: Surrogate, truth: Trajectories, file: Path) -> None:
-    """Uncertainty is never scored where it was calibrated, whatever the suite."""
-    entry = surrogate.architecture.calibration
-    used = {group for group in truth.groups if entry is not None and group[:GROUP_DIGITS] in entry.groups}
+    """Uncertainty and rewards are never scored where they were fitted, whatever the suite."""
+    entries = (surrogate.architecture.calibration, surrogate.architecture.reward)
+    fitted = {group for entry in entries if entry is not None for group in entry.groups}
+    used = {group for group in truth.groups if group[:GROUP_DIGITS] in fitted}
     if used:
         raise LeakageError(
-            f"{file}: the model's ensembles were calibrated on {len(used)} of {len(set(truth.groups))} initial "
+            f"{file}: the model's ensembles or rewards were calibrated on {len(used)} of {len(set(truth.groups))} initial "
             "conditions; evaluate on others"
         )
 

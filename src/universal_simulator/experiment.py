@@ -46,6 +46,7 @@ from universal_simulator.run_record import (
 from universal_simulator.stages import choose_noise, train_stages
 from universal_simulator.training.batches import CanonicalBatches
 from universal_simulator.training.loop import StageOutcome
+from universal_simulator.training.reward import train_reward
 
 Progress = Callable[[str, int, int], None]
 #: every k-th frame of the training sample enters the normalisation
@@ -136,6 +137,8 @@ def run(
         raise
     write_json(files.summary, record)
     evaluate(files.path, suite="small", progress=progress)
+    if config.ttc.enabled:
+        evaluate(files.path, suite="small", search=True, progress=progress)
     return read_document(files.summary, RunRecord)
 
 
@@ -192,6 +195,8 @@ def _train(
         choose_noise(surrogate, guards=config.guards, truth=validation, rules=rules)
     _calibrate(config, dataset, surrogate, progress)
     calibration_s = time.monotonic() - trained
+    _learn_reward(config, dataset, surrogate)
+    reward_s = time.monotonic() - trained - calibration_s
     model_hash = save_surrogate(
         surrogate,
         files.model,
@@ -201,6 +206,8 @@ def _train(
     result = _training_result(config, config_hash, dataset, surrogate, outcomes, model_hash)
     seconds = {name: outcome.progress.seconds for name, outcome in outcomes.items()}
     seconds["calibration"] = calibration_s
+    if config.ttc.enabled:
+        seconds["reward"] = reward_s
     observation = {
         "wall_clock_s": sum(seconds.values()),
         "wall_clock_s_by_stage": seconds,
@@ -225,6 +232,17 @@ def _train(
         origin=_origin(dataset),
         training=TrainingRecord(result=result, observation=observation),
     )
+
+
+def _learn_reward(config: RunConfig, dataset: Dataset, surrogate: Surrogate) -> None:
+    """The learned reward of test-time compute, where it is on, on the other half of calibration."""
+    ttc = config.ttc
+    if not ttc.enabled or not ttc.reward_steps:
+        return
+    truth = dataset.load(
+        CALIBRATION_HALVES[1], time_stride=config.data.time_stride, device=surrogate.offset.device
+    )
+    train_reward(surrogate, ttc, config.guards, truth, dataset, seed=config.seed)
 
 
 def _calibrate(config: RunConfig, dataset: Dataset, surrogate: Surrogate, progress: Progress | None) -> None:

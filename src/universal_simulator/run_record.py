@@ -141,10 +141,14 @@ class Predictor(Document):
     noise_seed: int | None = None
     test_time_compute: bool = False
     solver_in_the_loop: bool = False
+    #: of every setting of test-time compute
+    search_hash: str | None = None
 
     @property
     def hash(self) -> str:
-        return content_hash(self.model_dump(mode="json"))
+        """Without what says nothing, so that a plain predictor keeps its hash."""
+        unsaid = {"search_hash"} if self.search_hash is None else set()
+        return content_hash(self.model_dump(mode="json", exclude=unsaid))
 
 
 class RegimeResult(Document):

@@ -157,8 +157,10 @@ def test_all_faults_are_told_at_once_with_the_nearest_key() -> None:
         ("training.stages=[operator,consistency_distill]", "training.stages"),
         ("training.stages=[operator,steady_prior]", "not built yet"),
         ("model.corrector.heads=5", "does not divide"),
-        ("ttc.enabled=true", "not built yet"),
         ("steady_prior.epochs=3", "not built yet"),
+        ("ttc={enabled: true, beam: 8}", "ttc.candidates"),
+        ("ttc={enabled: true, tau_range: [0.8, 0.2]}", "ttc.tau_range"),
+        ("ttc={enabled: true, reward_steps: 0}", "ttc.residual_threshold"),
         ("model.options.operator.heads=5", "does not divide"),
         ("model.options.operator.group_size=7", "does not divide"),
         ("training.curriculum_shares=[0.5,0.5]", "one entry per entry"),
@@ -189,6 +191,20 @@ def test_exponents_duplicates_and_circles(tmp_path: Path) -> None:
     file.write_text("extends: own\n")
     with pytest.raises(ConfigurationError, match="circle"):
         load_config(file)
+
+
+def test_test_time_compute_is_part_of_a_run_only_where_it_is_on() -> None:
+    """Then its reward is trained and kept in the model file."""
+    base = load_config("rerun_txxoc8a8", profile="smoke").hash
+    on = load_config("rerun_txxoc8a8", ["ttc.enabled=true"], profile="smoke")
+    assert (
+        base
+        != on.hash
+        != load_config("rerun_txxoc8a8", ["ttc.enabled=true", "ttc.gamma=3"], profile="smoke").hash
+    )
+    rules = {key: rule for key, _, _, rule in load_config("rerun_txxoc8a8", profile="smoke").rows()}
+    assert "off" in rules["ttc.gamma"]
+    assert not {key: rule for key, _, _, rule in on.rows()}["ttc.gamma"]
 
 
 def test_hash_is_what_changes_results() -> None:

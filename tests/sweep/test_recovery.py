@@ -63,7 +63,7 @@ def test_failing_physics_changes_what_is_live_and_says_what_is_not() -> None:
 
 
 def test_failing_physics_with_test_time_compute_on() -> None:
-    config = {**effective("guards.mass_projection=false"), "ttc.enabled": True}
+    config = {**effective("guards.mass_projection=false"), "ttc.enabled": True, "ttc.guidance_lambda": 1.0}
     healing = heal_physics("bc_violation", config)
     assert healing is not None
     assert healing.left == {}

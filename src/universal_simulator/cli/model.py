@@ -24,6 +24,10 @@ def evaluate(
     device: Annotated[
         str | None, typer.Option(help="auto, cpu or cuda; otherwise as the run was configured")
     ] = None,
+    ttc: Annotated[
+        bool,
+        typer.Option("--ttc", help="with test-time compute as configured; stands beside the plain record"),
+    ] = False,
     opening: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
@@ -45,6 +49,7 @@ def evaluate(
         members=members,
         device=device,
         opening=opening,
+        search=ttc,
         progress=ProgressLine().update,
     )
     if as_json:

@@ -73,6 +73,8 @@ class LoadedConfig:
             rule = self.rules.get(key, "")
             if section in PENDING_SECTIONS:
                 rule = "not run: this stage is not built yet"
+            if section == "ttc" and key != "ttc.enabled" and not self.config.ttc.enabled:
+                rule = "not read: test-time compute is off (ttc.enabled)"
             rows.append((key, plan.get(aliases.get(key, key)), value, rule))
         return rows
 
@@ -84,6 +86,8 @@ def config_hash(config: RunConfig) -> str:
     for key in (*_WITHOUT_EFFECT, *PENDING_SECTIONS):
         values.pop(key)
     values["data"].pop("resident_gib")
+    if not config.ttc.enabled:
+        values.pop("ttc")
     for key in ("dataset", "file"):
         # its content counts, by the data identity; where it lies does not
         if _is_file(values["data"][key]):
@@ -243,8 +247,7 @@ def _impossible(config: RunConfig) -> list[str]:
         )
     if config.steady_prior.epochs:
         faults.append("steady_prior.epochs: this stage is not built yet, only 0 is allowed")
-    if config.ttc.enabled:
-        faults.append("ttc.enabled: test-time compute is not built yet, only false is allowed")
+    faults += _impossible_search(config)
     if len(training.rollout_curriculum) != len(training.curriculum_shares):
         faults.append("training.curriculum_shares: needs one entry per entry of rollout_curriculum")
     elif abs(sum(training.curriculum_shares) - 1) > 1e-6:
@@ -267,4 +270,26 @@ def _impossible(config: RunConfig) -> list[str]:
             faults.append(
                 f"model.options.decoder.heads: {decoder['heads']} does not divide hidden {decoder['hidden']}"
             )
+    return faults
+
+
+def _impossible_search(config: RunConfig) -> list[str]:
+    """Of test-time compute, where it is on."""
+    ttc, faults = config.ttc, []
+    if not ttc.enabled:
+        return []
+    if ttc.candidates <= ttc.beam:
+        faults.append(
+            f"ttc.candidates: {ttc.candidates} leave no room beside {ttc.beam} partial trajectories (ttc.beam) "
+            "for their mean; give at least one more than the beam"
+        )
+    if ttc.tau_range[0] >= ttc.tau_range[1]:
+        faults.append(f"ttc.tau_range: expected a lower and a higher share, got {list(ttc.tau_range)}")
+    if config.model.reencode_every is None:
+        faults.append("model.reencode_every: test-time compute needs it, it acts where a segment ends")
+    if ttc.residual_threshold > 0 and not ttc.reward_steps:
+        faults.append(
+            "ttc.residual_threshold: is a share of the learned reward's 95th percentile; "
+            "train one (ttc.reward_steps), or set the threshold to 0"
+        )
     return faults

@@ -17,7 +17,7 @@ Count = Annotated[int, Field(ge=1)]
 
 #: Sections of stages that the plan names and this version cannot run yet. They are
 #: validated and shown, never read, and do not enter the effective hash while inactive.
-PENDING_SECTIONS = ("steady_prior", "ttc")
+PENDING_SECTIONS = ("steady_prior",)
 BUILT_STAGES = ("codec", "operator", "diff_residual", "consistency_distill")
 
 
@@ -255,18 +255,40 @@ class RewardWeights(Section):
 
 
 class TTCSection(Section):
+    """Test-time compute (`inference/test_time_compute.py`); acts at the end of each segment."""
+
+    #: passes per segment: the first over all candidates, each further one about what was chosen
     steps: Count = 1
-    candidates: Count = 8
+    #: per sample and pass
+    candidates: Annotated[int, Field(ge=2)] = 8
+    #: partial trajectories per sample, each rolled out in a representation of its own
     beam: Count = 3
+    #: segments looked at by the cost: 1 is the candidate's own, more are rolled out for scoring alone
     horizon: Count = 1
+    #: act where the plain rollout's predicted error exceeds this share of its 95th percentile in training
     residual_threshold: NonNegative = 0.35
+    #: weight of physics beside the learned reward
     gamma: NonNegative = 1.0
-    max_evaluations: Count = 150
+    #: operator steps and corrector samples per sample and rollout, beyond the plain rollout
+    max_evaluations: Annotated[int, Field(ge=0)] = 150
+    #: shares of the corrector's residual that are candidates
     tau_range: tuple[Fraction, Fraction] = (0.15, 0.85)
-    noise_std: NonNegative = 0.015
+    #: displacement of direction candidates in pass i: noise_schedule[i] / noise_std spreads of the beam
+    noise_std: Positive = 0.015
     noise_schedule: tuple[NonNegative, ...] = (0.03, 0.015, 0.005)
     reward_weights: RewardWeights = RewardWeights()
-    guidance_lambda: NonNegative = 1.0
+    #: share of the chosen displacement by which the partial trajectories themselves are moved: 0 leaves
+    #: them as they are (a reward that errs would drive them off, LOG.md 2026-11-25)
+    guidance_lambda: NonNegative = 0.0
+    #: the answer is the average weighted by cost^(-1/temperature), or the candidate that costs least
+    combine: Literal["average", "pick"] = "average"
+    temperature: Positive = 0.5
+    #: project the answer of each segment onto the declared conserved integrals before it goes on
+    projection: bool = True
+    #: optimiser steps of the learned reward (0: physics alone ranks)
+    reward_steps: Annotated[int, Field(ge=0)] = 300
+    #: solver in the loop: its residual as a cost, or one linearised residual step on the answer
+    solver: Literal["off", "residual", "correction"] = "off"
     enabled: bool = False
 
 

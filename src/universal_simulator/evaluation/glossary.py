@@ -70,6 +70,29 @@ ENTRIES: dict[str, Entry] = {
     "ensemble_gain": Entry(
         "nrmse saved by the ensemble's mean, as a share of the operator's", better="higher"
     ),
+    "ttc_oracle_gain": Entry(
+        "what the best of each candidate set would save of its mean's error: the bound of test-time compute",
+        better="higher",
+    ),
+    "ttc_answer_gain": Entry("the same of what was chosen", better="higher"),
+    "ttc_spread_over_error": Entry(
+        "rms distance of a set's candidates from its mean over that mean's error", better="none"
+    ),
+    "ttc_spearman": Entry(
+        "rank correlation of reward and -error within a candidate set; a random reward scores 0",
+        better="higher",
+    ),
+    "ttc_gain_equal_evaluations": Entry(
+        "nrmse saved of the ensemble's mean at as many evaluations or more", better="higher"
+    ),
+    "ttc_gain_over_operator": Entry("nrmse saved of the plain operator's", better="higher"),
+    "ttc_equal_members": Entry("members of the ensemble compared at equal evaluations", better="none"),
+    "ttc_evaluations": Entry(
+        "operator steps and corrector samples per rollout beyond the plain one", better="none"
+    ),
+    "ttc_reward_evaluations": Entry("evaluations of the reward per rollout", better="none"),
+    "ttc_dropped": Entry("candidates per rollout that were not finite, or whose reward was not"),
+    "ttc_segments": Entry("segments acted on per rollout", better="none"),
     "conservation_gap_members": Entry("conservation gap of single members before any guard, mean over them"),
     "conservation_gap": Entry("largest drift of a conserved integral over rms(u(0)), before any guard"),
     "conservation_gap_guarded": Entry("the same after the guards"),

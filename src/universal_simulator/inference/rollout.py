@@ -114,7 +114,7 @@ def _segment(
     """
     frame = surrogate.frame_of(first)
     conditions = surrogate.conditions(frame, parameters, dt_s)
-    state = start = surrogate.member.encode(_to_member(surrogate, frame, first), conditions)
+    state = start = surrogate.member.encode(to_member(surrogate, frame, first), conditions)
     done = 0
     while done < steps:
         states = []
@@ -124,13 +124,13 @@ def _segment(
         times = dt_s * torch.arange(done + 1, done + 1 + len(states), device=first.device)
         stacked = torch.stack(states, dim=1)
         if noise is None:
-            decoded = _decode(surrogate, frame, conditions, stacked, times)
+            decoded = decode_states(surrogate, frame, conditions, stacked, times)
             yield decoded, decoded[:, -1]
         else:
             corrected = correct(surrogate, start, stacked, done + 1, conditions, noise)
-            decoded = _decode(surrogate, frame, conditions, corrected, times)
+            decoded = decode_states(surrogate, frame, conditions, corrected, times)
             going_on = torch.lerp(stacked[:, -1:], corrected[:, -1:], _corrector_of(surrogate).carried)
-            yield decoded, _decode(surrogate, frame, conditions, going_on, times[-1:])[:, 0]
+            yield decoded, decode_states(surrogate, frame, conditions, going_on, times[-1:])[:, 0]
         done += len(states)
 
 
@@ -154,21 +154,21 @@ def reconstruct(surrogate: Surrogate, fields: Tensor, parameters: Tensor) -> Ten
     with torch.inference_mode():
         frame = surrogate.frame_of(fields)
         conditions = surrogate.conditions(frame, parameters)
-        state = surrogate.member.encode(_to_member(surrogate, frame, fields), conditions)
-        return _decode(surrogate, frame, conditions, state[:, None], fields.new_zeros(1))[:, 0]
+        state = surrogate.member.encode(to_member(surrogate, frame, fields), conditions)
+        return decode_states(surrogate, frame, conditions, state[:, None], fields.new_zeros(1))[:, 0]
 
 
 def decode_at(surrogate: Surrogate, fields: Tensor, parameters: Tensor, positions: Tensor) -> Tensor:
     """One step from fields (B, C, X), decoded at positions (Q,) of the canonical frame, (B, C, Q)."""
     frame = surrogate.frame_of(fields)
     conditions = surrogate.conditions(frame, parameters)
-    state = surrogate.member.encode(_to_member(surrogate, frame, fields), conditions)
+    state = surrogate.member.encode(to_member(surrogate, frame, fields), conditions)
     state = surrogate.member.advance(state, conditions)
     values = surrogate.denormalise(surrogate.member.decode(state, conditions, positions))
     return values * frame.amplitude[:, None, None] + frame.velocity[:, None, None]
 
 
-def _decode(
+def decode_states(
     surrogate: Surrogate, frame: FrameState, conditions: Conditions, states: Tensor, times_s: Tensor
 ) -> Tensor:
     """States (B, k, ...) at times_s (k,) since the first frame -> physical (B, k, C, X)."""
@@ -186,7 +186,7 @@ def repeat_conditions(conditions: Conditions, count: int) -> Conditions:
     )
 
 
-def _to_member(surrogate: Surrogate, frame: FrameState, fields: Tensor) -> Tensor:
+def to_member(surrogate: Surrogate, frame: FrameState, fields: Tensor) -> Tensor:
     start = fields.new_zeros(fields.shape[0], 1)
     canonical = surrogate.frame.to_canonical(frame, fields[:, None], start)[:, 0]
     return surrogate.normalise(canonical)

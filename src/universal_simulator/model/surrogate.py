@@ -28,6 +28,7 @@ from universal_simulator.model.canonical import CanonicalFrame, FrameState
 from universal_simulator.model.conditioning import ConditionEmbedding
 from universal_simulator.model.contract import Conditions, GridStepper, Problem, Simulator
 from universal_simulator.model.corrector import Corrector
+from universal_simulator.model.reward import LearnedReward, RewardEntry
 from universal_simulator.model.trial import try_member
 from universal_simulator.physics.domain import Grid
 from universal_simulator.physics.equations import Equation, equation_named
@@ -36,7 +37,7 @@ from universal_simulator.run_record import write_atomically
 FORMAT = "usim-model-1"
 #: entries that came after the first files of this format: written and hashed only where they say
 #: something, so that a file without them keeps its bytes and its hash
-LATER_ENTRIES = ("calibration", "corrector", "sampler")
+LATER_ENTRIES = ("calibration", "corrector", "sampler", "reward")
 
 
 class Architecture(BaseModel):
@@ -70,6 +71,8 @@ class Architecture(BaseModel):
     corrector: CorrectorOptions | None = None
     #: what corrects a rollout
     sampler: Literal["teacher", "student"] | None = None
+    #: on what the learned reward of test-time compute was trained, where it was
+    reward: RewardEntry | None = None
 
     def canonical_json(self) -> str:
         """What is stored and hashed."""
@@ -104,6 +107,9 @@ class Surrogate(nn.Module):
             self.add_corrector(architecture.corrector)
             if architecture.sampler == "student":
                 self.add_student()
+        self.reward: LearnedReward | None = None
+        if architecture.reward is not None:
+            self.add_reward(architecture.reward)
         if architecture.calibration is not None:
             rows = (len(architecture.calibration.regimes), architecture.calibration.steps)
             self._hold_calibration(torch.ones(rows).double(), torch.zeros(*rows, problem.num_fields).double())
@@ -130,13 +136,13 @@ class Surrogate(nn.Module):
         self.register_buffer("calibration_scale", scale.double().to(self.offset.device))
         self.register_buffer("calibration_width", width.double().to(self.offset.device))
 
-    def require_segments(self) -> tuple[int, int, int]:
+    def require_segments(self, asker: str = "a corrector") -> tuple[int, int, int]:
         """(N, D, K): latent tokens, numbers per token, steps between two encodings; or a UserError."""
         shape, segment = self.member.token_shape(), self.architecture.reencode_every
         if shape is None or segment is None:
             raise UserError(
-                "a corrector needs a member that carries latent tokens and model.reencode_every, "
-                f"the length of the segments it corrects; {self.architecture.import_path} "
+                f"{asker} needs a member that carries latent tokens and model.reencode_every, "
+                f"the length of the segments it acts on; {self.architecture.import_path} "
                 f"has token shape {shape}, model.reencode_every is {segment}"
             )
         return (*shape, segment)
@@ -159,6 +165,15 @@ class Surrogate(nn.Module):
             raise UserError("a student needs a corrector to learn from: train diff_residual first")
         self.corrector.add_student()
         self.architecture = self.architecture.model_copy(update={"sampler": "student"})
+
+    def add_reward(self, entry: RewardEntry | None = None) -> LearnedReward:
+        """Give the model an untrained learned reward; the entry is what says that it was trained."""
+        tokens, latent_dim, _ = self.require_segments("the learned reward of test-time compute")
+        self.reward = LearnedReward(
+            num_parameters=len(self.architecture.parameter_names), tokens=tokens, latent_dim=latent_dim
+        ).to(self.offset.device)
+        self.architecture = self.architecture.model_copy(update={"reward": entry})
+        return self.reward
 
     def num_parameters(self) -> int:
         """Of what a stochastic rollout uses: the member, and its corrector without the unused sampler."""
@@ -258,7 +273,11 @@ def save_surrogate(
     write_atomically(path, save_safetensors(tensors, metadata))
     for checkpoint, corrects in ((plain_checkpoint, False), (corrector_checkpoint, True)):
         if checkpoint is not None:
-            part = {k: v for k, v in tensors.items() if k.startswith("corrector.") == corrects}
+            part = {
+                k: v
+                for k, v in tensors.items()
+                if k.startswith("corrector.") == corrects and not k.startswith("reward.")
+            }
             buffer = io.BytesIO()
             torch.save({"hash": digest, "state": part}, buffer)
             write_atomically(checkpoint, buffer.getvalue())

@@ -1,0 +1,342 @@
+"""Test-time compute: more evaluations of one model for one rollout, where they are worth it.
+
+A rollout is a chain of segments between two encodings. Per sample, P = `beam` partial trajectories
+live from segment to segment, each rolled out in a representation of its own (an exact symmetry of
+the equation); their mean is better than each, because the model's errors in them are partly
+independent. At the end of a segment, candidates about them (`inference/candidates.py`) are scored
+per sample (`inference/rewards.py`) and combined,
+
+    answer = sum_i w_i c_i,   w_i ~ cost_i^(-1/temperature)      or the candidate that costs least,
+
+and the partial trajectories go on from ends_b + guidance_lambda (answer - mean of ends) (combine:
+average) or from the P candidates that cost least (pick). Within the segment the frames are the mean
+of the partial trajectories, moved to the answer in proportion to time.
+
+It acts on a sample while its `max_evaluations` last and only where the plain rollout's cost exceeds
+`residual_threshold` times its 95th percentile in training; elsewhere the rollout goes on plainly.
+Every operator step and corrector sample beyond the plain rollout is counted per sample;
+evaluations of the reward, which is far smaller, are counted beside.
+
+Shapes: B samples (b of them acting), P partial trajectories, n candidates, K steps of a segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from universal_simulator.configuration.schema import GuardsConfig, TTCSection
+from universal_simulator.errors import UserError
+from universal_simulator.inference.candidates import (
+    Stem,
+    first_pool,
+    pass_size,
+    refined_pool,
+    representations,
+    spread,
+)
+from universal_simulator.inference.ensemble import trajectory_noise
+from universal_simulator.inference.partial_trajectories import Rolled, corrected_ends, roll
+from universal_simulator.inference.predictor import SurrogatePredictor
+from universal_simulator.inference.rewards import Cost, CostFunction, Question
+from universal_simulator.inference.solver_in_the_loop import ResidualCost, residual_step
+from universal_simulator.model.surrogate import Surrogate
+
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One pass over candidates: cost (b, n), weights (b, n), answer (b, C, X), of the samples `rows`.
+
+    step: rollout steps done where it was taken, in the model's own steps.
+    """
+
+    step: int
+    index: int
+    rows: Tensor
+    names: tuple[str, ...]
+    question: Question
+    cost: Tensor
+    weights: Tensor
+    answer: Tensor
+
+
+@dataclass
+class Accounts:
+    """Per sample (B,): model evaluations beyond the plain rollout, reward evaluations, candidates
+    dropped because they or their reward were not finite, segments acted on."""
+
+    evaluations: Tensor
+    reward_evaluations: Tensor
+    dropped: Tensor
+    acted: Tensor
+
+    @classmethod
+    def zero(cls, size: int) -> Accounts:
+        return cls(*(torch.zeros(size, dtype=torch.long) for _ in range(4)))
+
+
+class SearchingPredictor(SurrogatePredictor):
+    """A surrogate that spends more evaluations on a rollout; deterministic for its noise seed.
+
+    cost: in place of the configured reward. observe: told of every decision. `accounts` are those of
+    the last rollout.
+    """
+
+    def __init__(
+        self,
+        surrogate: Surrogate,
+        guards: GuardsConfig,
+        ttc: TTCSection,
+        *,
+        frame_spacing_s: float | None = None,
+        noise_seed: int = 0,
+        cost: CostFunction | None = None,
+        observe: Callable[[Decision], None] | None = None,
+    ) -> None:
+        super().__init__(surrogate, guards, frame_spacing_s=frame_spacing_s)
+        entry = surrogate.architecture.reward
+        if ttc.residual_threshold > 0 and entry is None and cost is None:
+            raise UserError(
+                "ttc.residual_threshold is a share of the learned reward's 95th percentile, and this model has "
+                "no learned reward; train it with ttc.enabled=true, or set ttc.residual_threshold=0"
+            )
+        self.ttc = ttc
+        self.guards_config = guards
+        self.frame_spacing_s = frame_spacing_s
+        self.noise_seed = noise_seed
+        self.observe = observe
+        self.threshold = 0.0 if entry is None else ttc.residual_threshold * entry.plain_p95
+        self.cost: CostFunction = cost or Cost(surrogate, ttc.reward_weights, gamma=ttc.gamma)
+        if ttc.solver == "residual":
+            self.cost = ResidualCost(surrogate, self.cost)
+        self.accounts = Accounts.zero(0)
+
+    @property
+    def solver_in_the_loop(self) -> bool:
+        return self.ttc.solver != "off"
+
+    def rollout(self, initial: Tensor, parameters: Tensor, steps: int) -> Tensor:
+        with torch.inference_mode():
+            search = _Search(self, initial, parameters, steps * self.substeps)
+            fields = search.run()
+        self.accounts = search.accounts
+        return fields[:, self.substeps - 1 :: self.substeps]
+
+
+class _Search:
+    """The state of one rollout of one batch."""
+
+    def __init__(
+        self, predictor: SearchingPredictor, initial: Tensor, parameters: Tensor, steps: int
+    ) -> None:
+        self.predictor = predictor
+        self.surrogate = surrogate = predictor.surrogate
+        self.ttc = predictor.ttc
+        self.initial = initial
+        self.parameters = parameters
+        self.steps = steps
+        self.segment = surrogate.architecture.reencode_every or steps
+        shape = surrogate.member.token_shape()
+        width = initial.shape[-1] // (shape[0] if shape else 1)
+        self.views = representations(surrogate.equation, count=self.ttc.beam, width=width)
+        self.noise: Tensor | None = None
+        if surrogate.corrector is not None:
+            self.noise = trajectory_noise(
+                surrogate, initial, steps, len(self.views), seed=predictor.noise_seed
+            )
+        self.accounts = Accounts.zero(len(initial))
+        self.accepted = initial
+        self.beams = initial[:, None].repeat(1, len(self.views), 1, 1)
+        self.drift = torch.zeros_like(initial[..., :1])
+        self.wanted = torch.ones(len(initial), dtype=torch.bool, device=initial.device)
+
+    def run(self) -> Tensor:
+        starts = range(0, self.steps, self.segment)
+        return torch.cat(
+            [self._segment(i, s, min(self.segment, self.steps - s)) for i, s in enumerate(starts)], 1
+        )
+
+    def _segment(self, index: int, done: int, count: int) -> Tensor:
+        """Frames (B, count, C, X) of the next segment, unguarded."""
+        left = self.ttc.max_evaluations - self.accounts.evaluations
+        acting = self.wanted & (left >= self._price(count)).to(self.wanted.device)
+        start = torch.where(acting[:, None, None], self.beams[:, 0], self.accepted)
+        lead = self._roll(start[:, None], self.parameters, slice(0, 1), count)
+        end = lead.fields[:, 0, -1]
+        if index == 0:
+            acting &= self._residual(self.accepted, end, self.parameters, count) > self._limit()
+        acting &= torch.isfinite(end).flatten(1).all(dim=1)
+        frames, answer, lost = lead.fields[:, 0].clone(), end.clone(), self._lost(end)
+        rows = acting.nonzero().flatten()
+        beams = answer[:, None].repeat(1, len(self.views), 1, 1)
+        if len(rows):
+            others = self._roll(self.beams[rows, 1:], self.parameters[rows], slice(1, None), count)
+            moved, chosen, kept, gone = self._act(rows, index, done + count, lead.rows(rows).join(others))
+            frames[rows], answer[rows], beams[rows], lost[rows] = moved, chosen, kept, gone
+        frames = frames + self.drift[:, None]
+        before, self.beams = self.accepted, beams
+        self.accepted = answer
+        if self._projects():
+            self.accepted = self._projected(answer[:, None], slice(None))[:, 0]
+            self.beams = self._projected(beams, slice(None))
+            self.drift = self.drift + lost
+        self.wanted = self._residual(before, self.accepted, self.parameters, count) > self._limit()
+        return frames
+
+    def _act(
+        self, rows: Tensor, index: int, done: int, rolled: Rolled
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Frames, answer, partial trajectories and lost mean of the samples `rows` of this segment."""
+        count = rolled.fields.shape[2]
+        ends = rolled.fields[:, :, -1]
+        alive = torch.isfinite(ends).flatten(2).all(dim=2)
+        whole = _filled(rolled.fields, alive)
+        stem_ends = self._projected(whole[:, :, -1], rows)
+        corrected = None
+        if self.noise is not None:
+            noise = self.noise[rows][:, :, index]
+            corrected = self._projected(
+                corrected_ends(self.surrogate, rolled, self.views, noise, count, self.predictor.dt_s), rows
+            )
+        before = whole[:, :, -2].mean(1) if count > 1 else self.accepted[rows]
+        stem = Stem(stem_ends, before, corrected)
+        answer, pool, cost = self._decide(rows, done, count, stem, alive)
+        here = rows.cpu()
+        self.accounts.acted[here] += 1
+        self.accounts.evaluations[here] += self._price(count)
+        shift = answer - stem.mean
+        ramp = torch.arange(1, count + 1, device=answer.device).to(answer) / count
+        frames = whole.mean(dim=1) + ramp[:, None, None] * shift[:, None]
+        if self.ttc.combine == "pick":
+            best = cost.topk(min(len(self.views), cost.shape[1]), dim=1, largest=False).indices
+            beams = _filled(pool, torch.isfinite(cost))[torch.arange(len(rows))[:, None], best]
+        else:
+            beams = stem_ends + self.ttc.guidance_lambda * shift[:, None]
+        lost = self._lost(whole[:, :, -1].mean(dim=1), rows)
+        return frames, answer, beams, lost
+
+    def _decide(
+        self, rows: Tensor, done: int, count: int, stem: Stem, alive: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(answer, first pool, its cost): all passes of one segment."""
+        ttc, grid = self.ttc, self.surrogate.grid
+        size = self._size(stem)
+        answer, first, first_cost = stem.mean, stem.ends, stem.ends[..., 0, 0]
+        for index in range(ttc.steps):
+            wide = size * pass_size(ttc.noise_schedule, ttc.noise_std, index)
+            if index == 0:
+                names, pool = first_pool(
+                    stem, count=ttc.candidates, tau_range=ttc.tau_range, size=wide, grid=grid
+                )
+                broken = torch.full_like(stem.ends, torch.nan)
+                beams = stem.ends.shape[1]
+                pool[:, :beams] = torch.where(alive[..., None, None], stem.ends, broken)
+                reference = names.index("mean")
+            else:
+                names, pool = refined_pool(answer, stem.before, count=ttc.candidates, size=wide, grid=grid)
+                reference = 0
+            pool = self._projected(pool, rows)
+            question = Question(
+                self.accepted[rows], pool, self.parameters[rows], count * self.predictor.dt_s, reference
+            )
+            cost = self._cost(question)
+            self.accounts.reward_evaluations[rows.cpu()] += ttc.horizon * pool.shape[1]
+            self.accounts.dropped[rows.cpu()] += (~torch.isfinite(cost)).sum(dim=1).cpu()
+            weights = combination(cost, ttc.combine, ttc.temperature)
+            usable = torch.isfinite(cost).any(dim=1)
+            found = torch.einsum(
+                "bn,bncx->bcx", weights, torch.where(weights[..., None, None] > 0, pool, 0.0)
+            )
+            answer = torch.where(usable[:, None, None], found, answer)
+            if index == 0:
+                first, first_cost = pool, cost
+            if self.predictor.observe is not None:
+                self.predictor.observe(Decision(done, index, rows, names, question, cost, weights, answer))
+        if ttc.solver == "correction":
+            answer = residual_step(
+                self.surrogate, stem.before, answer, self.parameters[rows], self.predictor.dt_s
+            )
+        return answer, first, first_cost
+
+    def _cost(self, question: Question) -> Tensor:
+        """Mean over `horizon` segments: the candidate's own, and plain ones rolled from it."""
+        cost = self.predictor.cost(question)
+        size, count = question.fields.shape[:2]
+        fields, parameters = question.fields.flatten(0, 1), question.parameters.repeat_interleave(count, 0)
+        for _ in range(self.ttc.horizon - 1):
+            rolled = self._roll(fields[:, None], parameters, slice(0, 1), self.segment)
+            after = rolled.fields[:, :, -1]
+            elapsed = self.segment * self.predictor.dt_s
+            seen = Question(fields, after, parameters, elapsed, 0)
+            cost = cost + self.predictor.cost(seen).reshape(size, count)
+            fields = after[:, 0]
+        return cost / self.ttc.horizon
+
+    def _residual(self, start: Tensor, end: Tensor, parameters: Tensor, count: int) -> Tensor:
+        """Cost (B,) of going on plainly; inf where a threshold of 0 lets everything act."""
+        if self.predictor.threshold == 0:
+            return torch.full((len(start),), torch.inf, device=start.device)
+        self.accounts.reward_evaluations += 1
+        question = Question(start, end[:, None], parameters, count * self.predictor.dt_s, 0)
+        return self.predictor.cost(question)[:, 0]
+
+    def _limit(self) -> float:
+        return self.predictor.threshold
+
+    def _price(self, count: int) -> int:
+        """Evaluations of one segment that is acted on, beyond the plain one."""
+        views, ttc = len(self.views), self.ttc
+        lookahead = (ttc.horizon - 1) * self.segment * ttc.candidates * ttc.steps
+        sampled = 0
+        if self.surrogate.corrector is not None:
+            options = self.surrogate.corrector.options
+            student = self.surrogate.architecture.sampler == "student"
+            sampled = views * (options.student_evaluations if student else 2 * options.teacher_steps)
+        return (views - 1) * count + lookahead + sampled
+
+    def _size(self, stem: Stem) -> Tensor:
+        """What one unit of a direction's displacement is (B,): the spread of the partial trajectories; of
+        a single one the corrector's residual, or noise_std of its fluctuation."""
+        if stem.ends.shape[1] > 1:
+            return spread(stem.ends)
+        if stem.corrected is not None:
+            return (stem.corrected - stem.ends).square().mean(dim=(1, 2, 3)).sqrt()
+        return self.ttc.noise_std * stem.mean.std(dim=-1).mean(dim=-1)
+
+    def _roll(self, fields: Tensor, parameters: Tensor, which: slice, count: int) -> Rolled:
+        return roll(self.surrogate, fields, parameters, self.views[which], count, self.predictor.dt_s)
+
+    def _projects(self) -> bool:
+        return self.ttc.projection and "integral" in self.surrogate.equation.conserved
+
+    def _projected(self, fields: Tensor, rows: Tensor | slice) -> Tensor:
+        """Fields (b, n, C, X) with the mean of what the rollout started from, where that is conserved."""
+        if not self._projects():
+            return fields
+        wanted = self.initial[rows].mean(dim=-1, keepdim=True)[:, None]
+        return fields - fields.mean(dim=-1, keepdim=True) + wanted
+
+    def _lost(self, end: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        return end.mean(dim=-1, keepdim=True) - self.initial[rows].mean(dim=-1, keepdim=True)
+
+
+def combination(cost: Tensor, combine: str, temperature: float) -> Tensor:
+    """Weights (B, n) of each sample's candidates from its own costs alone; 0 of what costs inf."""
+    logs = -(cost + TINY).log()
+    if combine == "pick":
+        best = torch.nn.functional.one_hot(logs.nan_to_num(neginf=-1e30).argmax(dim=1), cost.shape[1])
+        return torch.where(torch.isfinite(cost), best.to(cost), 0.0)
+    scaled = logs / temperature
+    return torch.where(torch.isfinite(cost), scaled.softmax(dim=1).nan_to_num(), 0.0)
+
+
+def _filled(values: Tensor, alive: Tensor) -> Tensor:
+    """values (b, P, ...) with those not `alive` (b, P) replaced by the mean of the others."""
+    mask = alive.reshape(*alive.shape, *(1 for _ in values.shape[2:]))
+    total = torch.where(mask, values, 0.0).sum(dim=1, keepdim=True)
+    return torch.where(mask, values, total / mask.sum(dim=1, keepdim=True).clamp_min(1))
