@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.executors.loopback_vast import Clock, LoopbackVast, Machine
 from universal_simulator.executors.cloud_ledger import Lease
 from universal_simulator.executors.rental_phase import DESERTED
-from universal_simulator.executors.transport import DamagedCopy, InstanceUnreachable
+from universal_simulator.executors.transport import DamagedCopy, InstanceRefused, InstanceUnreachable
 from universal_simulator.executors.vast_replies import Instance
 from universal_simulator.executors.workplace import Ending, Glance, Workplace
 from universal_simulator.sweep.executor import Job
@@ -169,6 +169,8 @@ class SimulatedWorkplace(Workplace):
         if mood == "good":
             return
         self.world.counts["transport faults"] += 1
+        if mood == "refused":
+            raise InstanceRefused("no space left on device")
         if mood == "damaged":
             raise DamagedCopy("the copy is damaged")
         raise InstanceUnreachable(f"instance {self.instance_id} was lost in the middle")

@@ -178,10 +178,32 @@ def test_results_that_come_back_damaged_are_asked_for_again(stage: Stage) -> Non
     machine = stage.begin(wait_s=3500.0)
     assert machine is not None
     stage.clock.sleep(600)
-    stage.world.moods.extend(["good", "damaged", "good", "damaged"])
+    stage.world.moods.extend(["good", "damaged", "good", "refused"])
     stage.driver.wait(300.0)
     assert stage.codes() == [0]
     assert not stage.server.live()
+
+
+def test_a_job_cancelled_just_after_its_end_brings_its_result_home_on_a_bad_line(stage: Stage) -> None:
+    stage.begin(wait_s=10.0)
+    stage.driver.wait(3500.0)
+    stage.clock.sleep(300)
+    stage.world.moods.extend(["before", "after", "good", "damaged"])
+    stage.driver.cancel("train:a")
+    assert stage.codes() == [0]
+    assert "train:a" in stage.world.results
+    assert not stage.server.live()
+
+
+def test_a_full_disk_at_a_checkpoint_ends_no_sweep(stage: Stage) -> None:
+    stage.begin(wait_s=10.0)
+    stage.driver.wait(100.0)
+    stage.world.moods.extend(["good", "refused", "good", "refused"])
+    stage.driver.wait(600.0)
+    assert stage.driver.executor is not None
+    assert stage.driver.executor.state("train:a") == "running"
+    stage.driver.wait(3600.0)
+    assert stage.codes() == [0]
 
 
 def test_the_ceiling_of_the_sweep_brings_everything_home_before_it_is_crossed(

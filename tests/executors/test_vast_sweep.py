@@ -149,11 +149,15 @@ class Driver:
     def cancel(self, name: str) -> None:
         def cancelling() -> bool:
             assert self.executor is not None
+            # after several tries a cancelled job's last results may be given up
+            self.world.giving_up = len(self.world.moods) > 3
             try:
                 end = self.executor.cancel(name)
             except UnreachableError as error:
                 self.texts.append(str(error))
                 return False
+            finally:
+                self.world.giving_up = False
             if end is not None:
                 self.told(end)
             return True
@@ -231,7 +235,9 @@ class RentedSweep(RuleBasedStateMachine):
             for mood in data.draw(st.lists(st.sampled_from(["good", *moods]), max_size=3), label=endpoint):
                 if mood != "blank" or self.server.planned("list", "blank") < 1:
                     self.server.plan(endpoint, mood)
-        for mood in data.draw(st.lists(st.sampled_from(["good", "before", "after", "damaged"]), max_size=3)):
+        for mood in data.draw(
+            st.lists(st.sampled_from(["good", "before", "after", "damaged", "refused"]), max_size=3)
+        ):
             if len(self.world.moods) < 6:
                 self.world.moods.append(mood)
 

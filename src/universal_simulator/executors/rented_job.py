@@ -4,8 +4,7 @@
        ^         |          |          |            |
        +---------+----------+ discard  +--- lost ---+--> closing (told as lost once it is verified gone)
 
-Every step goes as far as it can without waiting, and whoever steps it again later goes on from there.
-A driver that died left everything that matters in the ledger.
+Every step goes as far as it can without waiting; a driver that died left what matters in the ledger.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ WorkplaceOf = Callable[[Job, Lease, Instance], Workplace]
 #: a copy that fails this often is the instance's fault
 MAX_COPIES = 5
 DOUBT_PAUSE_S = 10.0
+CANCEL_TRIES, CANCEL_PAUSE_S = 4, 5.0
 #: results that are there, and only cannot be reached, are waited for longer
 RESULTS_PATIENCE = 8.0
 
@@ -93,7 +93,7 @@ class RentedJob:
             before = self.phase
             try:
                 _STEPS[self.phase](self)
-            except (CloudError, InstanceUnreachable) as error:
+            except ExecutorError as error:
                 self._later(str(error))
             if self.phase is before:
                 if self.due <= self.now():
@@ -120,7 +120,6 @@ class RentedJob:
                 self._failed_start(answer.reason, answer.offer_id)
             elif self._searching_since is None:
                 self._searching_since = self.now()
-                # those that failed may be tried again where there are no others
                 self.avoid.clear()
             elif self.now() - self._searching_since > self.settings.search_patience_s:
                 self._never_began(f"{answer.reason}, for {self.settings.search_patience_s:.0f} s")
@@ -135,7 +134,6 @@ class RentedJob:
         assert self.lease is not None
         self.lease = self.tenant.resolve(self.lease)
         if not self.lease.live:
-            # the offer is not to blame for a create that never arrived
             self._failed_start(self.lease.reason, None)
         elif self.lease.instance_id is None:
             self._later("it is not known yet whether an instance was made", DOUBT_PAUSE_S)
@@ -361,7 +359,7 @@ class RentedJob:
         self.end = JobEnd(self.job.job_id, -signal.SIGTERM, 0.0)
         self._go(Phase.DONE)
 
-    def _cancel_at_work(self) -> None:
+    def _cancel_at_work(self, tries: int = CANCEL_TRIES) -> None:
         """Its results come home if they can; its process is gone in any case."""
         assert self.lease is not None
         seconds, code, files = self._worked_s(), -int(signal.SIGTERM), 0
@@ -369,12 +367,16 @@ class RentedJob:
         try:
             self.workplace().halt()
             ending = self.workplace().look().ending
+            files = self.workplace().fetch(finished=ending is not None and ending.exit_code == 0)
             if ending is not None:
                 seconds, code = ending.seconds, ending.exit_code
-            files = self.workplace().fetch(finished=code == 0)
         except ExecutorError as error:
+            if tries > 1:
+                self.tenant.client.pause(CANCEL_PAUSE_S)
+                self._cancel_at_work(tries - 1)
+                return
             self._note(f"cancelled without its last results: {error}")
-            self.lease, code = self.tenant.release(self.lease, "cancelled"), -int(signal.SIGTERM)
+            self.lease = self.tenant.release(self.lease, "cancelled")
         self._finish(JobEnd(self.job.job_id, code, seconds), files=files)
 
     def step_to_the_end(self, seconds: float) -> None:
