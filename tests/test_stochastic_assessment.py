@@ -32,6 +32,7 @@ def run(smoke_data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> RunFol
     """Trained for a few steps through every stochastic stage, calibrated, small-evaluated."""
     words = ["evaluation.members=6", "evaluation.small_members=4", "evaluation.full_groups=6"]
     words += ["evaluation.bootstrap_samples=20", STOCHASTIC]
+    words += ["evaluation.headline=ensemble_mean", "evaluation.ensemble_groups=null"]
     folder = tmp_path_factory.mktemp("run")
     record = experiment.run(tiny(smoke_data, *words), folder)
     return RunFolder(folder, record.run_id)
@@ -85,7 +86,8 @@ def test_headline_and_noise_are_the_configs(
         ours, single, other = (result.regimes[label].metrics for result in (mean, alone, noisy))
         assert single["nrmse"].value == single["nrmse_operator"].value == ours["nrmse_operator"].value
         assert ours["nrmse"].value != ours["nrmse_operator"].value
-        assert single["ensemble_gain"].value == 0
+        assert single["ensemble_gain"].value == ours["ensemble_gain"].value
+        assert single["nrmse_ensemble_mean"].value == ours["nrmse"].value
         assert single["ece_raw"].value == ours["ece_raw"].value != other["ece_raw"].value
         assert len(regime.curves["rank_histogram"]) == 6
 

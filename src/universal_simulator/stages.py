@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from universal_simulator.configuration.schema import (
+    CorrectorStage,
     EnsembleValidation,
     GuardsConfig,
     RunConfig,
@@ -35,6 +36,7 @@ from universal_simulator.model.surrogate import Surrogate
 from universal_simulator.run_record import RunFolder
 from universal_simulator.training.batches import CanonicalBatches
 from universal_simulator.training.loop import (
+    BatchSource,
     LossFunction,
     StageOutcome,
     StageTraining,
@@ -42,7 +44,8 @@ from universal_simulator.training.loop import (
     step_seed,
 )
 from universal_simulator.training.losses import LossTerms, TrainingBatch, window_loss
-from universal_simulator.training.stochastic import consistency_loss, corrector_loss, fit_units, segments
+from universal_simulator.training.segments import SegmentSource, segments
+from universal_simulator.training.stochastic import consistency_loss, corrector_loss, fit_units
 
 #: every k-th frame of validation is reconstructed
 RECONSTRUCTION_STRIDE = 10
@@ -58,6 +61,15 @@ Score = Callable[..., float]
 
 
 @dataclass(frozen=True)
+class Begun:
+    """What a stage trains and draws from; flops: spent before its first step."""
+
+    parameters: Iterator[nn.Parameter]
+    source: BatchSource
+    flops: float = 0.0
+
+
+@dataclass(frozen=True)
 class StageWork:
     """One stage of one run."""
 
@@ -70,8 +82,8 @@ class StageWork:
     length: Callable[[int], int]
     score: Score
     validations: int
-    #: what of the surrogate it trains; called once the stage begins, may add parts
-    begin: Callable[[Surrogate], Iterator[nn.Parameter]]
+    #: called once when the stage begins: what of the surrogate it trains (parts may be added), on what
+    begin: Callable[[Surrogate], Begun]
 
 
 def train_stages(
@@ -91,7 +103,8 @@ def train_stages(
     before = 0
     for index, item in enumerate(work):
         surrogate.requires_grad_(False)
-        for parameter in item.begin(surrogate):
+        begun = item.begin(surrogate)
+        for parameter in begun.parameters:
             parameter.requires_grad_(True)
 
         def report(done: int, _: int, before: int = before) -> None:
@@ -107,7 +120,8 @@ def train_stages(
             accumulation=item.accumulation,
             rollout_length=item.length,
             seed=step_seed(config.seed, index),
-            batches=batches,
+            batches=begun.source,
+            flops_before=begun.flops,
             validate=functools.partial(item.score, guards=config.guards, truth=validation),
             validations=item.validations,
             state_path=files.training_state(item.name),
@@ -144,7 +158,7 @@ def planned(config: RunConfig, surrogate: Surrogate, batches: CanonicalBatches) 
                 lambda step: 0,
                 reconstruction_score,
                 training.validations,
-                lambda _: iter(codec),
+                lambda _: Begun(iter(codec), batches),
             )
         )
     work.append(
@@ -157,7 +171,7 @@ def planned(config: RunConfig, surrogate: Surrogate, batches: CanonicalBatches) 
             functools.partial(rollout_length, training),
             rollout_score,
             training.validations,
-            lambda _: iter(operator),
+            lambda _: Begun(iter(operator), batches),
         )
     )
     if "diff_residual" in training.stages:
@@ -189,7 +203,7 @@ def planned(config: RunConfig, surrogate: Surrogate, batches: CanonicalBatches) 
                 lambda step: _segment_of(surrogate),
                 score,
                 training.ensemble_validation.validations,
-                _begin_student,
+                functools.partial(_begin_student, config=config, batches=batches),
             )
         )
     return work
@@ -199,22 +213,36 @@ def _operator_loss(training: TrainingConfig, surrogate: Surrogate, batch: Traini
     return window_loss(surrogate, batch, training.loss)
 
 
-def _begin_corrector(
-    surrogate: Surrogate, *, config: RunConfig, batches: CanonicalBatches
-) -> Iterator[nn.Parameter]:
+def _begin_corrector(surrogate: Surrogate, *, config: RunConfig, batches: CanonicalBatches) -> Begun:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         corrector = surrogate.add_corrector(config.model.corrector)
     generator = torch.Generator().manual_seed(config.seed)
     fit_units(corrector, segments(surrogate, batches(generator, UNIT_WINDOWS, corrector.segment)))
-    return corrector.parameters()
+    source = _segment_source(surrogate, batches, config.training.diff_residual, generator)
+    return Begun(corrector.parameters(), source, source.flops)
 
 
-def _begin_student(surrogate: Surrogate) -> Iterator[nn.Parameter]:
+def _begin_student(surrogate: Surrogate, *, config: RunConfig, batches: CanonicalBatches) -> Begun:
     surrogate.add_student()
     student = _corrector(surrogate).student
     assert student is not None
-    return student.parameters()
+    generator = torch.Generator().manual_seed(step_seed(config.seed, 1))
+    source = _segment_source(surrogate, batches, config.training.consistency_distill, generator)
+    return Begun(student.parameters(), source, source.flops)
+
+
+def _segment_source(
+    surrogate: Surrogate, batches: CanonicalBatches, stage: CorrectorStage, generator: torch.Generator
+) -> SegmentSource:
+    return SegmentSource(
+        batches,
+        surrogate,
+        cached=stage.latent_cache_windows,
+        dtype=torch.float32 if stage.latent_cache_dtype == "float32" else torch.bfloat16,
+        steps=_segment_of(surrogate),
+        generator=generator,
+    )
 
 
 def _corrector(surrogate: Surrogate) -> Corrector:

@@ -17,7 +17,8 @@ from universal_simulator.model.contract import Conditions
 from universal_simulator.model.corrector import Corrector
 from universal_simulator.model.flow import flow_matching_loss, jump_field, student_loss, trajectory
 from universal_simulator.model.surrogate import Architecture, Surrogate, load_surrogate, save_surrogate
-from universal_simulator.training.stochastic import Segments, fit_units
+from universal_simulator.training.segments import Segments
+from universal_simulator.training.stochastic import fit_units
 
 SMALL = CorrectorOptions(hidden=32, layers=1, heads=2, group_size=8, teacher_steps=3)
 
@@ -166,19 +167,19 @@ def gaussian_segments(count: int) -> Segments:
     mixed = noise + MIX * noise.roll(-1, 1)
     residual = AMPLITUDE * (MEAN * start + mixed)
     conditions = Conditions(torch.full((count, 1), 0.05), torch.full((count,), 0.02))
-    return Segments(start, start[:, None], (start + residual)[:, None], conditions)
+    return Segments(start, start[:, None], residual[:, None], conditions)
 
 
 def test_drawn_residuals_are_the_truth_minus_the_operators_own_rollout() -> None:
     torch.manual_seed(0)
-    states, targets = torch.randn(5, 4, 6, 2), torch.randn(5, 4, 6, 2)
+    states, residual = torch.randn(5, 4, 6, 2), torch.randn(5, 4, 6, 2)
     conditions = Conditions(torch.rand(5, 1), torch.rand(5))
-    drawn = Segments(torch.randn(5, 6, 2), states, targets, conditions).drawn(3)
+    drawn = Segments(torch.randn(5, 6, 2), states, residual, conditions).drawn(3)
     assert drawn.residual.shape == (15, 6, 2)
     for row, step in enumerate(drawn.steps.tolist()):
         window = row // 3
         assert torch.equal(drawn.states[row], states[window, step - 1])
-        assert torch.equal(drawn.residual[row], targets[window, step - 1] - states[window, step - 1])
+        assert torch.equal(drawn.residual[row], residual[window, step - 1])
         assert drawn.conditions.dt[row] == conditions.dt[window]
     assert all(len(set(part.tolist())) == 3 for part in drawn.steps.view(5, 3))
 

@@ -29,13 +29,14 @@ def test_divergence_follows_the_plan() -> None:
 
 
 def test_memory_shrinks_the_micro_batch_and_never_the_batch() -> None:
-    config = effective()
+    config, words = effective(), []
     sizes = []
     for _ in range(6):
         healing = heal("MemoryExhaustedError", "no memory", config)
         if healing is None:
             break
-        config = effective(*healing.overrides)
+        words += healing.overrides
+        config = effective(*words)
         sizes.append(config["training.micro_batch_size"])
         assert config["training.batch_size"] == 10
     assert sizes == [8, 4, 2, 1]
@@ -90,15 +91,17 @@ def test_a_reward_that_is_not_finite_is_named_and_weighs_nothing() -> None:
 
 def test_memory_takes_the_latent_cache_down_where_there_is_one() -> None:
     config = effective()
+    keys = [f"training.{stage}.latent_cache_dtype" for stage in ("diff_residual", "consistency_distill")]
     healing = heal("MemoryExhaustedError", "no memory", config)
     assert isinstance(healing, Healing)
+    assert {healing.after[key] for key in keys} == {"bfloat16"}
+    alone = {**config, "training.stages": ["codec", "operator"]}
+    healing = heal("MemoryExhaustedError", "no memory", alone)
+    assert isinstance(healing, Healing)
+    assert healing.left == {
+        key: f"the stage {key.split('.')[1]} is not trained in this run" for key in keys
+    }
+    without = {key: value for key, value in config.items() if key not in keys}
+    healing = heal("MemoryExhaustedError", "no memory", without)
+    assert isinstance(healing, Healing)
     assert healing.left == {"latent_cache_dtype": "this version has no such key"}
-    key = "training.diff_residual.latent_cache_dtype"
-    alone = ["codec", "operator"]
-    cached = {**config, key: "float32", "training.diff_residual.steps": 5, "training.stages": alone}
-    healing = heal("MemoryExhaustedError", "no memory", cached)
-    assert isinstance(healing, Healing)
-    assert healing.left == {key: "the stage diff_residual is not trained in this run"}
-    healing = heal("MemoryExhaustedError", "no memory", {**cached, "training.stages": [*alone, "diff_residual"]})
-    assert isinstance(healing, Healing)
-    assert healing.after[key] == "bfloat16"

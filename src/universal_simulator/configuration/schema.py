@@ -141,6 +141,9 @@ class CorrectorStage(Stage):
 
     #: steps of a segment that a window contributes, drawn anew each time
     residuals_per_window: Count = 4
+    #: windows whose segments are rolled out once and kept in the latents (0: anew at every step)
+    latent_cache_windows: Annotated[int, Field(ge=0)] = 1024
+    latent_cache_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 class StudentStage(CorrectorStage):

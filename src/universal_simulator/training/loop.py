@@ -24,7 +24,7 @@ from universal_simulator.configuration.schema import Stage, TrainingConfig
 from universal_simulator.errors import DivergenceError, MemoryExhaustedError
 from universal_simulator.model.surrogate import Surrogate
 from universal_simulator.training.checkpoint import load_state, save_state
-from universal_simulator.training.losses import LossTerms, TrainingBatch, weighted_mean
+from universal_simulator.training.losses import LossTerms, weighted_mean
 from universal_simulator.training.optimisation import WeightAverage, learning_rate, make_optimiser
 
 #: steps over which the running median of the loss is taken
@@ -36,12 +36,21 @@ CHECKPOINT_INTERVAL_S = 15.0
 
 
 #: loss of one batch, every term a mean over samples; randomness from torch's seeded generator
-LossFunction = Callable[[Surrogate, TrainingBatch], LossTerms]
+LossFunction = Callable[[Surrogate, Any], LossTerms]
+
+
+class Batch(Protocol):
+    """Samples that can be taken in parts."""
+
+    def __len__(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    def split(self, size: int) -> Iterator[Any]: ...
 
 
 class BatchSource(Protocol):
-    def __call__(self, generator: torch.Generator, batch_size: int, num_steps: int) -> TrainingBatch:
-        """Windows of num_steps + 1 frames, drawn with `generator`."""
+    def __call__(self, generator: torch.Generator, batch_size: int, num_steps: int) -> Batch:
+        """What windows of num_steps + 1 frames give, drawn with `generator`."""
 
 
 @dataclass
@@ -87,6 +96,7 @@ class StageTraining:
         rollout_length: Callable[[int], int],
         seed: int,
         batches: BatchSource,
+        flops_before: float = 0.0,
         validate: Callable[[Surrogate], float],
         validations: int,
         state_path: Path,
@@ -111,7 +121,7 @@ class StageTraining:
         self.on_step = on_step
         self.optimiser = make_optimiser(surrogate, self.stage)
         self.average = WeightAverage(surrogate, self.stage.ema_decay)
-        self.progress = Progress()
+        self.progress = Progress(training_flops=flops_before)
         self.best: dict[str, Tensor] = {}
         self.flops_of_length: dict[int, float] = {}
         self.forward: LossFunction = torch.compile(loss) if config.compile else loss
@@ -164,7 +174,7 @@ class StageTraining:
             {"step": step + 1, "rollout_length": length, "lr": rate, "grad_norm": float(norm), **values}
         )
 
-    def _micro_batch(self, batch: TrainingBatch, length: int) -> LossTerms:
+    def _micro_batch(self, batch: Batch, length: int) -> LossTerms:
         """Forward and backward of one micro-batch; floating-point operations counted once per length."""
         if length in self.flops_of_length:
             terms = self._forward_backward(batch)
@@ -178,15 +188,15 @@ class StageTraining:
         self.progress.training_flops += self.flops_of_length[length]
         return terms
 
-    def _forward_backward(self, batch: TrainingBatch) -> LossTerms:
-        total = len(batch.truth)
+    def _forward_backward(self, batch: Batch) -> LossTerms:
+        total = len(batch)
         parts = []
         for part in batch.split(self.config.micro_batch_size or total):
-            share = len(part.truth) / total
+            share = len(part) / total
             with (
                 memory_errors_explained(),
                 torch.autocast(
-                    batch.truth.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
+                    batch.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
                 ),
             ):
                 terms = self.forward(self.surrogate, part)

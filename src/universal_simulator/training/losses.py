@@ -38,6 +38,13 @@ class TrainingBatch:
     denominators: Tensor
     conditions: Conditions
 
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    @property
+    def device(self) -> torch.device:
+        return self.truth.device
+
     def split(self, size: int) -> Iterator[TrainingBatch]:
         """Parts of at most `size` samples, in order; the last may be smaller."""
         for start in range(0, len(self.truth), size):
