@@ -25,6 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from universal_simulator.configuration import load_config
+from universal_simulator.identity import code_version
 from universal_simulator.run_record import (
     EvaluationRecord,
     EvaluationResult,
@@ -87,10 +89,14 @@ def evaluation(run_id: str, quality: float, suite: str) -> EvaluationRecord:
     return EvaluationRecord(suite=suite, run_id=run_id, result=result, observation={"wall_clock_s": 1.0})
 
 
-def training(run_id: str, name: str, seed: int) -> TrainingRecord:
+def training(run_id: str, words: list[str]) -> TrainingRecord:
+    """With the identity that the driver holds the record to."""
+    given = [word for word in words[2:] if "=" in word]
+    loaded = load_config(words[1], given, profile=words[words.index("--profile") + 1])
+    name, seed = loaded.config.name, loaded.config.seed
     result = TrainingResult(
-        config_name=name, config_hash=content_hash(name), effective_config={"name": name, "seed": seed},
-        data_identity="d", code_version="c", seed=seed, params=10, optimiser_steps=5, training_flops=1e9,
+        config_name=name, config_hash=loaded.hash, effective_config={"name": name, "seed": seed},
+        data_identity="d", code_version=code_version(), seed=seed, params=10, optimiser_steps=5, training_flops=1e9,
         model_hash=content_hash(run_id), weights_kept="ema",
         validation={"best_nrmse": 0.1, "best_step": 5.0}, stages=("operator",),
     )  # fmt: skip
@@ -120,10 +126,12 @@ class FabricatingExecutor(Executor):
             record = RunRecord(
                 run_id=run_id,
                 status="finished",
-                training=training(run_id, words[1], seed),
+                training=training(run_id, words),
                 evaluations={"small_eval": evaluation(run_id, quality, "small_eval")},
             )
-            write_json(RunFolder(words[words.index("--folder") + 1], run_id).summary, record)
+            files = RunFolder(words[words.index("--folder") + 1], run_id)
+            write_json(files.summary, record)
+            files.model.touch()
         else:
             files = RunFolder.of_path(Path(words[1]))
             suite = {"full": "full_eval", "test": "test"}[words[words.index("--suite") + 1]]

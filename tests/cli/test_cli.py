@@ -20,6 +20,7 @@ COMMANDS = [
     ["evaluate"],
     ["rollout"],
     ["sweep", "run"],
+    ["sweep", "estimate"],
     ["sweep", "status"],
     ["sweep", "resume"],
     ["sweep", "report"],

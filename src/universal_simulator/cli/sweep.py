@@ -99,6 +99,8 @@ def estimate(
     workers: Workers = 2,
     executor: On = Where.local,
     ray_address: RayAddress = "local",
+    ceiling_usd: CeilingUsd = None,
+    cloud: CloudFile = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Measure every member for a few steps; tell time, memory and cost of the plan before spending them.
@@ -114,7 +116,12 @@ def estimate(
 
     line = ProgressLine()
     kept = nullcontext(str(folder)) if folder else tempfile.TemporaryDirectory(prefix="usim-")
-    with kept as there, opened(executor, workers=workers, ray_address=ray_address) as place:
+    with (
+        kept as there,
+        opened(
+            executor, workers=workers, ray_address=ray_address, ceiling_usd=ceiling_usd, cloud=cloud
+        ) as place,
+    ):
         state = estimate_sweep(
             plan,
             Path(there),

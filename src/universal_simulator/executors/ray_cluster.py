@@ -63,6 +63,8 @@ class RayClusterExecutor(Executor):
     node with a custom resource of that name, where the cluster has one; else any node will do.
     """
 
+    remote = True
+
     def __init__(
         self,
         slots: int = 2,

@@ -45,6 +45,8 @@ class VastExecutor(Executor):
     """`workplace_of` makes an instance's workplace; `local` runs the jobs whose ids begin with one of
     `local_jobs`. `tell` hears what a person should know. One driver per folder, as the contract says."""
 
+    remote = True
+
     def __init__(
         self,
         client: VastClient,
