@@ -15,6 +15,7 @@ from universal_simulator.data.batch import GROUP_DIGITS, Trajectories
 from universal_simulator.data.dataset import OFFICIAL_TEST, Dataset, open_dataset
 from universal_simulator.device import describe, resolve
 from universal_simulator.errors import DataError, IntegrityError, LeakageError, UserError
+from universal_simulator.evaluation.answering import asked_predictor, described
 from universal_simulator.evaluation.contract import FieldPredictor, stochastic
 from universal_simulator.evaluation.ensemble import EnsembleRules
 from universal_simulator.evaluation.evaluator import Evaluator
@@ -22,19 +23,15 @@ from universal_simulator.evaluation.protocols import PDEBENCH, FrameChoice, prot
 from universal_simulator.evaluation.references import Rows, cached_reference_rows, reference_rows
 from universal_simulator.evaluation.report import write_report
 from universal_simulator.evaluation.search_diagnostics import diagnose, with_diagnoses
-from universal_simulator.inference.ensemble import predictor_of
-from universal_simulator.inference.predictor import SurrogatePredictor
 from universal_simulator.inference.test_time_compute import SearchingPredictor
 from universal_simulator.model.surrogate import Surrogate, hash_of, load_surrogate
 from universal_simulator.physics.reference import classical_method
 from universal_simulator.run_record import (
     EvaluationRecord,
     EvaluationResult,
-    Predictor,
     Protocol,
     RunFolder,
     RunRecord,
-    content_hash,
     read_document,
     write_json,
 )
@@ -105,8 +102,13 @@ def evaluate(
     references_s = time.monotonic() - started
     label = SUITES[suite][0] + ("_ttc" if search else "")
     configured = evaluation.small_members if suite == "small" else evaluation.members
-    predictor = _predictor(
-        subject, truth, members=members or configured, noise_seed=evaluation.noise_seed, search=search
+    predictor = asked_predictor(
+        subject.surrogate,
+        subject.guards,
+        truth.frame_spacing_s,
+        members=members or configured,
+        noise_seed=evaluation.noise_seed,
+        ttc=subject.ttc if search else None,
     )
     refuse_members(predictor, members)
     rules = EnsembleRules.of(
@@ -143,7 +145,7 @@ def evaluate(
         run_id=subject.name,
         result=EvaluationResult(
             protocol=protocol,
-            predictor=_described(subject.surrogate, predictor, predictor.guards.names, rules),
+            predictor=described(subject.surrogate, predictor, predictor.guards.names, rules),
             regimes=regimes,
             references=rows,
         ),
@@ -169,44 +171,6 @@ def evaluate(
         drawn = label if suite != "test" and not search else None
         write_report(folder, summary, drawn, truth=truth, predictions=examples, peers=peers)
     return record
-
-
-def _predictor(
-    subject: Subject, truth: Trajectories, *, members: int, noise_seed: int, search: bool
-) -> SurrogatePredictor:
-    """Who is asked: the model as it is, its ensemble, or its search."""
-    surrogate, guards, spacing = subject.surrogate, subject.guards, truth.frame_spacing_s
-    if search:
-        return SearchingPredictor(
-            surrogate, guards, subject.ttc, frame_spacing_s=spacing, noise_seed=noise_seed
-        )
-    return predictor_of(surrogate, guards, members=members, frame_spacing_s=spacing)
-
-
-def _described(
-    surrogate: Surrogate, predictor: FieldPredictor, guards: tuple[str, ...], rules: EnsembleRules
-) -> Predictor:
-    """Who answered, as the record names it."""
-    plain = Predictor(
-        model_hash=hash_of(surrogate),
-        weights="raw" if surrogate.architecture.weights == "raw" else "ema",
-        guards=guards,
-    )
-    if isinstance(predictor, SearchingPredictor):
-        return plain.model_copy(
-            update={
-                "test_time_compute": True,
-                "solver_in_the_loop": predictor.solver_in_the_loop,
-                "noise_seed": predictor.noise_seed,
-                "search_hash": content_hash(predictor.ttc.model_dump(mode="json")),
-            }
-        )
-    sampler = stochastic(predictor)
-    if sampler is None:
-        return plain
-    return plain.model_copy(
-        update={"members": sampler.members, "kind": rules.headline, "noise_seed": rules.noise_seed}
-    )
 
 
 def refuse_members(predictor: FieldPredictor, members: int | None) -> None:

@@ -135,9 +135,14 @@ def _of_sets(
 def with_diagnoses(
     regimes: dict[str, RegimeResult], found: dict[str, Diagnosis]
 ) -> tuple[dict[str, RegimeResult], dict[str, dict[str, float]]]:
-    """Regimes with the diagnoses' metrics among theirs, and what was observed of each."""
+    """Regimes with the diagnoses' metrics among theirs, and what was observed of each.
+
+    A regime that none of the diagnosed initial conditions belongs to stays as it is.
+    """
     joined = {
-        label: regime.model_copy(update={"metrics": {**regime.metrics, **found[label].metrics}})
+        label: regime
+        if label not in found
+        else regime.model_copy(update={"metrics": {**regime.metrics, **found[label].metrics}})
         for label, regime in regimes.items()
     }
     return joined, {label: diagnosis.observed for label, diagnosis in found.items()}
