@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
+#: modules whose signatures, shapes included, are checked at every call while tests run; before they load.
+#: Not the contract itself: what users' networks answer is judged by `model/trial.py`, in its own words
+CHECKED = ("physics.invariants", "evaluation.accuracy")
+install_import_hook([f"universal_simulator.{name}" for name in CHECKED], "beartype.beartype")
+
+# ruff: noqa: E402
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.experiment import ensure_dataset
 

@@ -9,7 +9,11 @@ broken prediction can never look like a good one; only `nrmse_frames` replaces t
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+Fields = Float[Tensor, "B T C X"]
+PerSample = Float[Tensor, " B"]
 
 #: a frame whose rms fell below this share of the first one has no scale to be relative to
 ENERGY_FLOOR = 1e-6
@@ -19,12 +23,14 @@ DIVERGED = 10.0
 BANDS: dict[str, tuple[int, int | None]] = {"low": (0, 4), "mid": (4, 12), "high": (12, None)}
 
 
-def rms(values: Tensor) -> Tensor:
+def rms(values: Float[Tensor, "*S X"]) -> Float[Tensor, "*S"]:
     """sqrt(mean_x v^2), over the last axis."""
     return values.square().mean(dim=-1).sqrt()
 
 
-def nrmse_frames(predicted: Tensor, truth: Tensor, initial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def nrmse_frames(
+    predicted: Fields, truth: Fields, initial: Float[Tensor, "B C X"]
+) -> tuple[Float[Tensor, "B T C"], Bool[Tensor, "B T C"], Bool[Tensor, " B"]]:
     """sqrt(mean_x (p - y)^2) / sqrt(mean_x y^2) per sample, frame and channel.
 
     Returns (error (B, T, C), valid (B, T, C), diverged (B,)); initial is (B, C, X).
@@ -51,7 +57,7 @@ def mean_valid(values: Tensor, valid: Tensor, *, dims: tuple[int, ...]) -> Tenso
     return torch.where(count > 0, total / count.clamp_min(1), torch.full_like(total, torch.nan))
 
 
-def relative_l2(predicted: Tensor, truth: Tensor) -> Tensor:
+def relative_l2(predicted: Fields, truth: Fields) -> PerSample:
     """||p - y|| / ||y||, Frobenius norms over the whole trajectory.
 
     Range [0, inf), lower is better. Bias: the energetic early frames weigh most, so it is
@@ -61,7 +67,7 @@ def relative_l2(predicted: Tensor, truth: Tensor) -> Tensor:
     return (predicted - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
 
 
-def vrmse(predicted: Tensor, truth: Tensor) -> Tensor:
+def vrmse(predicted: Fields, truth: Fields) -> PerSample:
     """sqrt(mean (p - y)^2) / std(y) over the whole trajectory.
 
     Range [0, inf), lower is better; 1 is what the trajectory's own mean scores. Unlike nrmse
@@ -72,7 +78,7 @@ def vrmse(predicted: Tensor, truth: Tensor) -> Tensor:
     return (predicted - truth).flatten(1).square().mean(dim=1).sqrt() / spread
 
 
-def rmse(predicted: Tensor, truth: Tensor) -> Tensor:
+def rmse(predicted: Fields, truth: Fields) -> PerSample:
     """Mean over frames and channels of sqrt(mean_x (p - y)^2), in the field's unit.
 
     Range [0, inf), lower is better. Equals PDEBench's RMSE after the mean over samples.
@@ -80,7 +86,7 @@ def rmse(predicted: Tensor, truth: Tensor) -> Tensor:
     return rms(predicted - truth).flatten(1).mean(dim=1)
 
 
-def max_error(predicted: Tensor, truth: Tensor) -> Tensor:
+def max_error(predicted: Fields, truth: Fields) -> PerSample:
     """max |p - y| over x, frames and channels, in the field's unit.
 
     Range [0, inf), lower is better. PDEBench takes the maximum over its batch as well:
@@ -89,7 +95,7 @@ def max_error(predicted: Tensor, truth: Tensor) -> Tensor:
     return (predicted - truth).abs().flatten(1).amax(dim=1)
 
 
-def rmse_boundary(predicted: Tensor, truth: Tensor) -> Tensor:
+def rmse_boundary(predicted: Fields, truth: Fields) -> PerSample:
     """Mean over frames and channels of the rms error of the first and the last cell.
 
     Range [0, inf), field's unit, lower is better. Equals PDEBench's after the mean over samples.
@@ -98,7 +104,7 @@ def rmse_boundary(predicted: Tensor, truth: Tensor) -> Tensor:
     return rms((predicted - truth)[..., [0, -1]]).flatten(1).mean(dim=1)
 
 
-def rmse_conserved(predicted: Tensor, truth: Tensor) -> Tensor:
+def rmse_conserved(predicted: Fields, truth: Fields) -> PerSample:
     """Mean over frames and channels of |mean_x p - mean_x y|, in the field's unit.
 
     Range [0, inf), lower is better. PDEBench takes the root mean square over its batch instead
@@ -107,7 +113,7 @@ def rmse_conserved(predicted: Tensor, truth: Tensor) -> Tensor:
     return (predicted - truth).mean(dim=-1).abs().flatten(1).mean(dim=1)
 
 
-def rmse_fourier(predicted: Tensor, truth: Tensor) -> dict[str, Tensor]:
+def rmse_fourier(predicted: Fields, truth: Fields) -> dict[str, PerSample]:
     """Per band, mean over modes, frames and channels of |FFT(p - y)| / X, each (B,).
 
     Modes of the real transform: low 0-3, mid 4-11, high from 12; field's unit; [0, inf), lower

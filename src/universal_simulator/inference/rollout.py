@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from universal_simulator.errors import UserError
@@ -136,20 +137,22 @@ def _segment(
 
 def rollout_fields(
     surrogate: Surrogate,
-    initial: Tensor,
-    parameters: Tensor,
+    initial: Float[Tensor, "B C X"],
+    parameters: Float[Tensor, "B P"],
     *,
     steps: int,
     dt_s: float | None = None,
-    noise: Tensor | None = None,
-) -> Tensor:
+    noise: Float[Tensor, "B S N D"] | None = None,
+) -> Float[Tensor, "B {steps} C X"]:
     """The whole rollout (B, steps, C, X), without gradients, unguarded."""
     with torch.inference_mode():
         parts = rollout(surrogate, initial, parameters, steps=steps, dt_s=dt_s, noise=noise)
         return torch.cat(list(parts), dim=1)
 
 
-def reconstruct(surrogate: Surrogate, fields: Tensor, parameters: Tensor) -> Tensor:
+def reconstruct(
+    surrogate: Surrogate, fields: Float[Tensor, "B C X"], parameters: Float[Tensor, "B P"]
+) -> Float[Tensor, "B C X"]:
     """decode(encode(u)) of single frames (B, C, X): the codec's floor."""
     with torch.inference_mode():
         frame = surrogate.frame_of(fields)
@@ -158,7 +161,12 @@ def reconstruct(surrogate: Surrogate, fields: Tensor, parameters: Tensor) -> Ten
         return decode_states(surrogate, frame, conditions, state[:, None], fields.new_zeros(1))[:, 0]
 
 
-def decode_at(surrogate: Surrogate, fields: Tensor, parameters: Tensor, positions: Tensor) -> Tensor:
+def decode_at(
+    surrogate: Surrogate,
+    fields: Float[Tensor, "B C X"],
+    parameters: Float[Tensor, "B P"],
+    positions: Float[Tensor, " Q"],
+) -> Float[Tensor, "B C Q"]:
     """One step from fields (B, C, X), decoded at positions (Q,) of the canonical frame, (B, C, Q)."""
     frame = surrogate.frame_of(fields)
     conditions = surrogate.conditions(frame, parameters)

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -59,11 +60,11 @@ class Simulator(nn.Module, abc.ABC):
     """A model of the contract. Fields are (B, C, X) at one time."""
 
     @abc.abstractmethod
-    def encode(self, fields: Tensor, conditions: Conditions) -> Tensor:
+    def encode(self, fields: Float[Tensor, "B C X"], conditions: Conditions) -> Float[Tensor, "B ..."]:
         """(B, C, X) -> state (B, ...)."""
 
     @abc.abstractmethod
-    def advance(self, state: Tensor, conditions: Conditions) -> Tensor:
+    def advance(self, state: Float[Tensor, "*S"], conditions: Conditions) -> Float[Tensor, "*S"]:
         """One step of `conditions.dt`; same shape as `state`."""
 
     def token_shape(self) -> tuple[int, int] | None:
@@ -75,7 +76,12 @@ class Simulator(nn.Module, abc.ABC):
         return iter(())
 
     @abc.abstractmethod
-    def decode(self, state: Tensor, conditions: Conditions, positions: Tensor | None = None) -> Tensor:
+    def decode(
+        self,
+        state: Float[Tensor, "B ..."],
+        conditions: Conditions,
+        positions: Float[Tensor, " Q"] | None = None,
+    ) -> Float[Tensor, "B C X"]:
         """state (B, ...) -> (B, C, X), or (B, C, Q) at `positions` (Q,) in units of length."""
 
 
@@ -91,20 +97,25 @@ class GridStepper(Simulator):
         self.stepper = stepper
         self.domain_length = problem.domain_length
 
-    def encode(self, fields: Tensor, conditions: Conditions) -> Tensor:
+    def encode(self, fields: Float[Tensor, "B C X"], conditions: Conditions) -> Float[Tensor, "B ..."]:
         return fields
 
-    def advance(self, state: Tensor, conditions: Conditions) -> Tensor:
+    def advance(self, state: Float[Tensor, "*S"], conditions: Conditions) -> Float[Tensor, "*S"]:
         return self.stepper(state, conditions.parameters, conditions.dt)
 
-    def decode(self, state: Tensor, conditions: Conditions, positions: Tensor | None = None) -> Tensor:
+    def decode(
+        self,
+        state: Float[Tensor, "B ..."],
+        conditions: Conditions,
+        positions: Float[Tensor, " Q"] | None = None,
+    ) -> Float[Tensor, "B C X"]:
         if positions is None:
             return state
         matrix = interpolation_matrix(positions.double() / self.domain_length, state.shape[-1])
         return state @ matrix.to(state).T
 
 
-def interpolation_matrix(fractions: Tensor, points: int) -> Tensor:
+def interpolation_matrix(fractions: Float[Tensor, " Q"], points: int) -> Float[Tensor, "Q {points}"]:
     """Trigonometric interpolation (Q, X) from `points` cell centres to `fractions` of the domain.
 
     The grid is x_i = (i + 1/2) / X in fractions of the periodic domain. Exact for fields

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from universal_simulator.physics.domain import Grid
@@ -16,22 +17,22 @@ from universal_simulator.physics.finite_volume import advance_burgers
 from universal_simulator.physics.spectral_solver import solve_advection, solve_kuramoto_sivashinsky
 
 
-def integral(fields: Tensor, grid: Grid) -> Tensor:
+def integral(fields: Float[Tensor, "*S X"], grid: Grid) -> Float[Tensor, "*S"]:
     """Integral of u over the domain."""
     return fields.mean(dim=-1) * grid.domain_size
 
 
-def energy(fields: Tensor, grid: Grid) -> Tensor:
+def energy(fields: Float[Tensor, "*S X"], grid: Grid) -> Float[Tensor, "*S"]:
     """Integral of u^2 / 2."""
     return 0.5 * fields.square().mean(dim=-1) * grid.domain_size
 
 
-def total_variation(fields: Tensor, grid: Grid) -> Tensor:
+def total_variation(fields: Float[Tensor, "*S X"], grid: Grid) -> Float[Tensor, "*S"]:
     """Sum of |u_{i+1} - u_i| around the circle."""
     return (fields.roll(-1, -1) - fields).abs().sum(dim=-1)
 
 
-def maximum(fields: Tensor, grid: Grid) -> Tensor:
+def maximum(fields: Float[Tensor, "*S X"], grid: Grid) -> Float[Tensor, "*S"]:
     """Largest distance of u from its own mean (extrema principle)."""
     return (fields - fields.mean(dim=-1, keepdim=True)).abs().amax(dim=-1)
 
@@ -56,7 +57,9 @@ PAIR_STRIDE = 3
 WILDEST = 10.0
 
 
-def burgers_residual(fields: Tensor, nu: Tensor, dt: float, grid: Grid) -> Tensor:
+def burgers_residual(
+    fields: Float[Tensor, "B T X"], nu: Float[Tensor, " B"], dt: float, grid: Grid
+) -> Float[Tensor, "B {fields.shape[1]-1} X"]:
     """Residual of u_t + (u^2/2)_x = (nu/pi) u_xx averaged over the step: (B, T, X) -> (B, T-1, X).
 
     (u(t + dt) - S(u(t))) / dt with S the equation in the generator's flux form (`finite_volume`),
@@ -85,7 +88,9 @@ def _next_count(needed: Tensor) -> Tensor:
     return torch.where((power > 2) & (0.75 * power >= needed), 0.75 * power, power)
 
 
-def advection_residual(fields: Tensor, beta: Tensor, dt: float, grid: Grid) -> Tensor:
+def advection_residual(
+    fields: Float[Tensor, "B T X"], beta: Float[Tensor, " B"], dt: float, grid: Grid
+) -> Float[Tensor, "B {fields.shape[1]-1} X"]:
     """(u(x, t + dt) - u(x - beta dt, t)) / dt, the exact shift: (B, T, X) -> (B, T-1, X)."""
     batch, frames, points = fields.shape
     times = torch.tensor([0.0, dt], dtype=torch.float64)
@@ -122,8 +127,12 @@ RESIDUALS: dict[str, Callable[[Tensor, Tensor, float, Grid], Tensor]] = {
 
 
 def pde_residual(
-    fields: Tensor, parameters: Tensor, dt: float, grid: Grid, equation: Equation
-) -> Tensor | None:
+    fields: Float[Tensor, "B T C X"],
+    parameters: Float[Tensor, "B P"],
+    dt: float,
+    grid: Grid,
+    equation: Equation,
+) -> Float[Tensor, " B"] | None:
     """rms residual per sample, relative to rms(u)/dt: (B, T, C, X) -> (B,); None if undeclared.
 
     Of every third pair of neighbouring frames, from the first on. Range [0, inf), lower is

@@ -1,0 +1,24 @@
+"""Signatures are checked at every call while tests run: a wrong shape never gets as far as a number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from universal_simulator.evaluation.accuracy import nrmse_frames, relative_l2
+from universal_simulator.physics.domain import Grid
+from universal_simulator.physics.equations import BURGERS
+from universal_simulator.physics.invariants import pde_residual
+
+
+def test_fields_of_two_grids_are_not_compared() -> None:
+    with pytest.raises(TypeCheckError, match="truth"):
+        relative_l2(torch.ones(2, 3, 1, 8), torch.ones(2, 3, 1, 1))
+    with pytest.raises(TypeCheckError, match="initial"):
+        nrmse_frames(torch.ones(2, 3, 1, 8), torch.ones(2, 3, 1, 8), torch.ones(2, 3, 1, 8))
+
+
+def test_a_parameter_per_sample_is_needed() -> None:
+    with pytest.raises(TypeCheckError, match="parameters"):
+        pde_residual(torch.ones(2, 4, 1, 8), torch.ones(3, 1), 0.1, Grid((1.0,), (8,)), BURGERS)
