@@ -50,10 +50,20 @@ def run(
         raise UserError("--data and --other-code belong to --from-record; a config's data are data.file=FILE")
     from universal_simulator.cli.progress import ProgressLine
     from universal_simulator.configuration import load_config
-    from universal_simulator.experiment import run as run_experiment
+    from universal_simulator.configuration.steady import is_steady, load_steady
 
-    loaded = load_config(config, overrides or [], profile=profile)
-    record = run_experiment(loaded, folder, run_id=run_id, progress=ProgressLine().update)
+    if is_steady(config):
+        from universal_simulator.steady_run import run_steady
+
+        if profile is not None:
+            raise UserError("--profile is for configs with a time; a steady one states its epochs itself")
+        steady = load_steady(config, overrides or [])
+        record = run_steady(steady, folder, run_id=run_id, progress=ProgressLine().update)
+    else:
+        from universal_simulator.experiment import run as run_experiment
+
+        loaded = load_config(config, overrides or [], profile=profile)
+        record = run_experiment(loaded, folder, run_id=run_id, progress=ProgressLine().update)
     if as_json:
         typer.echo(json.dumps({"run_id": record.run_id, "status": record.status}))
         return

@@ -72,7 +72,7 @@ class LoadedConfig:
             section = key.split(".")[0]
             rule = self.rules.get(key, "")
             if section in PENDING_SECTIONS:
-                rule = "not run: this stage is not built yet"
+                rule = "not run: only a steady problem has this stage"
             if section == "ttc" and key != "ttc.enabled" and not self.config.ttc.enabled:
                 rule = "not read: test-time compute is off (ttc.enabled)"
             rows.append((key, plan.get(aliases.get(key, key)), value, rule))
@@ -129,6 +129,10 @@ def load_config(
     """Read, merge, rescale and validate; every fault at once in one ConfigurationError."""
     path = find("configs", name)
     plan_values = merge({"name": path.stem}, read_extended(path, "configs"))
+    if plan_values.get("problem") == "steady":
+        raise ConfigurationError(
+            str(path), ["problem: a steady problem has no time; `usim run` alone reads such a config"]
+        )
     if plan_values.get("name") == "base":
         plan_values["name"] = path.stem
     given = parse_overrides(overrides)
@@ -231,7 +235,8 @@ def _impossible(config: RunConfig) -> list[str]:
     for stage in training.stages:
         if stage not in BUILT_STAGES:
             faults.append(
-                f"training.stages: {stage!r} is not built yet; this version runs {', '.join(BUILT_STAGES)}"
+                f"training.stages: {stage!r} is no stage of an equation with a time; those are "
+                f"{', '.join(BUILT_STAGES)}"
             )
     if not faults and training.stages not in STAGE_ORDERS:
         allowed = " or ".join(f"[{', '.join(order)}]" for order in STAGE_ORDERS)
@@ -246,7 +251,10 @@ def _impossible(config: RunConfig) -> list[str]:
             "trajectory has one; set evaluation.headline=deterministic or ensemble_groups=null"
         )
     if config.steady_prior.epochs:
-        faults.append("steady_prior.epochs: this stage is not built yet, only 0 is allowed")
+        faults.append(
+            "steady_prior.epochs: the steady prior generates solutions of a steady equation, this config's has "
+            "a time: only 0 is allowed (configs/steady_darcy.yaml trains one)"
+        )
     faults += _impossible_search(config)
     if len(training.rollout_curriculum) != len(training.curriculum_shares):
         faults.append("training.curriculum_shares: needs one entry per entry of rollout_curriculum")

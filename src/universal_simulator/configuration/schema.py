@@ -15,8 +15,9 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
-#: Sections of stages that the plan names and this version cannot run yet. They are
-#: validated and shown, never read, and do not enter the effective hash while inactive.
+#: Sections of stages that the plan names and a config with a time cannot run (the steady prior
+#: has a document of its own, `configuration/steady.py`). They are validated and shown, never read,
+#: and do not enter the effective hash.
 PENDING_SECTIONS = ("steady_prior",)
 BUILT_STAGES = ("codec", "operator", "diff_residual", "consistency_distill")
 
@@ -81,8 +82,8 @@ class FNOOptions(Section):
     layers: Count = 4
 
 
-class CorrectorOptions(Section):
-    """Networks of the stochastic corrector (`model/corrector.py`)."""
+class TokenNetworkOptions(Section):
+    """Networks of a conditional generator of latents (`model/latent_generator.py`)."""
 
     hidden: Count = 64
     #: blocks of each of its networks
@@ -91,6 +92,11 @@ class CorrectorOptions(Section):
     group_size: Count = 8
     #: Heun steps of the teacher, two evaluations each
     teacher_steps: Count = 3
+
+
+class CorrectorOptions(TokenNetworkOptions):
+    """Networks of the stochastic corrector (`model/corrector.py`)."""
+
     #: jumps of the student, one evaluation each
     student_evaluations: Count = 1
 

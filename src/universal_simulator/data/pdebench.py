@@ -178,10 +178,10 @@ def read_array(path: Path, name: str) -> np.ndarray:
 
 
 def content_identity(path: Path) -> str:
-    """SHA-256 of fields, coordinates, parameters and split, read in chunks."""
+    """SHA-256 of fields, coordinates, parameters (or a coefficient, `nu`) and split, read in chunks."""
     digest = hashlib.sha256()
     with opened(path) as file:
-        for name in ("x-coordinate", "t-coordinate", "parameter", "split"):
+        for name in ("x-coordinate", "t-coordinate", "parameter", "nu", "split"):
             if name in file:
                 digest.update(np.ascontiguousarray(file[name][()]).tobytes())
         tensor = file["tensor"]

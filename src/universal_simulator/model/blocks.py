@@ -1,8 +1,9 @@
-"""Blocks on a periodic line of tokens.
+"""Blocks on a line of tokens, periodic unless said otherwise.
 
 Shapes: B batch, N tokens, H channels, h heads, G groups of `group_size` channels.
 No block knows absolute positions, so each commutes with a cyclic shift of its tokens (the U
-of the operator merges pairs, so the whole commutes with shifts by two).
+of the operator merges pairs, so the whole commutes with shifts by two). With `periodic=False` the
+line ends at two walls: nothing is beyond them, and distances do not wrap.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ class TokenAttention(nn.Module):
     """Multi-head attention between all tokens.
 
     Queries and keys are normalised per channel group; scores get a learned bias of the
-    cyclic distance between tokens.
+    cyclic distance between tokens (of the signed one where the line has walls).
     """
 
     offset: Tensor
 
-    def __init__(self, channels: int, heads: int, group_size: int, tokens: int) -> None:
+    def __init__(
+        self, channels: int, heads: int, group_size: int, tokens: int, *, periodic: bool = True
+    ) -> None:
         super().__init__()
         if channels % heads:
             raise ValueError(f"{heads} heads do not divide {channels} channels")
@@ -47,9 +50,11 @@ class TokenAttention(nn.Module):
         self.project_out = nn.Linear(channels, channels)
         self.norm_query = GroupRMSNorm(channels, group_size)
         self.norm_key = GroupRMSNorm(channels, group_size)
-        self.distance_bias = nn.Parameter(torch.zeros(heads, tokens))
+        distances = tokens if periodic else 2 * tokens - 1
+        self.distance_bias = nn.Parameter(torch.zeros(heads, distances))
         index = torch.arange(tokens)
-        self.register_buffer("offset", (index[None, :] - index[:, None]) % tokens, persistent=False)
+        # a negative distance wraps around the table: whole where there are walls, cyclic otherwise
+        self.register_buffer("offset", (index[None, :] - index[:, None]) % distances, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.project_in(x).chunk(3, dim=-1)
@@ -64,14 +69,20 @@ class TokenAttention(nn.Module):
 
 
 class NeighbourMix(nn.Module):
-    """A token and its two neighbours, linearly: (B, N, H_in) -> (B, N, H_out)."""
+    """A token and its two neighbours, linearly: (B, N, H_in) -> (B, N, H_out). Zero beyond a wall."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, *, periodic: bool = True) -> None:
         super().__init__()
+        self.periodic = periodic
         self.linear = nn.Linear(3 * channels_in, channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(torch.cat([x.roll(1, -2), x, x.roll(-1, -2)], dim=-1))
+        left, right = x.roll(1, -2), x.roll(-1, -2)
+        if not self.periodic:
+            nothing = torch.zeros_like(x[..., :1, :])
+            left = torch.cat([nothing, x[..., :-1, :]], dim=-2)
+            right = torch.cat([x[..., 1:, :], nothing], dim=-2)
+        return self.linear(torch.cat([left, x, right], dim=-1))
 
 
 class OperatorBlock(nn.Module):
@@ -93,13 +104,14 @@ class OperatorBlock(nn.Module):
         tokens: int,
         condition_channels: int,
         drop: float,
+        periodic: bool = True,
     ) -> None:
         super().__init__()
         self.drop = drop
         self.norm_mix = nn.LayerNorm(channels, elementwise_affine=False)
         self.norm_mlp = nn.LayerNorm(channels, elementwise_affine=False)
-        self.attention = TokenAttention(channels, heads, group_size, tokens)
-        self.neighbours = NeighbourMix(channels, channels)
+        self.attention = TokenAttention(channels, heads, group_size, tokens, periodic=periodic)
+        self.neighbours = NeighbourMix(channels, channels, periodic=periodic)
         self.expand = nn.Linear(channels, 3 * channels)
         self.contract = nn.Linear(3 * channels, channels)
         self.modulation = nn.Linear(condition_channels, 6 * channels)

@@ -5,7 +5,7 @@ u(x) = sum over heads h and nearby tokens j of  a_h(x - x_j) <phi_h(x - x_j), v_
 v is a small network of the token, phi (the basis) and a (attention over the nearby
 tokens, a partition of unity with compact support) depend on the relative position alone.
 They are therefore computed once per set of query points and shared by the whole batch,
-and decoding is one matrix product. Periodic by construction.
+and decoding is one matrix product. Periodic by construction, or ending at two walls.
 """
 
 from __future__ import annotations
@@ -40,14 +40,16 @@ class PointDecoder(nn.Module):
         layers: int,
         heads: int,
         frequencies: tuple[float, ...],
+        periodic: bool = True,
     ) -> None:
         super().__init__()
         if hidden % heads:
             raise ValueError(f"decoder.heads {heads} does not divide decoder.hidden {hidden}")
         self.tokens = tokens
+        self.periodic = periodic
         self.heads = heads
         self.num_fields = problem.num_fields
-        self.expand = NeighbourMix(latent_dim, mlp_hidden)
+        self.expand = NeighbourMix(latent_dim, mlp_hidden, periodic=periodic)
         self.value = nn.Linear(mlp_hidden, hidden * problem.num_fields)
         self.skip = nn.Linear(latent_dim, hidden * problem.num_fields)
         self.register_buffer("frequencies", torch.tensor(frequencies), persistent=False)
@@ -66,7 +68,9 @@ class PointDecoder(nn.Module):
             torch.arange(self.tokens, device=fractions.device, dtype=torch.float64) + 0.5
         ) / self.tokens
         relative = fractions.double()[None, :] - centres[:, None]
-        relative = ((relative - relative.round()) * self.tokens).to(self.frequencies)  # spacings, periodic
+        if self.periodic:
+            relative = relative - relative.round()
+        relative = (relative * self.tokens).to(self.frequencies)  # spacings
         near = relative.abs() < REACH
         local = relative[near][:, None]  # only pairs in reach are evaluated
         angles = 2 * torch.pi / REACH * self.frequencies * local

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from universal_simulator.configuration.schema import CorrectorOptions
 from universal_simulator.model.conditioning import ConditionEmbedding
 from universal_simulator.model.contract import Conditions
-from universal_simulator.model.corrector import CHANNELS, TokenNetwork
+from universal_simulator.model.latent_generator import CHANNELS, TokenNetwork
 
 NETWORK = CorrectorOptions(hidden=32, layers=1, heads=4, group_size=8)
 #: mean squares below this share of a unit are not told apart

@@ -7,9 +7,11 @@ K steps from the encoded first frame of a window, and the residual of any of its
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from universal_simulator.model.corrector import Corrector
 from universal_simulator.model.flow import flow_matching_loss, jump_field, student_loss, trajectory
+from universal_simulator.model.latent_generator import Context, LatentGenerator
 from universal_simulator.model.surrogate import Surrogate
 from universal_simulator.training.losses import LossTerms
 from universal_simulator.training.segments import Segments
@@ -29,22 +31,27 @@ def fit_units(corrector: Corrector, measured: Segments) -> None:
 
 
 def corrector_loss(surrogate: Surrogate, batch: Segments, *, residuals: int) -> LossTerms:
+    """`generator_loss` of the residuals of `residuals` steps of every window."""
+    corrector = _corrector(surrogate)
+    found = batch.drawn(residuals)
+    context = corrector.context(found.start, found.states, found.steps, found.conditions)
+    return generator_loss(corrector, context, found.residual)
+
+
+def generator_loss(generator: LatentGenerator, context: Context, target: Tensor) -> LossTerms:
     """Gaussian likelihood of location and scale, and flow matching of what they leave.
 
     L = mean( w^2 / 2 + log sigma ) + mean |v(x_s, s) - (w - e)|^2,   w = (r / c - mu) / sigma
 
-    over `residuals` steps of every window. w is held fixed in the second term: the flow must not buy
-    an easy target with a wide sigma.
+    of targets r (B, N, D). w is held fixed in the second term: the flow must not buy an easy target
+    with a wide sigma.
     """
-    corrector = _corrector(surrogate)
-    found = batch.drawn(residuals)
-    context = corrector.context(found.start, found.states, found.steps, found.conditions)
-    whitened = context.whiten(found.residual)
+    whitened = context.whiten(target)
     likelihood = (0.5 * whitened.square() + context.log_scale).mean()
     given, data = context.detached(), whitened.detach()
     noise, s = torch.randn_like(data), torch.rand(len(data), device=data.device)
     flow = flow_matching_loss(
-        lambda x, at: corrector.velocity(corrector.teacher, given, x, at), data, noise, s
+        lambda x, at: generator.velocity(generator.teacher, given, x, at), data, noise, s
     ).mean()
     return LossTerms(likelihood + flow, {"likelihood": likelihood, "flow": flow})
 
