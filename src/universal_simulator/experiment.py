@@ -361,5 +361,5 @@ def _training_result(
         model_hash=model_hash,
         weights_kept="raw" if done.best_weights == "raw" else "ema",
         validation=validation,
-        stages=config.training.stages,
+        stages=tuple(outcomes),
     )

@@ -135,9 +135,10 @@ def train_stages(
 
 
 def planned(config: RunConfig, surrogate: Surrogate, batches: CanonicalBatches) -> list[StageWork]:
-    """The stages of a config; a member without a codec of its own has no codec stage.
+    """The stages of a config that this member has.
 
-    A stochastic stage of a member that carries no latent tokens is refused before anything trains.
+    Without a codec of its own it has no codec stage, without latent tokens no stochastic ones: it
+    stays deterministic, and a live ece gate says so.
     """
     training, member = config.training, surrogate.member
     codec = list(member.codec_parameters())
@@ -174,8 +175,9 @@ def planned(config: RunConfig, surrogate: Surrogate, batches: CanonicalBatches) 
             lambda _: Begun(iter(operator), batches),
         )
     )
+    if member.token_shape() is None:
+        return work
     if "diff_residual" in training.stages:
-        surrogate.require_segments()
         work.append(
             StageWork(
                 "diff_residual",

@@ -53,6 +53,7 @@ def evaluation(
         }.items()
         if name != drop
     }
+    metrics["pde_residual"] = Metric(value=None, applicable=False, reason="no residual is written")
     per_group = tuple(float(v) for v in nrmse * factors)
     result = EvaluationResult(
         protocol=Protocol(

@@ -426,7 +426,7 @@ def test_training_trajectories_in_another_file_are_recognised(tmp_path: Path, sm
         file["split"][...] = np.roll(file["split"][...], -60)
         del file.attrs["identity"]
     for suite in ("full", "small"):
-        with pytest.raises(LeakageError, match="trained or validated on"):
+        with pytest.raises(LeakageError, match=r"trained or validated on|calibrated on"):
             assessment.evaluate(RunFolder(tmp_path, record.run_id).path, suite=suite, data_file=other)
 
 
