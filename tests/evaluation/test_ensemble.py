@@ -189,7 +189,7 @@ def test_ensembles_on_some_initial_conditions_leave_every_deterministic_figure(
 ) -> None:
     calibration, few = fitted(Exact(), data), 5
     whole, _ = scored(Exact(), selection, calibration, headline="deterministic")
-    some, _ = scored(Exact(), selection, calibration, headline="deterministic", groups=few)
+    some, examples = scored(Exact(), selection, calibration, headline="deterministic", groups=few)
     alone, _ = scored(Exact(), selection.of_first_groups(few), calibration, headline="deterministic")
     for name in ("nrmse", "nrmse_p95", "conservation_gap", "horizon"):
         if name in whole.metrics:
@@ -200,6 +200,11 @@ def test_ensembles_on_some_initial_conditions_leave_every_deterministic_figure(
     assert some.per_group == {k: v for k, v in whole.per_group.items() if k != "nrmse_operator"}
     assert some.curves["coverage"] == alone.curves["coverage"]
     assert some.curves["nrmse"] == whole.curves["nrmse"]
+    assert examples.members is None
+    assert examples.sampled is not None
+    assert examples.sampled.members is not None
+    shown = {selection.groups[row] for row in examples.sampled.rows.tolist()}
+    assert shown <= set(selection.of_first_groups(few).groups)
 
 
 def test_a_single_member_is_deterministic(data: Dataset, selection: Trajectories) -> None:

@@ -61,10 +61,14 @@ class Trajectories:
         """Fields and parameters on `device`; times stay on the CPU, where solvers count steps."""
         return replace(self, fields=self.fields.to(device), parameters=self.parameters.to(device))
 
+    def rows_of_first_groups(self, count: int) -> Tensor:
+        """Rows of the first `count` initial conditions, in order."""
+        kept = set(list(dict.fromkeys(self.groups))[:count])
+        return torch.tensor([row for row, group in enumerate(self.groups) if group in kept])
+
     def of_first_groups(self, count: int) -> Trajectories:
         """The trajectories of the first `count` initial conditions, in order."""
-        kept = set(list(dict.fromkeys(self.groups))[:count])
-        return self.subset(torch.tensor([row for row, group in enumerate(self.groups) if group in kept]))
+        return self.subset(self.rows_of_first_groups(count))
 
     def regimes(self) -> dict[str, Tensor]:
         """Rows of each parameter regime, by label such as `nu=0.01`, ascending (`data/regimes.py`)."""

@@ -52,6 +52,8 @@ class Examples:
     frames: tuple[int, ...]
     spectra: dict[str, Tensor]
     members: Tensor | None = None
+    #: the same of those trajectories that ensembles were asked for, where these are not all
+    sampled: Examples | None = None
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,15 @@ class Evaluator:
         if sampler is None or limit is None:
             return self._run(self.truth, predictor, sampler)
         results, examples = self._run(self.truth, predictor, None)
-        sampled, _ = self._run(self.truth.of_first_groups(limit), predictor, sampler)
-        return {k: with_ensembles(result, sampled[k], limit) for k, result in results.items()}, examples
+        rows = self.truth.rows_of_first_groups(limit)
+        sampled, shown = self._run(self.truth.subset(rows), predictor, sampler)
+        return (
+            {label: with_ensembles(result, sampled[label], limit) for label, result in results.items()},
+            {
+                label: replace(one, sampled=replace(shown[label], rows=rows[shown[label].rows]))
+                for label, one in examples.items()
+            },
+        )
 
     def _run(
         self, truth: Trajectories, predictor: FieldPredictor, sampler: EnsemblePredictor | None

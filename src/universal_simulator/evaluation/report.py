@@ -158,8 +158,9 @@ def _regime_pictures(
         "curves": curve_picture(regime, references, examples, truth, dpi=dpi),
         "fields": field_picture(examples, truth, dpi=dpi),
     }
-    if examples.members is not None:
-        drawn["ensemble"] = ensemble_picture(regime, examples, truth, dpi=dpi)
+    sampled = examples.sampled or examples
+    if sampled.members is not None:
+        drawn["ensemble"] = ensemble_picture(regime, sampled, truth, dpi=dpi)
     return drawn
 
 
