@@ -42,7 +42,7 @@ from universal_simulator.physics.spectral import resample
 from universal_simulator.physics.spectral_solver import solve_burgers
 from universal_simulator.run_record import RunFolder
 from universal_simulator.tracking.snapshot import read_snapshot
-from universal_simulator.training import loop
+from universal_simulator.training import loop, reward
 from universal_simulator.training.augmentation import Augmentation
 from universal_simulator.training.loop import rollout_length, validation_steps
 from universal_simulator.training.optimisation import WeightAverage, learning_rate
@@ -77,11 +77,14 @@ TINY = [
 ]
 
 
+DETERMINISTIC = "training.stages=[codec,operator]"
 STOCHASTIC = "training.stages=[codec,operator,diff_residual,consistency_distill]"
 
 
 def tiny(data: Dataset, *overrides: str) -> LoadedConfig:
-    words = [f"data.file={data.path}", *TINY, *overrides]
+    """A run of seconds; deterministic unless the overrides name the stages."""
+    stages = [] if any(word.startswith("training.stages=") for word in overrides) else [DETERMINISTIC]
+    words = [f"data.file={data.path}", *TINY, *stages, *overrides]
     return load_config("rerun_txxoc8a8", words, profile="smoke")
 
 
@@ -315,12 +318,15 @@ def all_keys(kind: type[BaseModel]) -> set[tuple[str, str]]:
 def unread(data: Dataset, folder: Path) -> set[tuple[str, str]]:
     (folder / "data").mkdir()
     (folder / "data" / "burgers_smoke.hdf5").symlink_to(data.path)
-    words = [*TINY, STOCHASTIC, "training.operator.schedule=cosine"]
+    search = ["ttc.enabled=true", "ttc.reward_steps=3", "ttc.residual_threshold=0.05"]
+    words = [*TINY, STOCHASTIC, *search, "training.operator.schedule=cosine"]
     config = load_config("rerun_txxoc8a8", words, profile="smoke")
-    with recorded_reads() as reads:
+    with recorded_reads() as reads, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reward, "SEGMENTS_FROM_ANYWHERE", 1)  # a few candidate sets are read like many
         record = experiment.run(config, folder)
         files = RunFolder(folder, record.run_id)
         assessment.evaluate(files.path, suite="full")
+        assessment.evaluate(files.path, suite="full", search=True)
         # a mirror reads the section from the run's config.json, with no RunConfig at hand
         if read_snapshot(files).group == "baseline-experiments":
             reads.add(("RunConfig", "tracking"))
