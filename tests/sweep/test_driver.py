@@ -107,6 +107,17 @@ def test_what_the_surroundings_broke_is_no_result_and_is_tried_again(tmp_path: P
         assert result_digest(resumed) == result_digest(probe)
 
 
+def test_an_opening_that_was_not_answered_is_no_finished_sweep(tmp_path: Path) -> None:
+    probe = run_sweep("smoke", tmp_path / "probe", executor=FakeExecutor())
+    opened = probe.journal.of("test_opened")[0].data["runs"][0]
+    with pytest.raises(ExecutorError, match="incomplete: 1 job"):
+        run_sweep("smoke", tmp_path / "x", executor=FakeExecutor(exit_codes={f"test:{opened}": [1]}))
+    assert SweepState(tmp_path / "x").decision("sweep_finished") is None
+    resumed = run_sweep("smoke", tmp_path / "x", executor=FakeExecutor())
+    assert len(resumed.journal.of("test_opened")) == 1, "the same look at the data, not a second one"
+    assert result_digest(resumed) == result_digest(probe)
+
+
 def test_results_of_another_code_are_never_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_sweep("smoke", tmp_path, executor=FakeExecutor())
     monkeypatch.setattr("universal_simulator.sweep.run_planning.code_version", lambda: "f" * 64)

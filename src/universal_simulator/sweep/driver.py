@@ -354,6 +354,7 @@ class _Driver:
             ],
             lambda shares, running: self._tell(0.97, "opening the test split for the champion"),
         )
+        self._refuse_incomplete(done, "test")
 
     def _run(self, run_id: str) -> Run:
         run = self.state.run(run_id)
