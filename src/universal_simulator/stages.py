@@ -40,6 +40,7 @@ from universal_simulator.training.loop import (
     LossFunction,
     StageOutcome,
     StageTraining,
+    ranked,
     rollout_length,
     step_seed,
 )
@@ -297,13 +298,13 @@ def choose_noise(
     """Set what becomes of the corrector's noise to the lowest CRPS of validation rollouts."""
     corrector = _corrector(surrogate)
     score = functools.partial(ensemble_score, surrogate, guards=guards, truth=truth, rules=rules)
-    best = score()
+    best = ranked(score())
     for name, choices in NOISE_CHOICES.items():
         number = corrector.get_buffer(name)
         kept = float(number)
         for value in choices:
             number.fill_(value)
-            found = score()
+            found = ranked(score())
             if found < best:
                 best, kept = found, value
         number.fill_(kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
+from tests.model.test_corrector import surrogate as corrected
 from universal_simulator import assessment, experiment, stages
 from universal_simulator.configuration import LoadedConfig, load_config
 from universal_simulator.configuration.schema import (
@@ -564,3 +566,27 @@ def test_the_statistics_are_those_of_the_first_groups_whether_resident_or_stream
     assert resident.groups == streamed.groups
     assert torch.equal(resident.fields, streamed.fields)
     assert torch.equal(resident.parameters, streamed.parameters)
+
+
+def test_a_score_that_is_no_number_wins_nothing_and_locks_nothing(
+    tmp_path: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([math.nan, 0.5, 0.4, math.nan])
+    monkeypatch.setattr(stages, "rollout_score", lambda *_, **__: next(scores))
+    words = ["training.stages=[operator]", "training.validations=2"]
+    record = experiment.run(tiny(smoke_data, *words), tmp_path)
+    assert record.training is not None
+    result = record.training.result
+    assert (result.validation["best_nrmse"], result.weights_kept) == (0.4, "raw")
+
+
+def test_noise_that_breaks_members_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = corrected()
+    assert model.corrector is not None
+    carried = model.corrector.carried
+    monkeypatch.setattr(
+        stages, "ensemble_score", lambda *_, **__: math.nan if float(carried) == 1.0 else float(carried)
+    )
+    stages.choose_noise(model, guards=None, truth=None, rules=None)  # type: ignore[arg-type] # the score is planted
+    assert float(carried) == pytest.approx(0.4)
+

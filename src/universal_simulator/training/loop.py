@@ -229,11 +229,11 @@ class StageTraining:
         self.surrogate.eval()
         scores = {"raw": self.validate(self.surrogate), "ema": self.validate(self.average.model)}
         self.surrogate.train()
-        name = min(scores, key=lambda key: scores[key])
-        if scores[name] < self.progress.best_score or not self.best:
+        name = min(scores, key=lambda key: ranked(scores[key]))
+        if ranked(scores[name]) < self.progress.best_score or not self.best:
             source = self.surrogate if name == "raw" else self.average.model
             self.best = {key: value.detach().clone() for key, value in source.state_dict().items()}
-            self.progress.best_score = scores[name]
+            self.progress.best_score = ranked(scores[name])
             self.progress.best_step = self.progress.step
             self.progress.best_weights = name
         self.progress.validations.append([self.progress.step, scores["raw"], scores["ema"]])
@@ -267,6 +267,11 @@ class StageTraining:
             self.progress = Progress(**state["progress"])
             self.flops_of_length = state["flops_of_length"]
         truncate_log(self.log_path, self.progress.step)
+
+
+def ranked(score: float) -> float:
+    """A score as it competes: what is not finite loses to everything, where NaN would win or lock."""
+    return score if math.isfinite(score) else math.inf
 
 
 @contextmanager
