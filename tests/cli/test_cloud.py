@@ -81,6 +81,15 @@ def test_status_and_reap_know_their_own(service: LoopbackVast, tmp_path: Path) -
     assert not Ledger(tmp_path / FILE).live()
 
 
+def test_an_estimate_on_rented_machines_needs_a_folder_that_stays(service: LoopbackVast) -> None:
+    """In a temporary one the ledger of what is rented would end with the command."""
+    answer = usim("sweep", "estimate", "smoke", "--executor", "vast", "--ceiling-usd", "5")
+    assert isinstance(answer.exception, UserError)
+    assert answer.exception.exit_code == 2
+    assert "--folder" in str(answer.exception)
+    assert not service.requests
+
+
 def test_nothing_is_rented_without_a_ceiling_or_with_a_slip_in_the_settings(
     service: LoopbackVast, tmp_path: Path
 ) -> None:
@@ -92,7 +101,6 @@ def test_nothing_is_rented_without_a_ceiling_or_with_a_slip_in_the_settings(
         renting_settings(file, None)
     file.write_text("ceiling_usd: 5\nspot: true\n")
     assert renting_settings(file, 7.0).ceiling_usd == 7.0
-    assert renting_settings(file, None).canary
     with pytest.raises(UserError):
         renting_settings(file, float("nan"))
     assert not service.requests

@@ -274,31 +274,33 @@ def test_one_at_a_time_and_in_the_order_given(service: LoopbackVast, tmp_path: P
     assert states == ["ended", "running", "waiting"]
 
 
-@pytest.mark.parametrize("sings", [True, False])
-def test_nothing_else_is_rented_before_the_canary_has_come_home(
-    service: LoopbackVast, tmp_path: Path, sings: bool
-) -> None:
-    stage = Stage(service, tmp_path, {"canary": 300.0, "train:a": 600.0, "train:b": 600.0})
-    stage.world.fails = frozenset() if sings else frozenset({"canary"})
-    stage.settle(canary=True)
-    stage.driver.start()
-    stage.driver.submit("train:a")
-    stage.driver.submit("train:b")
-    if sings:
-        stage.driver.wait(200.0)
-        assert [lease.job_id for lease in stage.ledger.leases.values()] == ["canary"]
-        for _ in range(4):
-            stage.driver.wait(600.0)
-        assert (stage.codes("train:a"), stage.codes("train:b"), stage.codes("canary")) == ([0], [0], [])
-    else:
-        assert stage.driver.executor is not None
-        with pytest.raises(
-            ExecutorError, match="the canary ended with exit code 3, so nothing else is rented"
-        ):
-            stage.driver.executor.wait(900.0)
-        stage.driver.executor.cancel_all()
-        assert len(stage.server.creates) == 1
-    assert not stage.server.live("usim-") or sings
+def test_a_job_waits_until_its_process_is_seen_at_work(stage: Stage) -> None:
+    """The driver charges work, not waiting for a slot, an offer or an instance that loads."""
+    stage.server.load_s = 400.0
+    stage.server.offers = []
+    stage.begin(wait_s=60.0)
+    assert stage.driver.executor is not None
+    assert stage.driver.executor.state("train:a") == "waiting", "no offer"
+    stage.server.offers = [offer(1)]
+    stage.driver.wait(200.0)
+    assert len(stage.server.live("usim-")) == 1
+    assert stage.driver.executor.state("train:a") == "waiting", "loading"
+    stage.driver.wait(600.0)
+    assert stage.driver.executor.state("train:a") == "running"
+    stage.driver.wait(4000.0)
+    (end,) = stage.driver.ends["train:a"]
+    assert end.seconds == 3600.0, "waiting is no part of it"
+
+
+def test_the_executor_rents_for_the_jobs_of_its_driver_alone(service: LoopbackVast, tmp_path: Path) -> None:
+    """The canary is the driver's: one more of the executor's own would be paid twice."""
+    stage = Stage(service, tmp_path, {"train:a": 600.0, "train:b": 600.0})
+    stage.begin("train:a", "train:b", wait_s=300.0)
+    assert [lease.job_id for lease in stage.ledger.leases.values()] == ["train:a", "train:b"]
+    stage.driver.wait(900.0)
+    stage.driver.wait(900.0)
+    assert (stage.codes("train:a"), stage.codes("train:b")) == ([0], [0])
+    assert len(stage.server.creates) == 2
 
 
 def test_jobs_that_cannot_leave_this_machine_are_refused_before_anything_is_rented(stage: Stage) -> None:

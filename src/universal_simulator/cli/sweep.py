@@ -94,7 +94,10 @@ def resume(
 def estimate(
     plan: Annotated[str, typer.Argument(help="a plan's name (plans/NAME.yaml) or path")],
     folder: Annotated[
-        Path | None, typer.Option(help="keep data and forecast here: `usim sweep run` goes on from them")
+        Path | None,
+        typer.Option(
+            help="keep data and forecast here: `usim sweep run` goes on from them; needed with --executor vast"
+        ),
     ] = None,
     workers: Workers = 2,
     executor: On = Where.local,
@@ -111,9 +114,15 @@ def estimate(
     from contextlib import nullcontext
 
     from universal_simulator.cli.progress import ProgressLine
+    from universal_simulator.errors import UserError
     from universal_simulator.sweep.driver import estimate_sweep
     from universal_simulator.sweep.forecast import as_document
 
+    if executor is Where.vast and folder is None:
+        raise UserError(
+            "with --executor vast the ledger of what is rented must outlive this command: give --folder DIR, "
+            "the sweep's own (`usim sweep run` goes on from it, `usim cloud status DIR` tells what is rented)"
+        )
     line = ProgressLine()
     kept = nullcontext(str(folder)) if folder else tempfile.TemporaryDirectory(prefix="usim-")
     with (

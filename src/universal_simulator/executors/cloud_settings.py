@@ -50,8 +50,6 @@ class CloudSettings(BaseModel):
     python: str = _PYTHON
     #: data are sent from here, or made there, where they must come out with the same identity
     data_route: Literal["upload", "generate"] = "upload"
-    #: a short run must go from end to end, and come home, before a second instance is rented
-    canary: bool = False
 
     startup_s: Positive = 900.0
     poll_s: Positive = 30.0

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pydantic import Field
-
 from universal_simulator.configuration.documents import read_mapping, validate
 from universal_simulator.credentials import read_vast_key
 from universal_simulator.errors import ExecutorError, UserError
@@ -33,7 +31,6 @@ class RentingSettings(CloudSettings):
 
     ssh_key: Path | None = None
     key_file: Path | None = None
-    canary: bool = Field(default=True)
 
 
 def renting_settings(file: Path | None, ceiling_usd: float | None) -> RentingSettings:

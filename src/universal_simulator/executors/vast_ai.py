@@ -27,9 +27,6 @@ from universal_simulator.sweep.journal import Journal
 TICK_S = 1.0
 #: for verifying at the end that everything is gone
 LAST_S = 900.0
-CANARY = "canary"
-#: trains, checkpoints, evaluates and writes a record, in about a minute of work
-CANARY_WORDS = ("run", "rerun_txxoc8a8", "--profile", "smoke")
 _STATES: dict[Phase, JobState] = {
     Phase.QUEUED: "waiting",
     Phase.RENTING: "waiting",
@@ -245,7 +242,7 @@ class VastExecutor(Executor):
             if tenant.now() - (tenant.reaped_at or 0.0) > self._settings.reap_s:
                 self._look_for_strays(tenant)
         for name, job in list(self._jobs.items()):
-            if job.phase is Phase.QUEUED and not self._may_begin(job):
+            if job.phase is Phase.QUEUED and not self._has_room():
                 continue
             try:
                 told = job.tellable
@@ -258,34 +255,11 @@ class VastExecutor(Executor):
                 self._untold.append(name)
             self._say(name, job)
 
-    def _may_begin(self, job: RentedJob) -> bool:
-        """There is a slot, and none before it in the row waits for one."""
-        at_work = sum(other.at_work for other in self._jobs.values())
-        return at_work < self.slots and self._canary_sings(job)
-
-    def _canary_sings(self, job: RentedJob) -> bool:
-        """The first instance takes a short run from end to end before a second job is let out."""
-        if not self._settings.canary or job.job.job_id == CANARY:
-            return True
-        ends = [lease.end for lease in job.tenant.ledger.of_job(CANARY) if lease.end is not None]
-        if any(end.exit_code == 0 for end in ends):
-            return True
-        canary = self._jobs.get(CANARY)
-        if canary is None or (canary.end is not None and canary.end.lost):
-            assert job.job.folder is not None
-            home = job.job.folder / "cloud" / CANARY
-            log = job.job.folder / "logs" / f"{CANARY}.log"
-            errand = Job(CANARY, (*CANARY_WORDS, "--folder", str(home)), log, home, job.job.resources)
-            self._jobs = {CANARY: RentedJob(errand, job.tenant, self._workplace_of), **self._jobs}
-        elif canary.end is not None:
-            raise ExecutorError(
-                f"the canary ended with exit code {canary.end.exit_code}, so nothing else is rented; "
-                f"see {canary.job.log}:\n{tail(canary.job.log)}"
-            )
-        return False
+    def _has_room(self) -> bool:
+        return sum(job.at_work for job in self._jobs.values()) < self.slots
 
     def _ends(self) -> list[JobEnd]:
-        ended = [self._jobs[name].end for name in self._untold if name != CANARY]
+        ended = [self._jobs[name].end for name in self._untold]
         self._untold.clear()
         return [end for end in ended if end is not None]
 
