@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.sweep.fake_executor import FakeExecutor
+from universal_simulator.cli.sweep import leaderboard
 from universal_simulator.errors import BudgetError, ExecutorError, UserError
 from universal_simulator.sweep.driver import resume_sweep, run_sweep
 from universal_simulator.sweep.executor import Job, JobEnd
-from universal_simulator.sweep.plan import Member, Plan, Round, load_plan
+from universal_simulator.sweep.leaderboard import leaderboard_rows
+from universal_simulator.sweep.plan import Forecast, Member, Plan, Refinement, Round, load_plan
+from universal_simulator.sweep.report import report_path
 from universal_simulator.sweep.state import SweepState
 
 PLAN = load_plan("smoke")
@@ -88,3 +91,56 @@ def test_an_edited_past_is_refused_with_the_difference(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=words):
             resume_sweep(tmp_path, plan=edited, executor=FakeExecutor())
     assert (tmp_path / "journal.jsonl").read_bytes() == before
+
+
+class Improving(FakeExecutor):
+    """Stochastic depth helps by half, so an appended round of refinements has a new champion."""
+
+    def quality(self, config: str, seed: int, words: list[str]) -> float:
+        value = super().quality(config, seed, words)
+        return value / 2 if any("stochastic_depth" in word for word in words) else value
+
+
+def refined(plan: Plan, **changes: object) -> Plan:
+    """The plan with a round of one refinement behind its own."""
+    depth = Refinement(name="depth", set={"model.options.operator.stochastic_depth": 0.1})
+    more = Round(name="D", kind="refine", hypothesis="h", forecast=Forecast(below=1.0), refinements=(depth,))
+    return plan.model_copy(update={"rounds": (*plan.rounds, more), "rest_at_tier": None, **changes})
+
+
+def test_the_sealed_split_is_opened_a_second_time_only_where_the_plan_asks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = PLAN.model_copy(update={"rest_at_tier": None})
+    run_sweep(plan, tmp_path, executor=Improving())
+    before = (tmp_path / "journal.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"opened 1 time.*test_openings: 2"):
+        resume_sweep(tmp_path, plan=refined(plan), executor=Improving())
+    assert (tmp_path / "journal.jsonl").read_bytes() == before, "refused before anything is spent"
+    state = resume_sweep(tmp_path, plan=refined(plan, test_openings=2), executor=Improving())
+    champion = state.decision("champion")
+    assert champion is not None
+    assert [e.data["opening"] for e in state.journal.of("test_opened")] == ["smoke-1", "smoke-2"]
+    assert champion["champion"] in state.journal.of("test_opened")[1].data["runs"]
+    assert {row["test_openings"] for row in leaderboard_rows(state)} == {2}
+    assert "Opened 2 times in this sweep: smoke-1 for" in report_path(tmp_path).read_text()
+    leaderboard(tmp_path)
+    assert "opened 2 times" in capsys.readouterr().out
+    again = Improving()
+    resume_sweep(tmp_path, executor=again)
+    assert again.submitted == []
+
+
+def test_appended_rounds_can_go_on_without_the_sealed_split(tmp_path: Path) -> None:
+    plan = PLAN.model_copy(update={"rest_at_tier": None})
+    run_sweep(plan, tmp_path, executor=Improving())
+    sealed = refined(plan, open_test_for_champion=False)
+    state = resume_sweep(tmp_path, plan=sealed, executor=Improving())
+    champion = state.decision("champion")
+    assert champion is not None
+    assert champion["champion"] not in state.evaluations("test")
+    assert len(state.journal.of("test_opened")) == 1
+    # opened again by taking the word back, it still stays within the plan's count
+    state = resume_sweep(tmp_path, plan=refined(plan), executor=Improving())
+    assert len(state.journal.of("test_opened")) == 1
+    assert "was not judged on it: the plan allows 1" in report_path(tmp_path).read_text()

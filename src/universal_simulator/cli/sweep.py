@@ -234,6 +234,8 @@ def leaderboard(folder: Folder, as_json: Annotated[bool, typer.Option("--json")]
     for row in rows:
         table.add_row(*(_short(row[name]) for name in columns))
     Console().print(table)
+    openings = max((int(row["test_openings"]) for row in rows), default=0)
+    typer.echo(f"sealed test split: opened {openings} time{'' if openings == 1 else 's'}")
 
 
 def _print_forecast(document: dict[str, Any]) -> None:

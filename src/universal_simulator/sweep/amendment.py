@@ -14,7 +14,7 @@ from universal_simulator.sweep.plan import Plan
 from universal_simulator.sweep.state import SweepState
 
 #: top keys of a plan that decide nothing about results
-OPEN_KEYS = ("max_hours", "budget", "machines", "stall_timeout_s")
+OPEN_KEYS = ("max_hours", "budget", "machines", "stall_timeout_s", "open_test_for_champion", "test_openings")
 
 
 def amend(state: SweepState, given: Plan) -> None:
@@ -35,6 +35,8 @@ def amend(state: SweepState, given: Plan) -> None:
             f"round {', '.join(late)}: rounds of members are compared with each other, and the gates of this "
             "sweep are decided; append a round of kind search or refine, or start a new folder"
         )
+    if appended:
+        _refuse_unasked_opening(state, given)
     state.journal.append(
         "plan_amended",
         difference=difference(stored, given),
@@ -43,6 +45,17 @@ def amend(state: SweepState, given: Plan) -> None:
         plan_hash=given.hash,
     )
     state.read_plan()
+
+
+def _refuse_unasked_opening(state: SweepState, given: Plan) -> None:
+    """Rounds appended after the sealed split was opened lead to another look at it: only where asked for."""
+    openings = len(state.journal.of("test_opened"))
+    if openings and given.open_test_for_champion and openings >= given.test_openings:
+        raise UserError(
+            f"the sealed test split of {state.folder} was opened {openings} time(s), and a champion of the "
+            f"appended rounds would open it again: say test_openings: {openings + 1} in the plan if that is "
+            "wanted (every row then shows the count), or open_test_for_champion: false to go on without"
+        )
 
 
 def _with_open_parts(stored: Plan, given: Plan) -> Plan:

@@ -341,7 +341,9 @@ class _Driver:
         openings = self.journal.of("test_opened")
         opened = {run: event.data["opening"] for event in openings for run in event.data["runs"]}
         if champion["champion"] not in opened:
-            # a second one only where rounds were appended and another champion came of them; it is counted
+            if len(openings) >= self.plan.test_openings:
+                return  # told on the page: this champion was not judged on it
+            # a second one only where rounds were appended and the plan asks for it; it is counted
             opening = f"{self.plan.name}-{len(openings) + 1}"
             fresh = [run for run in runs if run not in opened]
             self.journal.append("test_opened", runs=fresh, opening=opening)

@@ -257,7 +257,11 @@ class Plan(Part):
     calibrate: bool = False
     #: one short run goes end to end before the rest start; None: on remote executors
     canary: bool | None = None
+    #: judge the final champion, its baseline and the references on the sealed test split
     open_test_for_champion: bool = True
+    #: how often the sealed split may be opened in all. A sweep opens it once; one that goes on with
+    #: appended rounds after that must say 2 here, and every figure then stands under that count
+    test_openings: Annotated[int, Field(ge=1)] = 1
     #: end members that lie behind the baseline's own curve at 30-40 % of their schedule
     early_stop: bool = False
     #: the tier at which rounds of kind search and refine are no longer begun

@@ -95,12 +95,24 @@ def _context(state: SweepState) -> dict[str, Any]:
         "compute": [row for row in compute if row.run_id in names],
         "compute_rule": rule_sentence(compute),
         "compute_matches": compute_matches(state),
-        "openings": len(state.journal.of("test_opened")),
+        "openings": [event.data for event in state.journal.of("test_opened")],
+        "unopened": _unopened(state, champion),
         "test": {run: e for run, e in state.evaluations("test").items()},
         "failed": [
             e.data for e in state.journal.of("job_given_up") if not e.data["log"].startswith(STOPPED_EARLY)
         ],
     }
+
+
+def _unopened(state: SweepState, champion: Mapping[str, Any] | None) -> str | None:
+    """Why the champion of now has no figure on the sealed split although others have, or None."""
+    openings = state.journal.of("test_opened")
+    if champion is None or not openings or any(champion["champion"] in e.data["runs"] for e in openings):
+        return None
+    return (
+        f"{champion['champion']} became champion afterwards and was not judged on it: the plan allows "
+        f"{state.plan.test_openings} (test_openings)."
+    )
 
 
 def _outcome(state: SweepState) -> str:
