@@ -156,5 +156,5 @@ def _recalibrated(subject: Subject, first: Trajectories, members: Tensor) -> tup
         if calibration is None:
             reasons.append(f"{label}: {rules.why_uncalibrated(label)}")
         else:
-            out[rows] = Recalibration(calibration.scale).apply(members[rows]).to(members)
+            out[rows] = Recalibration(calibration.at(members.shape[1]).scale).apply(members[rows]).to(members)
     return out, "; ".join(reasons)

@@ -22,7 +22,7 @@ from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import DataError, LeakageError, UserError
 from universal_simulator.evaluation import uncertainty as u
-from universal_simulator.evaluation.calibration_fit import fit_calibration
+from universal_simulator.evaluation.calibration_fit import choose, fit_calibration
 from universal_simulator.evaluation.ensemble import EnsembleRules, Headline, measure_ensemble
 from universal_simulator.evaluation.ensemble_metrics import Pooling
 from universal_simulator.evaluation.evaluator import Evaluator, Examples
@@ -117,6 +117,50 @@ def test_too_narrow_an_ensemble_is_seen_and_mended_by_the_calibration_half(
     assert value(uncalibrated, "ece") == value(uncalibrated, "ece_raw")
     assert "not recalibrated" in uncalibrated.metrics["ece"].reason
     assert uncalibrated.metrics["crps_skill"].value is None
+
+
+@pytest.mark.parametrize(("width", "calibrated_at", "asked_of"), [(2.0, 16, 4), (1.6, 4, 16)])
+def test_a_calibration_holds_at_another_number_of_members(
+    data: Dataset, selection: Trajectories, width: float, calibrated_at: int, asked_of: int
+) -> None:
+    """The scale that is right about a mean of 16 members is not about a mean of 4."""
+    calibration = fitted(Exact(calibrated_at, width), data)
+    result, _ = scored(Exact(asked_of, width), selection, calibration)
+    assert value(result, "spread_skill") == pytest.approx(1, abs=0.05)
+    own = calibration.of_regime("all", STEPS)
+    untouched = RegimeCalibration(own.scale, own.width, asked_of)
+    uncorrected = EnsembleRules(calibrations={"all": untouched})
+    found, _ = Evaluator(selection, {}, batch_size=64, bootstrap_samples=20, ensemble=uncorrected).run(
+        Exact(asked_of, width)
+    )
+    assert abs(value(found["all"], "spread_skill") - 1) > 0.07
+    # and back again it is itself
+    again = own.at(asked_of).at(calibrated_at)
+    assert torch.allclose(again.scale, own.scale)
+    assert torch.allclose(again.width, own.width)
+    cheat = ConstantWidth(asked_of, width)
+    constant, _ = scored(cheat, selection, fitted(ConstantWidth(calibrated_at, width), data))
+    assert value(constant, "crps_skill") < 0.02, "the reference knows of the other mean as well"
+
+
+def test_recalibration_is_chosen_where_it_helps_groups_it_was_not_fitted_on(data: Dataset) -> None:
+    """Few independent points, so that scales per lead time are noise where there is nothing to mend."""
+    groups = [str(index) for index in range(12)]
+    growing = torch.linspace(0.1, 1.0, 30)[:, None, None]
+    chosen: dict[str, list[str]] = {"right": [], "narrow": [], "growing": []}
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        truth = torch.randn(12, 30, 1, 3, generator=generator)
+        right = torch.randn(12, 8, 30, 1, 3, generator=generator)
+        chosen["right"].append(choose(right, truth, groups))
+        chosen["narrow"].append(choose(0.4 * right, truth, groups))
+        chosen["growing"].append(choose(right, growing * truth, groups))
+    assert chosen["right"].count("scale_per_lead_time") <= 1, "pooled ece would choose it"
+    assert chosen["narrow"].count("one_scale") >= 4
+    assert chosen["growing"].count("scale_per_lead_time") >= 4
+    assert choose(0.4 * right, truth, ["a"] * 12) == "none", "nothing to leave out"
+    entry = fitted(Exact(width=0.5), data).entry
+    assert entry.choices[0] in ("one_scale", "scale_per_lead_time")
 
 
 def test_cheat_a_constant_width_has_no_skill(data: Dataset, selection: Trajectories) -> None:
@@ -263,7 +307,7 @@ def test_recalibrated_pieces_are_those_of_the_recalibrated_ensemble() -> None:
     ensemble = torch.randn(3, 8, 4, 2, 6, generator=generator)
     truth = torch.randn(3, 4, 2, 6, generator=generator)
     scale, width = torch.tensor([0.4, 1.0, 2.3, 0.9]).double(), torch.full((4, 2), 0.7).double()
-    pieces = measure_ensemble(ensemble, truth, RegimeCalibration(scale, width), x_stride=1).pieces
+    pieces = measure_ensemble(ensemble, truth, RegimeCalibration(scale, width, 8), x_stride=1).pieces
     made = Recalibration(scale).apply(ensemble)
     whole = truth.double()
     expected: dict[str, Callable[[], Tensor]] = {

@@ -85,6 +85,10 @@ def test_a_model_without_calibration_keeps_the_hash_it_always_had() -> None:
     calibrated = plain().model_copy(update={"calibration": ENTRY})
     assert Architecture.model_validate_json(calibrated.canonical_json()) == calibrated
     assert model_hash(calibrated, {"w": torch.arange(3.0)}) != FIRST_HASH
+    assert "choices" not in calibrated.canonical_json(), "nor does a calibration from before the choice"
+    chosen = ENTRY.model_copy(update={"choices": ("none", "one_scale")})
+    told = plain().model_copy(update={"calibration": chosen})
+    assert Architecture.model_validate_json(told.canonical_json()) == told
 
 
 @pytest.mark.parametrize(("row", "value"), [(0, float("nan")), (1, 0.0), (2, -1.0)])

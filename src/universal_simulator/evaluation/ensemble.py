@@ -203,6 +203,7 @@ def measure_ensemble(
     if calibration is None:
         pieces |= {name.removesuffix("_raw"): pieces[name] for name in list(pieces) if name.endswith("_raw")}
     else:
+        calibration = calibration.at(ensemble.shape[1])
         scale = calibration.scale.to(spread)
         seen = Recalibration(scale).seen_from_raw(ensemble.double().mean(dim=1), truth)
         pieces |= _scores(rising, seen)

@@ -97,7 +97,7 @@ def ensemble_metrics(
             name = f"crps_skill{suffix}"
             metrics[name] = summary.number(name, None, reason=why_uncalibrated)
     if "first" in pieces:
-        scale = None if calibration is None else calibration.scale
+        scale = None if calibration is None else calibration.at(measured.members).scale
         binned, lines = _bins(pool, pieces, scale, measured.members)
         curves |= lines
         for name, place in (("lowest", binned.value.argmin()), ("highest", binned.value.argmax())):

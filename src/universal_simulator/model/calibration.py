@@ -7,11 +7,14 @@ by whoever wants honest quantiles: members x become mean + scale_t (x - mean).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
+
+#: what a regime's members are given: nothing, one scale, or one for every lead time
+Choice = Literal["none", "one_scale", "scale_per_lead_time"]
 
 
 class CalibrationEntry(BaseModel):
@@ -30,15 +33,38 @@ class CalibrationEntry(BaseModel):
     steps: Annotated[int, Field(ge=1, le=100_000)]
     #: beginnings of the hashes of the initial conditions; nothing is ever evaluated on them
     groups: tuple[str, ...]
+    #: per regime, what leaving groups out chose; empty in files from before there was a choice
+    choices: tuple[Choice, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unsaid(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A file from before there was a choice keeps its bytes and its hash."""
+        values: dict[str, Any] = written(self)
+        return values if self.choices else {k: v for k, v in values.items() if k != "choices"}
 
 
 @dataclass(frozen=True, eq=False)
 class RegimeCalibration:
     """scale (T,): factor on the members' distances from their mean. width (T, C): of the Gaussian
-    of constant width about the mean with the lowest CRPS, in the field's unit."""
+    of constant width about the mean with the lowest CRPS, in the field's unit. Both for `members`."""
 
     scale: Tensor
     width: Tensor
+    members: int
+
+    def at(self, members: int) -> RegimeCalibration:
+        """The same for ensembles of another size, by the equations at the top; itself at its own.
+
+        Exact for Gaussian spreads. Where the truth lay nearer to the mean of M_0 members than that
+        mean can be known, r = 0: s_M^2 = 1 / (M + 1).
+        """
+        if members == self.members:
+            return self
+        own = self.members
+        ratio = (((own + 1) * self.scale.square() - 1) / own).clamp_min(0)
+        scale = ((1 + members * ratio) / (members + 1)).sqrt()
+        width = self.width * ((ratio + 1 / members) / (ratio + 1 / own)).sqrt()[:, None]
+        return RegimeCalibration(scale, width, members)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,4 +103,4 @@ class Calibration:
 
     def of_regime(self, regime: str, steps: int) -> RegimeCalibration:
         row = self.entry.regimes.index(regime)
-        return RegimeCalibration(self.scale[row, :steps], self.width[row, :steps])
+        return RegimeCalibration(self.scale[row, :steps], self.width[row, :steps], self.entry.members)
