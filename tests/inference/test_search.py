@@ -313,6 +313,6 @@ def test_solver_in_the_loop_is_the_equation_and_says_so() -> None:
     asked.observe = decisions.append
     asked.rollout(initial, parameters, 4)
     question = decisions[0].question
-    target = solved(model(), question.start[:, 0], parameters, question.elapsed_s)
+    target = solved(model(), question.start[:, 0], parameters, float(question.elapsed_s[0]))
     away = (question.fields[:, :, 0] - target[:, None]).square().mean(dim=-1)
     assert torch.equal(decisions[0].weights.argmax(dim=1), away.argmin(dim=1))

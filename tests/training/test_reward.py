@@ -7,18 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.model.test_corrector import surrogate
+from tests.model.test_corrector import fields, surrogate
 from tests.training.test_training import STOCHASTIC, tiny
 from universal_simulator import assessment, experiment
-from universal_simulator.configuration.schema import GuardsConfig, TTCSection
+from universal_simulator.configuration.schema import GuardsConfig, RewardWeights, TTCSection
 from universal_simulator.data.batch import GROUP_DIGITS
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import LeakageError, UserError
 from universal_simulator.evaluation.search_diagnostics import spearman
-from universal_simulator.inference.rewards import Question
+from universal_simulator.inference.rewards import Cost, Question, seen
+from universal_simulator.inference.test_time_compute import Decision
 from universal_simulator.model.contract import Conditions
 from universal_simulator.model.reward import LearnedReward, RewardEntry, Seen
 from universal_simulator.model.surrogate import hash_of, load_surrogate, save_surrogate
+from universal_simulator.physics.spectral import fourier_shift
 from universal_simulator.run_record import RunFolder, RunRecord, read_document
 from universal_simulator.training import reward as training_reward
 from universal_simulator.training.reward import CandidateSets, fit, train_reward
@@ -37,7 +39,7 @@ def known_world(count: int, *, seed: int, noise: bool = False) -> CandidateSets:
     sets = Seen(start, reference, deviations, conditions)
     alone = Seen(start, reference, deviations[:, :1], conditions)
     field = torch.zeros(count, 1, 8)
-    plain = Question(field, field[:, None], conditions.parameters, 0.1, 0)
+    plain = Question(field, field[:, None], conditions.parameters, torch.full((count,), 0.1), 0)
     return CandidateSets(sets, error, alone, error[:, :1], plain)
 
 
@@ -119,3 +121,29 @@ def test_a_run_with_test_time_compute_has_its_own_record_beside_the_plain_one(
     assert "full_eval" not in after.evaluations
     with pytest.raises(UserError, match="--ttc"):
         assessment.evaluate(files.path, suite="full", search=True, members=4)
+
+
+def test_every_set_is_read_at_its_own_elapsed_time() -> None:
+    """A pure translation u(x - c t) rides with its frame, so nothing has moved, however long each set took."""
+    model = surrogate()
+    model.add_reward()
+    start, parameters = fields(3)
+    parts = []
+    for steps in (1, 4):
+        elapsed = torch.full((3,), steps * model.architecture.dt_s)
+        distance = start.mean(dim=(1, 2)) * elapsed
+        end = fourier_shift(start, distance[:, None], model.grid)
+        question = Question(start, end[:, None].repeat(1, 2, 1, 1), parameters, elapsed, 0)
+        decision = Decision(
+            steps, 0, torch.arange(3), ("mean", "same"), question, torch.ones(3, 2), torch.ones(3, 2), end
+        )
+        found = training_reward._labelled(model, decision, end)
+        assert found is not None
+        parts.append(found)
+    joined = training_reward._joined(parts)
+    again = seen(model, joined.plain)
+    torch.testing.assert_close(again.reference, again.start, rtol=1e-4, atol=1e-5)
+    assert joined.plain.elapsed_s.tolist() == pytest.approx([0.02] * 3 + [0.08] * 3)
+    cost = Cost(model, RewardWeights(), gamma=1.0)
+    apart = torch.cat([cost(part.plain) for part in parts])
+    torch.testing.assert_close(cost(joined.plain), apart, rtol=1e-5, atol=0)

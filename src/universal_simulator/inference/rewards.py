@@ -37,7 +37,7 @@ BOUNDS = ("maximum",)
 
 @dataclass(frozen=True)
 class Question:
-    """Candidates of one moment: start (B, C, X), fields (B, n, C, X) `elapsed_s` later, parameters (B, P).
+    """Candidates of one moment: start (B, C, X), fields (B, n, C, X) elapsed_s (B,) later, parameters (B, P).
 
     reference: the candidate the others are seen from, normally the mean.
     """
@@ -45,7 +45,7 @@ class Question:
     start: Tensor
     fields: Tensor
     parameters: Tensor
-    elapsed_s: float
+    elapsed_s: Tensor
     reference: int
 
     def finite(self) -> Tensor:
@@ -138,7 +138,7 @@ def seen(surrogate: Surrogate, question: Question) -> Seen:
     usable = torch.where(finite, fields, reference[:, None])
     frame = surrogate.frame_of(start)
     conditions = surrogate.conditions(frame, question.parameters)
-    times = start.new_full((len(start), count + 1), question.elapsed_s)
+    times = question.elapsed_s.to(start)[:, None].repeat(1, count + 1)
     times[:, 0] = 0.0
     canonical = surrogate.frame.to_canonical(frame, torch.cat([start[:, None], usable], dim=1), times)
     encoded = surrogate.member.encode(

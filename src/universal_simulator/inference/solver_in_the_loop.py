@@ -39,7 +39,10 @@ class ResidualCost:
 
     def __call__(self, question: Question) -> Tensor:
         start, fields = question.start[:, 0], question.fields[:, :, 0]
-        arrived = solved(self.surrogate, start, question.parameters, question.elapsed_s)
+        arrived = torch.empty_like(start)
+        for span in question.elapsed_s.unique():
+            rows = question.elapsed_s == span
+            arrived[rows] = solved(self.surrogate, start[rows], question.parameters[rows], float(span))
         distance = (fields - arrived[:, None]).square().mean(dim=-1).sqrt()
         cost = self.other(question) + distance / start.square().mean(dim=-1).sqrt().clamp_min(TINY)[:, None]
         return torch.where(torch.isfinite(cost), cost, torch.inf)

@@ -241,9 +241,7 @@ class _Search:
                 names, pool = refined_pool(answer, stem.before, count=ttc.candidates, size=wide, grid=grid)
                 reference = 0
             pool = self._projected(pool, rows)
-            question = Question(
-                self.accepted[rows], pool, self.parameters[rows], count * self.predictor.dt_s, reference
-            )
+            question = self._question(self.accepted[rows], pool, self.parameters[rows], count, reference)
             cost = self._cost(question)
             self.accounts.reward_evaluations[rows.cpu()] += ttc.horizon * pool.shape[1]
             self.accounts.dropped[rows.cpu()] += (~torch.isfinite(cost)).sum(dim=1).cpu()
@@ -271,8 +269,7 @@ class _Search:
         for _ in range(self.ttc.horizon - 1):
             rolled = self._roll(fields[:, None], parameters, slice(0, 1), self.segment)
             after = rolled.fields[:, :, -1]
-            elapsed = self.segment * self.predictor.dt_s
-            seen = Question(fields, after, parameters, elapsed, 0)
+            seen = self._question(fields, after, parameters, self.segment, 0)
             cost = cost + self.predictor.cost(seen).reshape(size, count)
             fields = after[:, 0]
         return cost / self.ttc.horizon
@@ -282,8 +279,15 @@ class _Search:
         if self.predictor.threshold == 0:
             return torch.full((len(start),), torch.inf, device=start.device)
         self.accounts.reward_evaluations += 1
-        question = Question(start, end[:, None], parameters, count * self.predictor.dt_s, 0)
+        question = self._question(start, end[:, None], parameters, count, 0)
         return self.predictor.cost(question)[:, 0]
+
+    def _question(
+        self, start: Tensor, fields: Tensor, parameters: Tensor, count: int, reference: int
+    ) -> Question:
+        """fields (b, n, C, X) lie `count` steps after start (b, C, X)."""
+        elapsed = start.new_full((len(start),), count * self.predictor.dt_s)
+        return Question(start, fields, parameters, elapsed, reference)
 
     def _limit(self) -> float:
         return self.predictor.threshold

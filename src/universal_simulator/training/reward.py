@@ -178,7 +178,7 @@ def _labelled(surrogate: Surrogate, decision: Decision, truth: Tensor) -> Candid
         question.start[kept],
         question.fields[kept],
         question.parameters[kept],
-        question.elapsed_s,
+        question.elapsed_s[kept],
         question.reference,
     )
     plain = Question(question.start, question.fields[:, :1], question.parameters, question.elapsed_s, 0)
@@ -215,12 +215,11 @@ def _joined(parts: list[CandidateSets]) -> CandidateSets:
             conditions,
         )
 
-    elapsed = max(part.plain.elapsed_s for part in parts)
     plain = Question(
         cat(lambda p: p.plain.start),
         cat(lambda p: p.plain.fields),
         cat(lambda p: p.plain.parameters),
-        elapsed,
+        cat(lambda p: p.plain.elapsed_s),
         0,
     )
     return CandidateSets(
