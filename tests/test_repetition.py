@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -17,8 +18,10 @@ from universal_simulator.assessment import evaluate
 from universal_simulator.configuration import load_config
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import DataError, IntegrityError, UserError
+from universal_simulator.executors.code_archive import pack_code
 from universal_simulator.repetition import Comparison, compare, repeat
 from universal_simulator.run_record import RunFolder, RunRecord, read_document, write_json
+from universal_simulator.source_tree import checkout_root
 
 TINY = [
     "training.codec.steps=4",
@@ -70,11 +73,15 @@ def changed(original: Path, path: Path, **values: Any) -> Path:
 
 def test_the_record_says_where_its_data_come_from(original: Path) -> None:
     record = read_document(original, RunRecord)
-    assert record.schema_version == 2
+    assert record.schema_version == 3
     assert record.origin is not None
     assert record.origin.specification is not None
     assert record.origin.specification["name"] == "burgers_smoke"
     assert record.origin.packages["torch"] == torch.__version__
+    assert record.origin.archive == pack_code().hash, "what a rented instance would be sent"
+    assert (
+        record.origin.lock == hashlib.sha256((checkout_root() / "constraints.txt").read_bytes()).hexdigest()
+    )
     before = json.loads(original.read_text())
     del before["origin"]
     before["schema_version"] = 1
@@ -120,6 +127,36 @@ def test_differences_are_told_value_by_value(original: Path) -> None:
     assert told.sentences()[1:] == ["training differs in 1 value(s):", f"  {told.parts['training'][0]}"]
     fewer = record.model_copy(update={"evaluations": {}})
     assert compare(record, fewer).sentences()[-1] == "not repeated: full_eval, small_eval"
+
+
+def test_what_a_run_was_made_with_is_compared_and_told(
+    original: Path, tmp_path: Path, repeated: tuple[Path, Comparison]
+) -> None:
+    """Other pins or another configs folder change no result here, and are said all the same."""
+    assert repeated[1].surroundings == ()
+    file = changed(original, tmp_path / "summary.json", origin__archive="a" * 64, origin__lock="b" * 64)
+    document = json.loads(file.read_text())
+    document["origin"]["packages"]["numpy"] = "1.0"
+    file.write_text(json.dumps(document))
+    comparison = repeat(file, repeated[0])
+    assert comparison.identical
+    told = comparison.sentences()[1:]
+    assert [line.partition(":")[0] for line in told] == [
+        "made with other code archive",
+        "made with other lock (constraints.txt)",
+        "made with other numpy",
+    ]
+    assert "aaaaaaaaaaaa recorded" in told[0]
+    document["training"]["result"]["code_version"] = "f" * 64
+    file.write_text(json.dumps(document))
+    with pytest.raises(
+        UserError, match=r"--other-code.*other lock \(constraints.txt\): bbbbbbbbbbbb recorded"
+    ):
+        repeat(file, repeated[0])
+    document["schema_version"] = 2
+    del document["origin"]["archive"], document["origin"]["lock"]
+    old = RunRecord.model_validate(document)
+    assert compare(old, read_document(original, RunRecord)).surroundings[0].startswith("numpy: 1.0 recorded")
 
 
 def test_other_code_is_refused_unless_it_is_wanted(

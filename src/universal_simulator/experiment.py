@@ -43,6 +43,7 @@ from universal_simulator.run_record import (
     read_document,
     write_json,
 )
+from universal_simulator.source_tree import archive_hash, lock_hash
 from universal_simulator.stages import choose_noise, train_stages
 from universal_simulator.training.batches import CanonicalBatches
 from universal_simulator.training.loop import StageOutcome
@@ -148,6 +149,8 @@ def _origin(dataset: Dataset) -> Origin:
         specification=None if stated is None else json.loads(stated),
         commit=commit(),
         packages=package_versions(),
+        archive=archive_hash(),
+        lock=lock_hash(),
     )
 
 

@@ -26,8 +26,9 @@ from universal_simulator.data.generator import generate
 from universal_simulator.data.specification import DatasetSpec
 from universal_simulator.errors import DataError, IntegrityError, UserError
 from universal_simulator.experiment import dataset_path, ensure_dataset, run
-from universal_simulator.identity import code_version
-from universal_simulator.run_record import RunFolder, RunRecord, content_hash, read_document
+from universal_simulator.identity import code_version, commit, package_versions
+from universal_simulator.run_record import Origin, RunFolder, RunRecord, content_hash, read_document
+from universal_simulator.source_tree import archive_hash, lock_hash
 
 Progress = Callable[[str, int, int], None]
 #: suites that a record's run can be asked again on its own data; the sealed test split stays sealed
@@ -38,11 +39,16 @@ TOLD_KEYS = 8
 
 @dataclass(frozen=True)
 class Comparison:
-    """part of the record (training, small_eval, ...) -> what differs; empty: identical bit for bit."""
+    """part of the record (training, small_eval, ...) -> what differs; empty: identical bit for bit.
+
+    surroundings: what differs of what the result was made with (code archive, lock, packages, commit);
+    told beside, since a result can be the same all the same.
+    """
 
     run_id: str
     parts: dict[str, tuple[str, ...]]
     not_repeated: tuple[str, ...]
+    surroundings: tuple[str, ...] = ()
 
     @property
     def identical(self) -> bool:
@@ -57,7 +63,7 @@ class Comparison:
                 told += [f"  {line}" for line in differences[:TOLD_KEYS]]
         if self.not_repeated:
             told.append(f"not repeated: {', '.join(self.not_repeated)}")
-        return told
+        return told + [f"made with other {line}" for line in self.surroundings]
 
 
 def repeat(
@@ -115,7 +121,23 @@ def compare(record: RunRecord, again: RunRecord) -> Comparison:
     parts = {
         name: tuple(_differences(recorded[name], repeated[name])) for name in recorded if name in repeated
     }
-    return Comparison(again.run_id, parts, tuple(name for name in recorded if name not in repeated))
+    not_repeated = tuple(name for name in recorded if name not in repeated)
+    return Comparison(again.run_id, parts, not_repeated, _surroundings(record.origin, again.origin))
+
+
+def _surroundings(before: Origin | None, after: Origin | None) -> tuple[str, ...]:
+    """What two runs were made with and in which they differ; what either does not know is left out."""
+    if before is None or after is None:
+        return ()
+    names = {"code archive": "archive", "lock (constraints.txt)": "lock", "commit": "commit"}
+    pairs = {words: (getattr(before, name), getattr(after, name)) for words, name in names.items()}
+    for name in sorted(before.packages.keys() | after.packages.keys()):
+        pairs[name] = (before.packages.get(name), after.packages.get(name))
+    return tuple(
+        f"{words}: {old[:12]} recorded, {new[:12]} now"
+        for words, (old, new) in pairs.items()
+        if old is not None and new is not None and old != new
+    )
 
 
 def _results(record: RunRecord) -> dict[str, dict[str, Any]]:
@@ -145,11 +167,13 @@ def _check_code(record: RunRecord, other_code: bool) -> None:
     theirs, ours = record.training.result.code_version, code_version()
     if theirs == ours or other_code:
         return
-    commit = record.origin.commit if record.origin else None
-    hint = f"check out commit {commit[:12]}" if commit else "bring that code (and torch version) back"
+    theirs_at = record.origin.commit if record.origin else None
+    hint = f"check out commit {theirs_at[:12]}" if theirs_at else "bring that code (and torch version) back"
+    here = Origin(commit=commit(), packages=package_versions(), archive=archive_hash(), lock=lock_hash())
+    others = "".join(f"; other {line}" for line in _surroundings(record.origin, here))
     raise UserError(
         f"{record.run_id} was made by code {theirs[:12]}, this is {ours[:12]}: {hint}, or add --other-code "
-        "to repeat it with this one and see what differs"
+        f"to repeat it with this one and see what differs{others}"
     )
 
 

@@ -209,18 +209,21 @@ class Origin(Document):
 
     `specification`: of a generated data set, the whole of it. `commit`: of the checkout the code came
     from, with `-dirty` where files were changed; None outside a checkout. `packages`: versions of what
-    computes.
+    computes. `archive`: SHA-256 of the code archive made of that checkout (package, configs, plans, pins;
+    what a rented instance unpacks has the same). `lock`: SHA-256 of the pinned dependencies.
     """
 
     specification: dict[str, Any] | None = None
     commit: str | None = None
     packages: dict[str, str] = Field(default_factory=dict)
+    archive: str | None = None
+    lock: str | None = None
 
 
 class RunRecord(Document):
-    """What a finished (or failed) run says: `summary.json`. Version 2 brought `origin`."""
+    """What a finished (or failed) run says: `summary.json`. Version 2 brought `origin`, 3 its archive and lock."""
 
-    schema_version: Literal[1, 2] = 2
+    schema_version: Literal[1, 2, 3] = 3
     run_id: str
     status: Literal["running", "finished", "failed"]
     failure: str | None = None

@@ -39,6 +39,7 @@ from universal_simulator.run_record import (
     read_document,
     write_json,
 )
+from universal_simulator.source_tree import archive_hash, lock_hash
 from universal_simulator.training.loop import step_seed
 from universal_simulator.training.steady import (
     SteadyBatches,
@@ -113,6 +114,8 @@ def run_steady(
             specification=json.loads(dataset.spec.model_dump_json()),
             commit=commit(),
             packages=package_versions(),
+            archive=archive_hash(),
+            lock=lock_hash(),
         ),
         training=TrainingRecord(
             result=_training_result(config, dataset, trained, model_hash=digest),

@@ -106,6 +106,11 @@ class ExecutorContract(abc.ABC):
         assert executor.wait(0.1) == []
         assert {executor.state(name) for name in jobs} == {"ended"}
 
+    def test_the_same_place_has_one_name(self, make: Make) -> None:
+        """What a canary found out there holds for the next driver as well."""
+        first, second = make(1), make(2)
+        assert first.place == second.place != ""
+
     def test_state_and_one_at_work_under_a_name(self, make: Make, tmp_path: Path) -> None:
         executor = make(1)
         assert executor.state("train:a") == "unknown"

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from universal_simulator import source_tree
 from universal_simulator.errors import UserError
-from universal_simulator.executors.code_archive import PACKAGE, checkout_root, pack_code
+from universal_simulator.executors.code_archive import pack_code
+from universal_simulator.source_tree import PACKAGE, checkout_root
 
 
 @pytest.fixture
@@ -99,7 +101,8 @@ def test_the_real_archive_runs_elsewhere_and_is_the_same_code(tmp_path: Path) ->
     script = (
         "from universal_simulator.identity import code_version; import universal_simulator as u; "
         "from universal_simulator.configuration.locations import find; "
-        "print(code_version(), u.__file__, find('plans', 'smoke'))"
+        "from universal_simulator.source_tree import archive_hash, lock_hash; "
+        "print(code_version(), u.__file__, find('plans', 'smoke'), archive_hash(), lock_hash())"
     )
 
     def say(source: Path) -> list[str]:
@@ -114,3 +117,13 @@ def test_the_real_archive_runs_elsewhere_and_is_the_same_code(tmp_path: Path) ->
     assert here[0] == there[0]
     assert there[1].startswith(str(tmp_path))
     assert there[2] == str(tmp_path / "code" / "plans" / "smoke.yaml")
+    assert here[3:] == there[3:], "a record made there names the archive that was sent"
+    assert there[3] == archive.hash
+
+
+def test_without_a_checkout_there_is_no_archive_to_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_tree, "checkout_root", lambda: tmp_path)
+    assert source_tree.archive_hash() is None
+    assert source_tree.lock_hash() is None

@@ -14,7 +14,8 @@ from tests.executors.loopback_vast import LoopbackVast, Machine
 from tests.executors.test_vast_ai import HURRY, KEY, Cloud
 from tests.test_credentials import plant
 from universal_simulator.errors import UserError
-from universal_simulator.executors.code_archive import checkout_root, collect, pack_code
+from universal_simulator.executors.code_archive import pack_code
+from universal_simulator.source_tree import checkout_root, collect
 
 
 @pytest.fixture

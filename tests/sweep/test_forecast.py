@@ -10,6 +10,7 @@ import pytest
 from tests.sweep.fake_executor import FakeExecutor
 from universal_simulator.errors import BudgetError, ExecutorError
 from universal_simulator.run_record import RunFolder, RunRecord, read_document, write_json
+from universal_simulator.sweep import canary
 from universal_simulator.sweep.driver import estimate_sweep, run_sweep
 from universal_simulator.sweep.executor import Job, JobEnd
 from universal_simulator.sweep.forecast import Forecast, as_document, makespan, outcomes
@@ -96,13 +97,13 @@ def test_canary_goes_first_on_remote_executors_and_where_the_plan_asks(tmp_path:
         remote = True
 
     order = []
-    for name, executor, canary in (
+    for name, executor, wanted in (
         ("remote", Remote(), None),
         ("asked", FakeExecutor(), True),
         ("local", FakeExecutor(), None),
         ("refused", Remote(), False),
     ):
-        plan = PLAN.model_copy(update={"canary": canary})
+        plan = PLAN.model_copy(update={"canary": wanted})
         state = run_sweep(plan, tmp_path / name, executor=executor)
         kinds = [job.partition(":")[0] for job in executor.submitted]
         order.append(kinds[1])
@@ -111,6 +112,53 @@ def test_canary_goes_first_on_remote_executors_and_where_the_plan_asks(tmp_path:
         run_sweep(plan, tmp_path / name, executor=again)
         assert again.submitted == []
     assert order == ["canary", "canary", "train", "train"]
+
+
+def kinds(executor: FakeExecutor) -> list[str]:
+    """Of the jobs submitted, each once, in their order."""
+    return list(dict.fromkeys(job.partition(":")[0] for job in executor.submitted))
+
+
+def test_nothing_is_measured_before_the_canary_is_back(tmp_path: Path) -> None:
+    """Calibrations of every member are spending too: in a sweep and in an estimate alike."""
+    plan = PLAN.model_copy(update={"canary": True, "calibrate": True})
+    asked, whole = FakeExecutor(), FakeExecutor()
+    estimate_sweep(plan, tmp_path / "estimate", executor=asked)
+    assert kinds(asked) == ["data", "canary", "calibrate"]
+    run_sweep(plan, tmp_path / "sweep", executor=whole)
+    assert kinds(whole)[:4] == ["data", "canary", "calibrate", "train"]
+    dead = FakeExecutor(exit_codes={job: [1] for job in asked.submitted if job.startswith("canary:")})
+    with pytest.raises(ExecutorError, match="the canary failed, nothing else was started"):
+        estimate_sweep(plan, tmp_path / "dead", executor=dead)
+    assert kinds(dead) == ["data", "canary"]
+
+
+def test_a_canary_speaks_for_its_executor_and_its_code_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Elsewhere(FakeExecutor):
+        place = "Elsewhere http://there:8265"
+
+    plan = PLAN.model_copy(update={"canary": True})
+    first = estimate_sweep(plan, tmp_path, executor=FakeExecutor())
+    (event,) = first.journal.of("canary_passed")
+    assert event.data["executor"] == "FakeExecutor"
+    assert event.data["code"] == canary.archive_hash()
+    again, other = FakeExecutor(), Elsewhere()
+    estimate_sweep(plan, tmp_path, executor=again)
+    assert again.submitted == []
+    estimate_sweep(plan, tmp_path, executor=other)
+    assert kinds(other) == ["canary"]
+    monkeypatch.setattr(canary, "archive_hash", lambda: "b" * 64)
+    edited = FakeExecutor()
+    state = estimate_sweep(plan, tmp_path, executor=edited)
+    assert kinds(edited) == ["canary"]
+    passed = state.journal.of("canary_passed")
+    assert len({event.data["run"] for event in passed}) == 3, "each went all the way, in a folder of its own"
+    run_sweep(plan, tmp_path, executor=FakeExecutor())
+    finished = Elsewhere()
+    run_sweep(plan, tmp_path, executor=finished)
+    assert finished.submitted == [], "a finished sweep has nothing left to start"
 
 
 @pytest.mark.parametrize("fault", ["fails", "no model", "other code"])

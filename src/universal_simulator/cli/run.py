@@ -79,7 +79,12 @@ def _repeat(record: Path, folder: Path, data: Path | None, other_code: bool, as_
 
     comparison = repeat(record, folder, data_file=data, other_code=other_code, progress=ProgressLine().update)
     if as_json:
-        values = {"run_id": comparison.run_id, "identical": comparison.identical, "parts": comparison.parts}
+        values = {
+            "run_id": comparison.run_id,
+            "identical": comparison.identical,
+            "parts": comparison.parts,
+            "surroundings": comparison.surroundings,
+        }
         typer.echo(json.dumps(values))
     else:
         typer.echo("\n".join([comparison.run_id, *(f"  {line}" for line in comparison.sentences())]))

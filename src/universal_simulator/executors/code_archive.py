@@ -11,20 +11,16 @@ import gzip
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pydantic import SecretStr
 
 from universal_simulator.credentials import secrets_at_hand
 from universal_simulator.errors import UserError
+from universal_simulator.source_tree import archived_files, checkout_root, hash_of_files
 
-PACKAGE = "src/universal_simulator"
-#: what a source tree may hold; anything else is left out
-SUFFIXES = frozenset({".py", ".html", ".css", ".js", ".json", ".yaml", ".yml", ".typed"})
-#: files beside the folders; the first two must be there
-PINS = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE")
 MAX_BYTES = 64 << 20
 
 
@@ -36,11 +32,6 @@ class CodeArchive:
     hash: str
     file_hash: str
     names: tuple[str, ...]
-
-
-def checkout_root() -> Path:
-    """The checkout this package runs from."""
-    return Path(__file__).resolve().parents[3]
 
 
 def pack_code(
@@ -55,10 +46,7 @@ def pack_code(
     is incomplete, a file is a link, or one of `secrets` or of the user's own stands in any file.
     """
     root = root or checkout_root()
-    files = collect(root)
-    overlay = working_folder or Path.cwd()
-    if overlay.resolve() != root.resolve():
-        files |= dict(_below(overlay, "configs")) | dict(_below(overlay, "plans"))
+    files = archived_files(root, working_folder or Path.cwd())
     known = {*secrets_at_hand(), *(secret.get_secret_value() for secret in secrets)}
     for name, data in files.items():
         for secret in known:
@@ -68,53 +56,8 @@ def pack_code(
         raise UserError(f"the code weighs {size >> 20} MiB, at most {MAX_BYTES >> 20} are sent")
     content = _tar(files)
     return CodeArchive(
-        content, content_hash_of(files), hashlib.sha256(content).hexdigest(), tuple(sorted(files))
+        content, hash_of_files(files), hashlib.sha256(content).hexdigest(), tuple(sorted(files))
     )
-
-
-def collect(root: Path) -> dict[str, bytes]:
-    """Name in the archive -> content."""
-    missing = [name for name in PINS[:2] if not (root / name).is_file()]
-    if missing or not (root / PACKAGE / "__init__.py").is_file():
-        wanted = ", ".join([*missing, *([] if (root / PACKAGE).is_dir() else [PACKAGE])])
-        raise UserError(
-            f"{root} is no checkout of universal-simulator ({wanted} missing), and what runs on rented "
-            "machines is a pinned archive of one; clone the repository and `pip install -e .` there"
-        )
-    files = dict(_below(root, PACKAGE)) | dict(_below(root, "configs")) | dict(_below(root, "plans"))
-    for name in PINS:
-        if (root / name).is_file():
-            files[name] = _read(root / name)
-    return files
-
-
-def content_hash_of(files: Mapping[str, bytes]) -> str:
-    """SHA-256 over (name, length, content) of every file in the order of names."""
-    digest = hashlib.sha256()
-    for name in sorted(files):
-        digest.update(f"{name}\0{len(files[name])}\0".encode())
-        digest.update(files[name])
-    return digest.hexdigest()
-
-
-def _below(root: Path, folder: str) -> Iterator[tuple[str, bytes]]:
-    """Files under root/folder that a source tree may hold, without caches and hidden ones."""
-    for path in sorted((root / folder).rglob("*")):
-        name = path.relative_to(root)
-        parts = name.parts
-        if (
-            any(part.startswith(".") or part == "__pycache__" for part in parts)
-            or path.suffix not in SUFFIXES
-        ):
-            continue
-        if path.is_file() or path.is_symlink():
-            yield PurePosixPath(*parts).as_posix(), _read(path)
-
-
-def _read(path: Path) -> bytes:
-    if path.is_symlink():
-        raise UserError(f"{path} is a link, which could lead anywhere; put the file itself there")
-    return path.read_bytes()
 
 
 def _tar(files: Mapping[str, bytes]) -> bytes:

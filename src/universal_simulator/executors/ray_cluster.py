@@ -97,6 +97,11 @@ class RayClusterExecutor(Executor):
         self._logs: dict[str, Path] = {}
         self._answered = False
 
+    @property
+    def place(self) -> str:
+        """A head of our own is the same place every time; a cluster is its address."""
+        return f"{super().place} {'local' if self._own or self._cluster is None else self._cluster.address}"
+
     def submit(self, job: Job) -> None:
         if job.job_id in self._placed or any(other.job_id == job.job_id for other in self._waiting):
             raise ExecutorError(f"{job.job_id} is at work already; wait for its end or cancel it")

@@ -69,6 +69,11 @@ class VastExecutor(Executor):
 
     # --- the contract ---
 
+    @property
+    def place(self) -> str:
+        """The service at its address."""
+        return f"{super().place} {self._client.base_url}"
+
     def submit(self, job: Job) -> None:
         if self._is_local(job.job_id):
             assert self._local is not None

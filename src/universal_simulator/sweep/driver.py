@@ -73,7 +73,7 @@ def resume_sweep(
 def estimate_sweep(
     plan: Plan | str | Path, folder: Path, *, executor: Executor, progress: Progress | None = None
 ) -> SweepState:
-    """Data, runs and their forecast, and nothing that the plan pays for; `run_sweep` goes on from there."""
+    """Data, runs, the canary and the forecast, and nothing else; `run_sweep` goes on from there."""
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     with locked(folder):
         return _Driver(_opened(plan, folder), executor, progress).estimate()
@@ -123,10 +123,7 @@ class _Driver:
         finally:
             self.executor.cancel_all()
         champion = self._decided("champion")["champion"]
-        ends = [
-            e for e in self.journal.events if e.kind in ("sweep_finished", "sweep_stopped", "plan_amended")
-        ]
-        if not ends or ends[-1].kind != "sweep_finished":
+        if not self.state.finished:
             self.journal.append("sweep_finished", champion=champion)
         _write_reports(self.state)
         self._tell(1.0, "finished")
@@ -136,6 +133,7 @@ class _Driver:
         try:
             self._data()
             self._plan_runs()
+            send_canary(self.state, self.queue, lambda text: self._tell(0.05, text))
             make_forecast(self.state, self.queue, lambda text: self._tell(0.05, text))
         finally:
             self.executor.cancel_all()
@@ -144,9 +142,9 @@ class _Driver:
     def _phases(self) -> None:
         self._data()
         self._plan_runs()
+        send_canary(self.state, self.queue, lambda text: self._tell(0.05, text))
         if self.plan.calibrate:
             make_forecast(self.state, self.queue, lambda text: self._tell(0.05, text))
-        send_canary(self.state, self.queue, lambda text: self._tell(0.05, text))
         self._train()
         self._small_eval_gates()
         self._promote()

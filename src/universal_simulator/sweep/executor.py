@@ -120,6 +120,14 @@ class Executor(abc.ABC):
     #: workers are elsewhere: code, data and results travel, so a sweep sends a canary first
     remote: bool = False
 
+    @property
+    def place(self) -> str:
+        """Where jobs go, in words that stay the same as long as it is the same place.
+
+        A canary that passed in one place says nothing of another.
+        """
+        return type(self).__name__
+
     @abc.abstractmethod
     def submit(self, job: Job) -> None:
         """Accept a job, to run now or when there is room.

@@ -1,4 +1,4 @@
-"""What goes before the trainings of a sweep: the forecast, and the canary."""
+"""What goes before the trainings of a sweep: the canary first, then the forecast, which is measured."""
 
 from __future__ import annotations
 
@@ -34,14 +34,18 @@ def make_forecast(state: SweepState, queue: JobQueue, tell: Tell) -> None:
 
 
 def send_canary(state: SweepState, queue: JobQueue, tell: Tell) -> None:
-    """One short run end to end, where it is wanted; raises unless it came back sound."""
-    if not canary.wanted(state.plan, queue.executor) or state.decision("canary_passed") is not None:
+    """One short run end to end, where it is wanted; raises unless it came back sound.
+
+    A sweep that is finished has nothing left to start.
+    """
+    bound = canary.bond(queue.executor)
+    if not canary.wanted(state.plan, queue.executor) or state.finished or canary.passed(state, bound):
         return
-    run = canary.canary_run(state)
+    run = canary.canary_run(state, bound)
     job = canary.canary_job(state, run)
     queue.run([job], lambda shares, running: tell("canary: one short run end to end"))
     if not state.done(job.job_id):
         raise ExecutorError(
             f"the canary failed, nothing else was started; see {job.log}:\n{state.last_words(job.job_id)}"
         )
-    state.journal.append("canary_passed", run=run.run_id)
+    state.journal.append("canary_passed", run=run.run_id, executor=bound.executor, code=bound.code)

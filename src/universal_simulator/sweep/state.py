@@ -234,6 +234,13 @@ class SweepState:
             return 0
         return 1 + self.generation(self._by_id[run.parent])
 
+    @property
+    def finished(self) -> bool:
+        """Its end was reached, and nothing was amended since."""
+        kinds = ("sweep_finished", "sweep_stopped", "plan_amended")
+        last = next((e for e in reversed(self.journal.events) if e.kind in kinds), None)
+        return last is not None and last.kind == "sweep_finished"
+
     def members(self, round_name: str | None = None) -> list[Run]:
         """Members of all rounds, or of one; a healed run comes after the one it heals."""
         return [
