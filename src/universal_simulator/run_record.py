@@ -155,8 +155,10 @@ class RegimeResult(Document):
     """Metrics of one parameter regime (one viscosity, one speed).
 
     `per_group` holds, for metrics that gates compare in pairs, one value per group in
-    the order of `groups`. `curves` hold one value per predicted frame; of an ensemble also one per
-    level (`coverage*`), rank (`rank_histogram*`) and bin of spread (`spread_skill_binned*`).
+    the order of `groups`. `curves` hold one value per predicted frame: of an ensemble also the error of
+    its mean and the operator's on the same initial conditions (`nrmse_ensemble_mean`, `nrmse_operator`)
+    and the paired gain (`ensemble_gain`); and one per level (`coverage*`), rank (`rank_histogram*`) and
+    bin of spread (`spread_skill_binned*`). `*_low`, `*_high`: ends of the 95 % interval.
     """
 
     parameters: dict[str, float]

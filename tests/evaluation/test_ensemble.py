@@ -24,7 +24,7 @@ from universal_simulator.errors import DataError, LeakageError, UserError
 from universal_simulator.evaluation import uncertainty as u
 from universal_simulator.evaluation.calibration_fit import choose, fit_calibration
 from universal_simulator.evaluation.ensemble import EnsembleRules, Headline, measure_ensemble
-from universal_simulator.evaluation.ensemble_metrics import Pooling
+from universal_simulator.evaluation.ensemble_metrics import Pooling, late_gain_and_curves
 from universal_simulator.evaluation.evaluator import Evaluator, Examples
 from universal_simulator.evaluation.recalibration import Recalibration
 from universal_simulator.evaluation.summary import Summary
@@ -226,6 +226,30 @@ def test_headline_is_the_plans_choice_and_the_operator_stands_beside(selection: 
     assert value(alone, "nrmse_ensemble_mean") == value(mean, "nrmse")
     assert value(alone, "ece") == value(mean, "ece")
     assert mean.per_group["nrmse_operator"] != mean.per_group["nrmse"]
+    for result in (mean, alone):
+        ours, operator = (
+            torch.tensor(result.curves[f"nrmse_{name}"]) for name in ("ensemble_mean", "operator")
+        )
+        gains, low = (torch.tensor(result.curves[f"ensemble_gain{end}"]) for end in ("", "_low"))
+        assert torch.allclose(gains, 1 - ours / operator, atol=1e-6)
+        assert bool((low > 0.05).all()), "better at every lead time, beyond what chance explains"
+        assert float(ours.mean()) == pytest.approx(value(mean, "nrmse_ensemble_mean"), rel=1e-6)
+        assert float(operator.mean()) == pytest.approx(value(mean, "nrmse_operator"), rel=1e-6)
+        late = 1 - float(ours[STEPS // 2 :].mean() / operator[STEPS // 2 :].mean())
+        assert value(result, "ensemble_gain_late") == pytest.approx(late, rel=1e-6)
+    assert mean.curves["nrmse"] == pytest.approx(mean.curves["nrmse_ensemble_mean"])
+    assert alone.curves["nrmse"] == pytest.approx(alone.curves["nrmse_operator"])
+
+
+def test_the_gain_of_a_lead_time_leaves_out_what_a_trajectory_does_not_define() -> None:
+    summary = Summary(["a", "b", "c"], field_unit="m", bootstrap_samples=50)
+    ours = torch.tensor([[1.0, math.nan], [1.0, 1.0], [4.0, math.nan]])
+    operator = torch.tensor([[2.0, 8.0], [2.0, 2.0], [8.0, math.nan]])
+    metric, curves = late_gain_and_curves(summary, ours, operator)
+    assert curves["ensemble_gain"] == (0.5, 0.5)
+    assert curves["nrmse_operator"] == (4.0, 2.0)
+    assert curves["ensemble_gain_low"][0] == pytest.approx(0.5), "paired: all of them gain a half"
+    assert metric.value == pytest.approx(0.5)
 
 
 def test_ensembles_on_some_initial_conditions_leave_every_deterministic_figure(
@@ -244,6 +268,8 @@ def test_ensembles_on_some_initial_conditions_leave_every_deterministic_figure(
     assert some.per_group == {k: v for k, v in whole.per_group.items() if k != "nrmse_operator"}
     assert some.curves["coverage"] == alone.curves["coverage"]
     assert some.curves["nrmse"] == whole.curves["nrmse"]
+    for name in ("nrmse_ensemble_mean", "nrmse_operator", "ensemble_gain_low", "spread_skill_binned"):
+        assert some.curves[name] == alone.curves[name] != whole.curves[name]
     assert examples.members is None
     assert examples.sampled is not None
     assert examples.sampled.members is not None

@@ -59,8 +59,17 @@ def test_page_tells_before_and_after(found: Found) -> None:
     assert len(text) < 500_000
     for name in ("ece", "ece_raw", "spread_skill", "spread_skill_raw"):
         assert number(regime.metrics[name].value) in text
-    for words in ("mean of 16 members", "operator alone", "CRPS skill over the best constant width", "rank histogram"):
+    for words in (
+        "mean of 16 members",
+        "operator alone",
+        "CRPS skill over the best constant width",
+        "rank histogram",
+        "saved by the mean, paired",
+    ):
         assert words in text
+    for name in ("nrmse_ensemble_mean", "nrmse_operator"):
+        assert number(regime.curves[name][-1]) in text
+    assert f"{number(-100 * (regime.metrics['ensemble_gain_late'].value or 0))} %" in text
     assert "not recalibrated" not in text
     assert text.count("data:image/png;base64,") == 3
     headings = grouped(regime.metrics)
@@ -87,7 +96,17 @@ def test_a_deterministic_page_has_no_such_picture(found: Found) -> None:
         ensemble_picture(regimes["all"], examples["all"], truth, dpi=44)
 
 
-@pytest.mark.parametrize("curve", ["coverage", "rank_histogram", "spread_skill", "spread_skill_binned"])
+@pytest.mark.parametrize(
+    "curve",
+    [
+        "coverage",
+        "rank_histogram",
+        "spread_skill",
+        "spread_skill_binned",
+        "spread_skill_binned_raw",
+        "ensemble_gain",
+    ],
+)
 def test_every_curve_is_in_the_picture(found: Found, curve: str) -> None:
     truth, regime, examples = found
     changed = {**regime.curves, curve: tuple(0.5 * (v or 0) for v in regime.curves[curve])}

@@ -98,8 +98,9 @@ def ensemble_metrics(
             metrics[name] = summary.number(name, None, reason=why_uncalibrated)
     if "first" in pieces:
         scale = None if calibration is None else calibration.at(measured.members).scale
-        binned, lines = _bins(pool, pieces, scale, measured.members)
-        curves |= lines
+        curves |= _bins(pool, pieces, None, measured.members).rows("spread_skill_binned_raw")
+        binned = _bins(pool, pieces, scale, measured.members)
+        curves |= binned.rows("spread_skill_binned")
         for name, place in (("lowest", binned.value.argmin()), ("highest", binned.value.argmax())):
             key = f"spread_skill_{name}_bin"
             one = Pooled(binned.value[place], binned.low[place], binned.high[place])
@@ -107,12 +108,41 @@ def ensemble_metrics(
     return metrics, curves
 
 
-def gain_over_operator(summary: Summary, nrmse: Tensor, operator: Tensor) -> Metric:
+def late_gain_and_curves(summary: Summary, nrmse: Tensor, operator: Tensor) -> tuple[Metric, Curves]:
+    """Of nrmse per frame (B, T): the gain over the second half of the rollout, and curves per lead time.
+
+    `nrmse_ensemble_mean` and `nrmse_operator` on the same trajectories, and the paired gain
+    `ensemble_gain` = 1 - mean nrmse / mean nrmse_operator with its interval; what a trajectory does
+    not define at a lead time is left out of both.
+    """
+    known = (~(nrmse.isnan() | operator.isnan())).double()
+    ours, alone = (values.double().nan_to_num(nan=0.0) * known for values in (nrmse, operator))
+
+    def gain(weights: Tensor) -> Tensor:
+        weights = weights.to(ours)
+        return 1 - (weights @ ours) / (weights @ alone)
+
+    count = known.sum(dim=0)
+    curves = {
+        "nrmse_ensemble_mean": _finite(ours.sum(dim=0) / count),
+        "nrmse_operator": _finite(alone.sum(dim=0) / count),
+    }
+    pool = Pooling(summary.groups, samples=summary.bootstrap_samples)
+    late = slice(nrmse.shape[1] // 2, None)
+    metric = gain_over_operator(
+        summary, nrmse[:, late].nanmean(dim=1), operator[:, late].nanmean(dim=1), name="ensemble_gain_late"
+    )
+    return metric, curves | pool(gain).rows("ensemble_gain")
+
+
+def gain_over_operator(
+    summary: Summary, nrmse: Tensor, operator: Tensor, *, name: str = "ensemble_gain"
+) -> Metric:
     """1 - mean nrmse / mean nrmse_operator over the trajectories (B,) that define both, paired."""
     kept = ~(nrmse.isnan() | operator.isnan())
     groups = [group for group, keep in zip(summary.groups, kept.tolist(), strict=True) if keep]
     if not groups:
-        return summary.number("ensemble_gain", None, reason="no trajectory defines it")
+        return summary.number(name, None, reason="no trajectory defines it")
     pair = torch.stack([nrmse[kept], operator[kept]], dim=1)
 
     def estimate(weights: Tensor) -> Tensor:
@@ -120,7 +150,7 @@ def gain_over_operator(summary: Summary, nrmse: Tensor, operator: Tensor) -> Met
         return 1 - ours / alone
 
     pooled = Pooling(groups, samples=summary.bootstrap_samples)(estimate)
-    return _metric(summary, "ensemble_gain", pooled, pair, "")
+    return _metric(summary, name, pooled, pair, "")
 
 
 Found = tuple[dict[str, Pooled], Curves]
@@ -160,10 +190,8 @@ def _spread(pool: Pooling, pieces: Mapping[str, Tensor], suffix: str) -> Found:
     return {name: scalar}, pool(lambda w: uncertainty.spread_skill(spread, error, w)).rows(name)
 
 
-def _bins(
-    pool: Pooling, pieces: Mapping[str, Tensor], scale: Tensor | None, members: int
-) -> tuple[Pooled, Curves]:
-    """Recalibrated where there is a scale: it multiplies variances by its square."""
+def _bins(pool: Pooling, pieces: Mapping[str, Tensor], scale: Tensor | None, members: int) -> Pooled:
+    """Spread over error per bin; recalibrated where there is a scale: it multiplies variances by its square."""
     factor = 1.0 if scale is None else scale.to(pieces["first"].device).square().reshape(-1, 1, 1)
     spread, error = uncertainty.bin_spread(
         pieces["first"].double() * factor,
@@ -172,8 +200,7 @@ def _bins(
         members=members,
         bins=BINS,
     )
-    pooled = pool(lambda w: uncertainty.spread_skill(spread, error, w))
-    return pooled, pooled.rows("spread_skill_binned")
+    return pool(lambda w: uncertainty.spread_skill(spread, error, w))
 
 
 def _metric(summary: Summary, name: str, pooled: Pooled, per_sample: Tensor, reason: str) -> Metric:

@@ -31,7 +31,8 @@ SPREAD_LIMITS = (0.25, 4.0)
 
 
 def ensemble_picture(regime: RegimeResult, examples: Examples, truth: Trajectories, *, dpi: int) -> str:
-    """Above: coverage against level, ranks, spread over error by lead time and by predicted spread.
+    """Above: coverage against level, ranks, spread over error by lead time and by predicted spread, and
+    the error of the mean beside the operator's by lead time.
 
     Below: the members of the median trajectory with their mean and the truth, at three frames.
     """
@@ -39,11 +40,12 @@ def ensemble_picture(regime: RegimeResult, examples: Examples, truth: Trajectori
         raise ValueError("a deterministic prediction has no members to draw")
     figure = blank(10.0, 4.7, dpi)
     margins = {"left": 0.05, "right": 0.985, "wspace": 0.28}
-    above = figure.subplots(1, 4, gridspec_kw={**margins, "bottom": 0.57, "top": 0.95})
+    above = figure.subplots(1, 5, gridspec_kw={**margins, "bottom": 0.57, "top": 0.95})
     _calibration(above[0], regime)
     _ranks(above[1], regime)
     _spread_in_time(above[2], truth.times_s[1:].tolist(), regime)
     _spread_in_bins(above[3], regime)
+    _gain(above[4], truth.times_s[1:].tolist(), regime)
     below = figure.subplots(
         1, len(examples.frames), squeeze=False, gridspec_kw={**margins, "bottom": 0.09, "top": 0.43}
     )[0]
@@ -94,16 +96,29 @@ def _spread_in_time(axis: Axes, times: Sequence[float], regime: RegimeResult) ->
 
 
 def _spread_in_bins(axis: Axes, regime: RegimeResult) -> None:
-    """Of the recalibrated ensemble; absent below four members."""
-    name = "spread_skill_binned"
-    if name in regime.curves:
-        places = np.arange(1, len(regime.curves[name]) + 1)
-        value, low, high = (holes(regime.curves[f"{name}{end}"]) for end in ("", "_low", "_high"))
-        axis.vlines(places, low, high, color=BLUE, lw=4, alpha=0.3)
-        axis.plot(places, value, "o", color=BLUE, ms=4)
-        axis.set_xticks(places)
+    """Absent below four members."""
+    for shift, (suffix, colour, _) in zip((-0.15, 0.15), KINDS, strict=True):
+        name = f"spread_skill_binned{suffix}"
+        if name in regime.curves:
+            places = np.arange(1, len(regime.curves[name]) + 1)
+            value, low, high = (holes(regime.curves[f"{name}{end}"]) for end in ("", "_low", "_high"))
+            axis.vlines(places + shift, low, high, color=colour, lw=3, alpha=0.3)
+            axis.plot(places + shift, value, "o", color=colour, ms=3.5)
+            axis.set_xticks(places)
     _ratio_axis(axis)
     _title(axis, "spread over error, by spread", "bin of predicted spread")
+
+
+def _gain(axis: Axes, times: Sequence[float], regime: RegimeResult) -> None:
+    """nRMSE of the mean as a share of the operator's, with the interval of the paired gain."""
+    share, low, high = (
+        1 - np.array(holes(regime.curves[f"ensemble_gain{e}"])) for e in ("", "_low", "_high")
+    )
+    axis.fill_between(times, high, low, color=BLUE, alpha=0.15, lw=0)
+    axis.plot(times, share, color=BLUE, lw=1.5)
+    axis.axhline(1.0, color=FAINT, lw=0.8, ls=(0, (4, 3)))
+    axis.set_xlim(0, times[-1])
+    _title(axis, "error, mean over operator", "t [s]")
 
 
 def _ratio_axis(axis: Axes) -> None:

@@ -162,6 +162,7 @@ class Evaluator:
         seconds = time.perf_counter() - started
         guarded = predictor.guard(raw, batch.fields[:, 0])
         per_sample, ensemble = probe(predictor, batch), None
+        per_frame: dict[str, Tensor] = {}
         if sampler is not None:
             sampled = sample(
                 sampler,
@@ -171,14 +172,17 @@ class Evaluator:
                 x_stride=x_stride,
             )
             ensemble = sampled.measured
-            per_sample |= sampled.per_sample | {
-                "nrmse_operator": nrmse_of(batch, guarded),
-                "nrmse_ensemble_mean": nrmse_of(batch, sampled.guarded),
-            }
+            per_sample |= sampled.per_sample
+            for name, answer in (("nrmse_operator", guarded), ("nrmse_ensemble_mean", sampled.guarded)):
+                per_sample[name], per_frame[name] = nrmse_of(batch, answer)
             if self.rules.headline == "ensemble_mean":
                 raw, guarded, seconds = sampled.raw, sampled.guarded, sampled.seconds
         measured = measure(batch, raw, guarded)
-        measured = replace(measured, per_sample=measured.per_sample | per_sample)
+        measured = replace(
+            measured,
+            per_sample=measured.per_sample | per_sample,
+            per_frame=measured.per_frame | per_frame,
+        )
         return _Part(measured, guarded, ensemble, seconds).to(self.truth.fields.device)
 
     def _batches(self, part: Trajectories, sampler: EnsemblePredictor | None) -> Iterator[Trajectories]:

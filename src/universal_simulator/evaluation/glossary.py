@@ -70,6 +70,7 @@ ENTRIES: dict[str, Entry] = {
     "ensemble_gain": Entry(
         "nrmse saved by the ensemble's mean, as a share of the operator's", better="higher"
     ),
+    "ensemble_gain_late": Entry("the same over the second half of the rollout", better="higher"),
     "ttc_oracle_gain": Entry(
         "what the best of each candidate set would save of its mean's error: the bound of test-time compute",
         better="higher",

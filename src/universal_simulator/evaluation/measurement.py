@@ -96,10 +96,10 @@ def _physics(batch: Trajectories, raw: Tensor, guarded: Tensor) -> dict[str, Ten
     return out
 
 
-def nrmse_of(batch: Trajectories, guarded: Tensor) -> Tensor:
-    """nrmse (B,) of another answer to the same batch."""
+def nrmse_of(batch: Trajectories, guarded: Tensor) -> tuple[Tensor, Tensor]:
+    """nrmse (B,), and per frame (B, T), of another answer to the same batch."""
     error, valid, _ = accuracy.nrmse_frames(guarded, batch.fields[:, 1:], batch.fields[:, 0])
-    return accuracy.mean_valid(error, valid, dims=(1, 2))
+    return accuracy.mean_valid(error, valid, dims=(1, 2)), accuracy.mean_valid(error, valid, dims=(2,))
 
 
 def joined_measurements(parts: Sequence[Measurement]) -> Measurement:

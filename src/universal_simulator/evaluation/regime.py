@@ -11,7 +11,11 @@ from torch import Tensor
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.evaluation.bootstrap import group_means
 from universal_simulator.evaluation.ensemble import EnsembleMeasurement
-from universal_simulator.evaluation.ensemble_metrics import ensemble_metrics, gain_over_operator
+from universal_simulator.evaluation.ensemble_metrics import (
+    ensemble_metrics,
+    gain_over_operator,
+    late_gain_and_curves,
+)
 from universal_simulator.evaluation.measurement import Measurement
 from universal_simulator.evaluation.pdebench_metrics import pdebench_metrics
 from universal_simulator.evaluation.stability import CORRELATION_FLOOR, NRMSE_CEILING, horizon
@@ -77,6 +81,10 @@ def regime_result(
         metrics["ensemble_gain"] = gain_over_operator(
             summary, measured.per_sample["nrmse_ensemble_mean"], measured.per_sample["nrmse_operator"]
         )
+        metrics["ensemble_gain_late"], lines = late_gain_and_curves(
+            summary, measured.per_frame["nrmse_ensemble_mean"], measured.per_frame["nrmse_operator"]
+        )
+        curves |= lines
     per_group = {
         name: _per_group(measured.per_sample[name][defined], kept)
         for name in PER_GROUP

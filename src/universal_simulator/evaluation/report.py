@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -29,6 +29,8 @@ COLUMNS = ("suite", "regime", "metric", "value", "low", "high", "unit", "better"
 #: the page stays below 400 KB: pictures are drawn coarser until all of them fit
 PICTURE_BYTES = 300_000
 RESOLUTIONS = (120, 96, 76, 60, 44)
+#: of the rollout, at which the gain of an ensemble's mean is quoted
+QUOTED_SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 #: heading -> metrics by name or beginning of it; what none of them claims comes last
 GROUPS: dict[str, tuple[str, ...]] = {
     "Accuracy": ("nrmse", "reconstruction", "trivial_ratio", "rel_l2", "vrmse", "rmse", "max_error"),
@@ -95,6 +97,10 @@ def page(
         pictures=_pictures(evaluation, truth, predictions),
         grouped={label: grouped(regime.metrics) for label, regime in evaluation.result.regimes.items()},
         ladders=_ladders(evaluation, peers or {}),
+        lead_times={
+            label: _lead_times(regime, truth.times_s[1:].tolist())
+            for label, regime in evaluation.result.regimes.items()
+        },
     )
 
 
@@ -132,6 +138,28 @@ def grouped(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Metric]]:
         heading = next((h for h, starts in GROUPS.items() if name.startswith(starts)), "Further")
         out[heading][name] = metric
     return {heading: rows for heading, rows in out.items() if rows}
+
+
+def _lead_times(regime: RegimeResult, times_s: Sequence[float]) -> list[dict[str, Any]]:
+    """At a few lead times the error of the ensemble's mean, the operator's, and what the mean saves."""
+    curves, count = regime.curves, len(times_s)
+    if "ensemble_gain" not in curves:
+        return []
+    rows = []
+    for frame in dict.fromkeys(max(0, round(share * count) - 1) for share in QUOTED_SHARES):
+        gain, low, high = (curves[f"ensemble_gain{end}"][frame] for end in ("", "_low", "_high"))
+        saved = "–" if gain is None else f"{number(100 * gain)} %"
+        if low is not None and high is not None:
+            saved += f" ({number(100 * low)} to {number(100 * high)})"
+        rows.append(
+            {
+                "time_s": times_s[frame],
+                "mean": curves["nrmse_ensemble_mean"][frame],
+                "operator": curves["nrmse_operator"][frame],
+                "gain": saved,
+            }
+        )
+    return rows
 
 
 def _pictures(
