@@ -27,6 +27,7 @@ from universal_simulator.configuration.schema import (
     TrainingConfig,
 )
 from universal_simulator.data.batch import Trajectories
+from universal_simulator.errors import DivergenceError
 from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames
 from universal_simulator.evaluation.uncertainty import crps_frames
 from universal_simulator.inference.ensemble import StochasticPredictor
@@ -112,7 +113,7 @@ def train_stages(
             if on_step is not None:
                 on_step(before + done, total)
 
-        outcomes[item.name] = StageTraining(
+        training = StageTraining(
             surrogate,
             config.training,
             item.stage,
@@ -129,7 +130,11 @@ def train_stages(
             log_path=files.metrics_log(item.name),
             input_hash=inputs,
             on_step=report,
-        ).run()
+        )
+        try:
+            outcomes[item.name] = training.run()
+        except DivergenceError as error:
+            raise DivergenceError(f"{item.name}, {error}") from error
         surrogate.load_state_dict(outcomes[item.name].weights)
         before += item.stage.steps
     return outcomes

@@ -28,6 +28,12 @@ def test_divergence_follows_the_plan() -> None:
     assert healing.before == {key: config[key] for key in healing.after}
 
 
+def test_only_the_stage_that_diverged_is_changed() -> None:
+    healing = heal("DivergenceError", "diff_residual, step 331: loss 2e3", effective())
+    assert healing is not None
+    assert {key.split(".")[1] for key in healing.after} == {"diff_residual"}
+
+
 def test_memory_shrinks_the_micro_batch_and_never_the_batch() -> None:
     config, words = effective(), []
     sizes = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -354,7 +355,7 @@ def test_divergence_stops_the_run_and_is_recorded(tmp_path: Path, smoke_data: Da
         "training.operator.grad_clip=1e30",
         "training.operator.schedule=constant",
     )
-    with pytest.raises(DivergenceError, match="lower"):
+    with pytest.raises(DivergenceError, match=r"operator, step .*lower"):
         experiment.run(config, tmp_path)
     summaries = list((tmp_path / "artifacts" / "runs").glob("*/summary.json"))
     assert '"status": "failed"' in summaries[0].read_text()
@@ -550,6 +551,16 @@ def test_one_freak_batch_is_no_divergence_but_five_in_a_row_are(
     freaks |= {13}
     with pytest.raises(DivergenceError, match="step 17"):
         experiment.run(tiny(smoke_data, *words), tmp_path / "diverged")
+
+
+def test_a_loss_that_passes_through_zero_has_a_ceiling_that_a_falling_one_never_meets() -> None:
+    positive = [float(v) for v in torch.rand(50, generator=torch.Generator().manual_seed(0)) + 0.01]
+    assert loop.loss_ceiling(positive, 100) == pytest.approx(100 * statistics.median(positive))
+    falling = [1.5 - 0.05 * k + 0.4 * (-1) ** k for k in range(60)]
+    for step in range(10, 60):
+        assert falling[step] < loop.loss_ceiling(falling[max(0, step - 50) : step], 100)
+    assert loop.loss_ceiling(falling[-50:], 100) < 100
+    assert loop.loss_ceiling(positive[:9], 100) == math.inf
 
 
 def test_the_statistics_are_those_of_the_first_groups_whether_resident_or_streamed(

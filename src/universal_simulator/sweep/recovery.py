@@ -105,8 +105,11 @@ def _reached(key: str, wanted: Any, value: Any) -> str | None:
 
 
 def _steadier(evidence: str, effective: Mapping[str, Any]) -> Healing:
+    """Of the stage that diverged, where the evidence begins with its name; of every stage elsewhere."""
     after: dict[str, Any] = {}
-    for stage in effective["training.stages"]:
+    stages = effective["training.stages"]
+    named = evidence.partition(",")[0]
+    for stage in [named] if named in stages else stages:
         key = f"training.{stage}."
         if f"{key}learning_rate" not in effective:
             continue

@@ -75,6 +75,19 @@ class StageOutcome:
     progress: Progress
 
 
+def loss_ceiling(recent: list[float], factor: float) -> float:
+    """What a loss that goes on as it did does not exceed; infinite before 10 losses are known.
+
+    median + (factor - 1) max(|median|, median |loss - median|): factor times the median where losses
+    are positive. A likelihood's pass through zero, where a multiple of the median is no bound.
+    """
+    if len(recent) < 10:
+        return math.inf
+    median = statistics.median(recent)
+    deviation = statistics.median(abs(value - median) for value in recent)
+    return median + (factor - 1) * max(abs(median), deviation)
+
+
 class StageTraining:
     """Trains what of `surrogate` requires gradients; returns the better of raw and EMA weights.
 
@@ -206,19 +219,19 @@ class StageTraining:
 
     def _refuse_divergence(self, loss: float, norm: float, step: int) -> None:
         recent = self.progress.losses
-        median = statistics.median(recent) if len(recent) >= 10 else math.inf
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise DivergenceError(
                 f"step {step + 1}: loss {loss}, gradient norm {norm}; lower the stage's "
                 "learning_rate or grad_clip"
             )
-        if loss > self.config.divergence_factor * median:
+        ceiling = loss_ceiling(recent, self.config.divergence_factor)
+        if loss > ceiling:
             self.progress.exploded += 1
             if self.progress.exploded >= EXPLODED_STEPS:
                 raise DivergenceError(
-                    f"step {step + 1}: loss {loss:.4g}, for {EXPLODED_STEPS} steps more than "
-                    f"{self.config.divergence_factor:g} times its running median {median:.4g}; lower the "
-                    "stage's learning_rate or grad_clip"
+                    f"step {step + 1}: loss {loss:.4g}, for {EXPLODED_STEPS} steps above {ceiling:.4g}, "
+                    f"{self.config.divergence_factor:g} times its running size; lower the stage's "
+                    "learning_rate or grad_clip"
                 )
             return
         self.progress.exploded = 0
