@@ -34,8 +34,9 @@ from universal_simulator.evaluation.bootstrap import group_means, mean_interval,
 from universal_simulator.evaluation.search_diagnostics import spearman
 from universal_simulator.inference.ensemble import StochasticPredictor
 from universal_simulator.inference.rewards import CostFunction, Question
+from universal_simulator.inference.search_accounts import Decision
 from universal_simulator.inference.solver_in_the_loop import solved
-from universal_simulator.inference.test_time_compute import Decision, SearchingPredictor
+from universal_simulator.inference.test_time_compute import SearchingPredictor
 from universal_simulator.model.surrogate import Surrogate, load_surrogate
 from universal_simulator.run_record import write_atomically
 from universal_simulator.training.reward import log_relative_error, train_reward

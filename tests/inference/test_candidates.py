@@ -7,6 +7,7 @@ import torch
 
 from universal_simulator.configuration.schema import RewardWeights
 from universal_simulator.errors import RewardError
+from universal_simulator.inference import rewards
 from universal_simulator.inference.candidates import (
     Stem,
     along,
@@ -103,7 +104,15 @@ def test_physics_costs_only_violations_of_what_is_declared() -> None:
     assert bool((kept(field(), decayed[:, None]) > 1e-2).all()), "advection keeps its energy"
 
 
-def test_a_reward_that_is_finite_for_no_finite_candidate_is_named() -> None:
-    huge = torch.full((1, 1, 1, 64), 1e30)
-    with pytest.raises(RewardError, match="energy"):
-        PhysicsCost(BURGERS, GRID, WEIGHTS)(field()[:1], huge)
+def test_a_reward_that_is_finite_for_no_finite_candidate_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rewards.FUNCTIONALS, "energy", lambda fields, grid: fields.mean(-1) * torch.nan)
+    with pytest.raises(RewardError, match=r"energy.*lower ttc.reward_weights.energy, or set it to 0"):
+        PhysicsCost(BURGERS, GRID, WEIGHTS)(field()[:1], field()[:1, None])
+
+
+def test_a_trajectory_that_ran_away_ends_no_evaluation() -> None:
+    """Finite numbers without a finite energy are a lost trajectory, not a broken reward."""
+    lost = torch.full((1, 1, 64), 1e30)
+    for start, end in ((field()[:1], lost), (lost, lost)):
+        cost = PhysicsCost(BURGERS, GRID, WEIGHTS)(start, end[:, None])
+        assert not torch.isfinite(cost).any()

@@ -18,8 +18,9 @@ from universal_simulator.evaluation.search_diagnostics import diagnose, reward_i
 from universal_simulator.inference import test_time_compute
 from universal_simulator.inference.predictor import SurrogatePredictor
 from universal_simulator.inference.rewards import CostFunction, Question
+from universal_simulator.inference.search_accounts import Decision
 from universal_simulator.inference.solver_in_the_loop import solved
-from universal_simulator.inference.test_time_compute import Decision, SearchingPredictor, combination
+from universal_simulator.inference.test_time_compute import SearchingPredictor, combination
 from universal_simulator.model.reward import RewardEntry
 from universal_simulator.model.surrogate import Surrogate
 from universal_simulator.physics.invariants import burgers_residual

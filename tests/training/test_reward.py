@@ -16,7 +16,7 @@ from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import LeakageError, UserError
 from universal_simulator.evaluation.search_diagnostics import spearman
 from universal_simulator.inference.rewards import Cost, Question, seen
-from universal_simulator.inference.test_time_compute import Decision
+from universal_simulator.inference.search_accounts import Decision
 from universal_simulator.model.contract import Conditions
 from universal_simulator.model.reward import LearnedReward, RewardEntry, Seen
 from universal_simulator.model.surrogate import hash_of, load_surrogate, save_surrogate

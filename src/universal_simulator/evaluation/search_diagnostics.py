@@ -31,7 +31,8 @@ from universal_simulator.evaluation.glossary import entry
 from universal_simulator.evaluation.summary import Summary, undeclared
 from universal_simulator.inference.ensemble import StochasticPredictor
 from universal_simulator.inference.predictor import SurrogatePredictor
-from universal_simulator.inference.test_time_compute import Decision, SearchingPredictor
+from universal_simulator.inference.search_accounts import Decision
+from universal_simulator.inference.test_time_compute import SearchingPredictor
 from universal_simulator.run_record import Metric, RegimeResult
 
 #: an ensemble compared at equal cost has at most this many members

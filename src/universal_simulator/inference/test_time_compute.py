@@ -15,15 +15,20 @@ of the partial trajectories, moved to the answer in proportion to time.
 It acts on a sample while its `max_evaluations` last and only where the plain rollout's cost exceeds
 `residual_threshold` times its 95th percentile in training; elsewhere the rollout goes on plainly.
 Every operator step and corrector sample beyond the plain rollout is counted per sample;
-evaluations of the reward, which is far smaller, are counted beside.
+evaluations of the reward are counted beside, and all of them add up to operations in the unit
+of an operator step (`inference/operations.py`).
+
+`rewarded=False` takes the mean of the partial trajectories for the answer, without candidates, corrector
+or reward, and `schedule` says who acts where in place of threshold and budget: the controls
+(`inference/search_controls.py`) by which the reward is told from what its representations give alone.
 
 Shapes: B samples (b of them acting), P partial trajectories, n candidates, K steps of a segment.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,52 +44,23 @@ from universal_simulator.inference.candidates import (
     spread,
 )
 from universal_simulator.inference.ensemble import trajectory_noise
+from universal_simulator.inference.operations import Prices, evaluations_per_sample, prices
 from universal_simulator.inference.partial_trajectories import Rolled, corrected_ends, roll
 from universal_simulator.inference.predictor import SurrogatePredictor
 from universal_simulator.inference.rewards import Cost, CostFunction, Question
+from universal_simulator.inference.rollout import num_segments
+from universal_simulator.inference.search_accounts import Accounts, Decision
 from universal_simulator.inference.solver_in_the_loop import ResidualCost, residual_step
 from universal_simulator.model.surrogate import Surrogate
 
 TINY = 1e-12
 
 
-@dataclass(frozen=True)
-class Decision:
-    """One pass over candidates: cost (b, n), weights (b, n), answer (b, C, X), of the samples `rows`.
-
-    step: rollout steps done where it was taken, in the model's own steps.
-    """
-
-    step: int
-    index: int
-    rows: Tensor
-    names: tuple[str, ...]
-    question: Question
-    cost: Tensor
-    weights: Tensor
-    answer: Tensor
-
-
-@dataclass
-class Accounts:
-    """Per sample (B,): model evaluations beyond the plain rollout, reward evaluations, candidates
-    dropped because they or their reward were not finite, segments acted on."""
-
-    evaluations: Tensor
-    reward_evaluations: Tensor
-    dropped: Tensor
-    acted: Tensor
-
-    @classmethod
-    def zero(cls, size: int) -> Accounts:
-        return cls(*(torch.zeros(size, dtype=torch.long) for _ in range(4)))
-
-
 class SearchingPredictor(SurrogatePredictor):
     """A surrogate that spends more evaluations on a rollout; deterministic for its noise seed.
 
-    cost: in place of the configured reward. observe: told of every decision. `accounts` are those of
-    the last rollout.
+    cost: in place of the configured reward. observe: told of every decision. rewarded, schedule (B, S): see
+    the module. `accounts` are those of the last rollout.
     """
 
     def __init__(
@@ -97,10 +73,12 @@ class SearchingPredictor(SurrogatePredictor):
         noise_seed: int = 0,
         cost: CostFunction | None = None,
         observe: Callable[[Decision], None] | None = None,
+        rewarded: bool = True,
+        schedule: Tensor | None = None,
     ) -> None:
         super().__init__(surrogate, guards, frame_spacing_s=frame_spacing_s)
         entry = surrogate.architecture.reward
-        if ttc.residual_threshold > 0 and entry is None and cost is None:
+        if ttc.residual_threshold > 0 and entry is None and cost is None and schedule is None and rewarded:
             raise UserError(
                 "ttc.residual_threshold is a share of the learned reward's 95th percentile, and this model has "
                 "no learned reward; train it with ttc.enabled=true, or set ttc.residual_threshold=0"
@@ -110,11 +88,18 @@ class SearchingPredictor(SurrogatePredictor):
         self.frame_spacing_s = frame_spacing_s
         self.noise_seed = noise_seed
         self.observe = observe
+        self.rewarded = rewarded
+        self.given_cost = cost
+        self.schedule = schedule
         self.threshold = 0.0 if entry is None else ttc.residual_threshold * entry.plain_p95
         self.cost: CostFunction = cost or Cost(surrogate, ttc.reward_weights, gamma=ttc.gamma)
         if ttc.solver == "residual":
             self.cost = ResidualCost(surrogate, self.cost)
         self.accounts = Accounts.zero(0)
+
+    @functools.cached_property
+    def prices(self) -> Prices:
+        return prices(self.surrogate, self.cost)
 
     @property
     def solver_in_the_loop(self) -> bool:
@@ -145,11 +130,18 @@ class _Search:
         width = initial.shape[-1] // (shape[0] if shape else 1)
         self.views = representations(surrogate.equation, count=self.ttc.beam, width=width)
         self.noise: Tensor | None = None
-        if surrogate.corrector is not None:
+        if surrogate.corrector is not None and predictor.rewarded:
             self.noise = trajectory_noise(
                 surrogate, initial, steps, len(self.views), seed=predictor.noise_seed
             )
-        self.accounts = Accounts.zero(len(initial))
+        segments = num_segments(surrogate, steps)
+        self.schedule = predictor.schedule
+        if self.schedule is not None and self.schedule.shape != (len(initial), segments):
+            raise ValueError(
+                f"a schedule of {len(initial)} trajectories and {segments} segments is asked, "
+                f"this one has shape {tuple(self.schedule.shape)}"
+            )
+        self.accounts = Accounts.zero(len(initial), segments)
         self.accepted = initial
         self.beams = initial[:, None].repeat(1, len(self.views), 1, 1)
         self.drift = torch.zeros_like(initial[..., :1])
@@ -163,12 +155,11 @@ class _Search:
 
     def _segment(self, index: int, done: int, count: int) -> Tensor:
         """Frames (B, count, C, X) of the next segment, unguarded."""
-        left = self.ttc.max_evaluations - self.accounts.evaluations
-        acting = self.wanted & (left >= self._price(count)).to(self.wanted.device)
+        acting = self._scheduled(index, count)
         start = torch.where(acting[:, None, None], self.beams[:, 0], self.accepted)
         lead = self._roll(start[:, None], self.parameters, slice(0, 1), count)
         end = lead.fields[:, 0, -1]
-        if index == 0:
+        if index == 0 and self.schedule is None:
             acting &= self._residual(self.accepted, end, self.parameters, count) > self._limit()
         acting &= torch.isfinite(end).flatten(1).all(dim=1)
         frames, answer, lost = lead.fields[:, 0].clone(), end.clone(), self._lost(end)
@@ -185,8 +176,16 @@ class _Search:
             self.accepted = self._projected(answer[:, None], slice(None))[:, 0]
             self.beams = self._projected(beams, slice(None))
             self.drift = self.drift + lost
-        self.wanted = self._residual(before, self.accepted, self.parameters, count) > self._limit()
+        if self.schedule is None:
+            self.wanted = self._residual(before, self.accepted, self.parameters, count) > self._limit()
         return frames
+
+    def _scheduled(self, index: int, count: int) -> Tensor:
+        """Who would act (B,): by the schedule, else who is above the threshold and can pay."""
+        if self.schedule is not None:
+            return self.schedule[:, index].to(self.wanted.device)
+        left = self.ttc.max_evaluations - self.accounts.evaluations
+        return self.wanted & (left >= self._price(count)).to(self.wanted.device)
 
     def _act(
         self, rows: Tensor, index: int, done: int, rolled: Rolled
@@ -205,10 +204,15 @@ class _Search:
             )
         before = whole[:, :, -2].mean(1) if count > 1 else self.accepted[rows]
         stem = Stem(stem_ends, before, corrected)
+        here, accounts = rows.cpu(), self.accounts
+        accounts.acts[here, index] = True
+        accounts.evaluations[here] += self._price(count)
+        if self.noise is not None:
+            accounts.corrector_evaluations[here] += self._sampled()
+            accounts.ends[here] += len(self.views)
+        if not self.predictor.rewarded:
+            return whole.mean(dim=1), stem.mean, stem_ends, self._lost(whole[:, :, -1].mean(dim=1), rows)
         answer, pool, cost = self._decide(rows, done, count, stem, alive)
-        here = rows.cpu()
-        self.accounts.acted[here] += 1
-        self.accounts.evaluations[here] += self._price(count)
         shift = answer - stem.mean
         ramp = torch.arange(1, count + 1, device=answer.device).to(answer) / count
         frames = whole.mean(dim=1) + ramp[:, None, None] * shift[:, None]
@@ -243,7 +247,8 @@ class _Search:
             pool = self._projected(pool, rows)
             question = self._question(self.accepted[rows], pool, self.parameters[rows], count, reference)
             cost = self._cost(question)
-            self.accounts.reward_evaluations[rows.cpu()] += ttc.horizon * pool.shape[1]
+            self._asked(rows, 1, pool.shape[1])
+            self._asked(rows, (ttc.horizon - 1) * pool.shape[1], 1)
             self.accounts.dropped[rows.cpu()] += (~torch.isfinite(cost)).sum(dim=1).cpu()
             weights = combination(cost, ttc.combine, ttc.temperature)
             usable = torch.isfinite(cost).any(dim=1)
@@ -276,9 +281,9 @@ class _Search:
 
     def _residual(self, start: Tensor, end: Tensor, parameters: Tensor, count: int) -> Tensor:
         """Cost (B,) of going on plainly; inf where a threshold of 0 lets everything act."""
-        if self.predictor.threshold == 0:
+        if self.predictor.threshold == 0 or not self.predictor.rewarded:
             return torch.full((len(start),), torch.inf, device=start.device)
-        self.accounts.reward_evaluations += 1
+        self._asked(slice(None), 1, 1)
         question = self._question(start, end[:, None], parameters, count, 0)
         return self.predictor.cost(question)[:, 0]
 
@@ -295,13 +300,20 @@ class _Search:
     def _price(self, count: int) -> int:
         """Evaluations of one segment that is acted on, beyond the plain one."""
         views, ttc = len(self.views), self.ttc
+        if not self.predictor.rewarded:
+            return (views - 1) * count
         lookahead = (ttc.horizon - 1) * self.segment * ttc.candidates * ttc.steps
-        sampled = 0
-        if self.surrogate.corrector is not None:
-            options = self.surrogate.corrector.options
-            student = self.surrogate.architecture.sampler == "student"
-            sampled = views * (options.student_evaluations if student else 2 * options.teacher_steps)
-        return (views - 1) * count + lookahead + sampled
+        return (views - 1) * count + lookahead + self._sampled()
+
+    def _sampled(self) -> int:
+        """Corrector evaluations of one segment that is acted on: a corrected end of each partial trajectory."""
+        return 0 if self.noise is None else len(self.views) * evaluations_per_sample(self.surrogate)
+
+    def _asked(self, rows: Tensor | slice, questions: int, candidates: int) -> None:
+        """The reward was asked so many questions about so many candidates each."""
+        here = rows.cpu() if isinstance(rows, Tensor) else rows
+        self.accounts.questions[here] += questions
+        self.accounts.reward_evaluations[here] += questions * candidates
 
     def _size(self, stem: Stem) -> Tensor:
         """What one unit of a direction's displacement is (B,): the spread of the partial trajectories; of

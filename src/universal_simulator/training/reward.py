@@ -24,7 +24,8 @@ from universal_simulator.data.dataset import Dataset
 from universal_simulator.data.splits import CALIBRATION_HALVES
 from universal_simulator.errors import DataError, LeakageError
 from universal_simulator.inference.rewards import Cost, Question, seen
-from universal_simulator.inference.test_time_compute import Decision, SearchingPredictor
+from universal_simulator.inference.search_accounts import Decision
+from universal_simulator.inference.test_time_compute import SearchingPredictor
 from universal_simulator.model.contract import Conditions
 from universal_simulator.model.reward import LearnedReward, RewardEntry, Seen
 from universal_simulator.model.surrogate import Surrogate
