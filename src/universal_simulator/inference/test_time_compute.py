@@ -36,6 +36,7 @@ from torch import Tensor
 from universal_simulator.configuration.schema import GuardsConfig, TTCSection
 from universal_simulator.errors import UserError
 from universal_simulator.inference.candidates import (
+    Representation,
     Stem,
     first_pool,
     pass_size,
@@ -101,6 +102,13 @@ class SearchingPredictor(SurrogatePredictor):
     def prices(self) -> Prices:
         return prices(self.surrogate, self.cost)
 
+    @functools.cached_property
+    def views(self) -> tuple[Representation, ...]:
+        """The representations of its partial trajectories: at most `beam`, as the equation allows."""
+        shape = self.surrogate.member.token_shape()
+        width = self.surrogate.grid.points[0] // (shape[0] if shape else 1)
+        return representations(self.surrogate.equation, count=self.ttc.beam, width=width)
+
     @property
     def solver_in_the_loop(self) -> bool:
         return self.ttc.solver != "off"
@@ -126,9 +134,7 @@ class _Search:
         self.parameters = parameters
         self.steps = steps
         self.segment = surrogate.architecture.reencode_every or steps
-        shape = surrogate.member.token_shape()
-        width = initial.shape[-1] // (shape[0] if shape else 1)
-        self.views = representations(surrogate.equation, count=self.ttc.beam, width=width)
+        self.views = predictor.views
         self.noise: Tensor | None = None
         if surrogate.corrector is not None and predictor.rewarded:
             self.noise = trajectory_noise(
@@ -166,8 +172,11 @@ class _Search:
         rows = acting.nonzero().flatten()
         beams = answer[:, None].repeat(1, len(self.views), 1, 1)
         if len(rows):
-            others = self._roll(self.beams[rows, 1:], self.parameters[rows], slice(1, None), count)
-            moved, chosen, kept, gone = self._act(rows, index, done + count, lead.rows(rows).join(others))
+            rolled = lead.rows(rows)
+            if len(self.views) > 1:
+                others = self.beams[rows, 1:]
+                rolled = rolled.join(self._roll(others, self.parameters[rows], slice(1, None), count))
+            moved, chosen, kept, gone = self._act(rows, index, done + count, rolled)
             frames[rows], answer[rows], beams[rows], lost[rows] = moved, chosen, kept, gone
         frames = frames + self.drift[:, None]
         before, self.beams = self.accepted, beams
