@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import xarray
+from markupsafe import escape
 from typer.testing import CliRunner
 
 from tests.model.test_members import architecture
@@ -71,6 +72,31 @@ def test_members_are_those_of_the_suite_and_the_record_says_who_answered(run: Ru
     assert full.predictor.kind == "ensemble_mean"
     assert full.predictor.noise_seed == 0
     assert stored(run).evaluations["full_eval"].result == full
+
+
+def test_record_and_page_tell_what_corrector_and_student_are_worth(run: RunFolder) -> None:
+    training = stored(run).training
+    assert training is not None
+    found = training.result.stochastic
+    assert found is not None
+    assert set(found.crps) == {"operator", "teacher", "student"}
+    assert set(found.weights) == {"diff_residual", "consistency_distill"}
+    surrogate = load_surrogate(run.model)
+    assert surrogate.architecture.sampler == found.sampler
+    assert surrogate.corrector is not None
+    for name in ("carried", "persistence", "temperature"):
+        kept = getattr(found.noise[found.sampler], name)
+        assert float(surrogate.corrector.get_buffer(name)) == pytest.approx(kept)
+    entry = surrogate.architecture.calibration
+    assert entry is not None
+    assert found.calibration == dict(zip(entry.regimes, entry.choices, strict=True))
+    flops = training.observation["training_flops_by_stage"]
+    assert flops["sampler_choice"] > 0
+    assert flops["calibration"] > 0
+    assert training.result.training_flops == pytest.approx(sum(flops.values()))
+    page = run.report("html").read_text()
+    assert "Corrector and student" in page
+    assert str(escape(found.decision)) in page
 
 
 def test_headline_and_noise_are_the_configs(

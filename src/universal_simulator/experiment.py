@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from universal_simulator.assessment import evaluate
 from universal_simulator.configuration import LoadedConfig
@@ -27,6 +28,7 @@ from universal_simulator.device import describe, peak_memory_gib, resolve
 from universal_simulator.errors import UserError, UsimError
 from universal_simulator.evaluation.calibration_fit import fit_calibration
 from universal_simulator.evaluation.contract import stochastic
+from universal_simulator.evaluation.ensemble import rollout_members
 from universal_simulator.identity import code_version, commit, input_hash, package_versions, run_identity
 from universal_simulator.inference.ensemble import predictor_of
 from universal_simulator.model.surrogate import (
@@ -38,13 +40,15 @@ from universal_simulator.run_record import (
     Origin,
     RunFolder,
     RunRecord,
+    StochasticResult,
     TrainingRecord,
     TrainingResult,
     read_document,
     write_json,
 )
+from universal_simulator.sampler_choice import choose_sampler
 from universal_simulator.source_tree import archive_hash, lock_hash
-from universal_simulator.stages import choose_noise, train_stages
+from universal_simulator.stages import train_stages
 from universal_simulator.training.batches import CanonicalBatches
 from universal_simulator.training.loop import StageOutcome
 from universal_simulator.training.reward import train_reward
@@ -193,10 +197,7 @@ def _train(
         update={"weights": outcomes["operator"].progress.best_weights}
     )
     trained = time.monotonic()
-    if surrogate.corrector is not None:
-        rules = config.training.ensemble_validation
-        choose_noise(surrogate, guards=config.guards, truth=validation, rules=rules)
-    _calibrate(config, dataset, surrogate, progress)
+    stochastic_result, spent = _make_sampler(config, dataset, surrogate, validation, outcomes, progress)
     calibration_s = time.monotonic() - trained
     _learn_reward(config, dataset, surrogate)
     reward_s = time.monotonic() - trained - calibration_s
@@ -206,7 +207,11 @@ def _train(
         plain_checkpoint=files.operator_ema,
         corrector_checkpoint=None if surrogate.corrector is None else files.diffusion_ema,
     )
+    flops = {name: outcome.progress.training_flops for name, outcome in outcomes.items()} | spent
     result = _training_result(config, config_hash, dataset, surrogate, outcomes, model_hash)
+    result = result.model_copy(
+        update={"training_flops": sum(flops.values()), "stochastic": stochastic_result}
+    )
     seconds = {name: outcome.progress.seconds for name, outcome in outcomes.items()}
     seconds["calibration"] = calibration_s
     if config.ttc.enabled:
@@ -214,9 +219,7 @@ def _train(
     observation = {
         "wall_clock_s": sum(seconds.values()),
         "wall_clock_s_by_stage": seconds,
-        "training_flops_by_stage": {
-            name: outcome.progress.training_flops for name, outcome in outcomes.items()
-        },
+        "training_flops_by_stage": flops,
         "process_s": time.monotonic() - started,
         "stopped_early": outcomes["operator"].progress.stopped_early,
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
@@ -248,11 +251,40 @@ def _learn_reward(config: RunConfig, dataset: Dataset, surrogate: Surrogate) -> 
     train_reward(surrogate, ttc, config.guards, truth, dataset, seed=config.seed)
 
 
-def _calibrate(config: RunConfig, dataset: Dataset, surrogate: Surrogate, progress: Progress | None) -> None:
-    """Recalibrate the ensembles of a model that has them, on its half of the calibration split."""
+def _make_sampler(
+    config: RunConfig,
+    dataset: Dataset,
+    surrogate: Surrogate,
+    validation: Trajectories,
+    outcomes: dict[str, StageOutcome],
+    progress: Progress | None,
+) -> tuple[StochasticResult | None, dict[str, float]]:
+    """Of a model with a corrector: who answers, with which noise, recalibrated; and the operations of both."""
+    if surrogate.corrector is None:
+        return None, {}
+    found, flops = choose_sampler(
+        surrogate,
+        guards=config.guards,
+        truth=validation,
+        rules=config.training.ensemble_validation,
+        bootstrap_samples=config.evaluation.bootstrap_samples,
+        weights={
+            stage: "raw" if outcomes[stage].progress.best_weights == "raw" else "ema"
+            for stage in ("diff_residual", "consistency_distill")
+            if stage in outcomes
+        },
+    )
+    spent = {"sampler_choice": flops, "calibration": _calibrate(config, dataset, surrogate, progress)}
+    entry = surrogate.architecture.calibration
+    chosen = {} if entry is None else dict(zip(entry.regimes, entry.choices, strict=True))
+    return found.model_copy(update={"calibration": chosen}), spent
+
+
+def _calibrate(config: RunConfig, dataset: Dataset, surrogate: Surrogate, progress: Progress | None) -> float:
+    """Recalibrate the ensembles on their half of the calibration split; floating-point operations spent."""
     predictor = stochastic(predictor_of(surrogate, config.guards, members=config.evaluation.members))
     if predictor is None:
-        return
+        return 0.0
     steps = config.evaluation.steps
     truth = dataset.load(
         CALIBRATION_HALVES[0],
@@ -272,6 +304,11 @@ def _calibrate(config: RunConfig, dataset: Dataset, surrogate: Surrogate, progre
         on_batch=None if progress is None else functools.partial(progress, "calibration"),
     )
     surrogate.calibrate(calibration)
+    # counted on one trajectory: the counter slows what it counts
+    one = truth.subset(torch.tensor([0]))
+    with FlopCounterMode(display=False) as counter:
+        rollout_members(predictor, one, seed=config.evaluation.noise_seed)
+    return len(truth) * float(counter.get_total_flops())
 
 
 def _training_data(

@@ -185,6 +185,42 @@ class EvaluationRecord(Document):
     observation: dict[str, Any] = Field(default_factory=dict)
 
 
+class NoiseChoice(Document):
+    """What becomes of a corrector's noise (`model/corrector.py`).
+
+    at_edge: numbers whose best value was the last one tried on its side, so that a better may lie beyond.
+    """
+
+    carried: float
+    persistence: float
+    temperature: float
+    at_edge: tuple[str, ...] = ()
+
+
+class StochasticResult(Document):
+    """What the stochastic stages are worth on validation, and what of them answers (`sampler_choice`).
+
+    crps: of `operator`, `teacher`, `student`, relative to each frame's rms, on the same groups,
+    members, seed and steps; the noise was chosen on these groups too, for both samplers alike.
+    teacher_gain: share of the operator's CRPS; student_share: of that gain; paired intervals.
+    weights: stage -> which of its weights were kept. calibration: regime -> what leaving groups out
+    of the fit chose.
+    """
+
+    sampler: Literal["teacher", "student"]
+    decision: str
+    crps: dict[str, Metric]
+    teacher_gain: Metric
+    student_share: Metric | None
+    noise: dict[str, NoiseChoice]
+    weights: dict[str, Literal["raw", "ema"]]
+    groups: int
+    members: int
+    #: None: to the end of the trajectory
+    steps: int | None
+    calibration: dict[str, str] = Field(default_factory=dict)
+
+
 class TrainingResult(Document):
     config_name: str
     config_hash: str
@@ -199,6 +235,8 @@ class TrainingResult(Document):
     weights_kept: Literal["raw", "ema"]
     validation: dict[str, float | None]
     stages: tuple[str, ...]
+    #: of a run that trained a corrector
+    stochastic: StochasticResult | None = None
 
 
 class TrainingRecord(Document):

@@ -41,7 +41,6 @@ from universal_simulator.training.loop import (
     LossFunction,
     StageOutcome,
     StageTraining,
-    ranked,
     rollout_length,
     step_seed,
 )
@@ -55,8 +54,6 @@ RECONSTRUCTION_STRIDE = 10
 UNIT_WINDOWS = 256
 #: seed of the noise of validation ensembles
 VALIDATION_SEED = 0
-#: what the corrector's numbers are chosen from, one after the other, beside what they begin with
-NOISE_CHOICES = {"carried": (0.7, 0.4), "persistence": (0.5, 0.8), "temperature": (0.7, 1.3)}
 
 #: score(surrogate, guards=..., truth=validation), lower is better
 Score = Callable[..., float]
@@ -281,38 +278,46 @@ def rollout_score(surrogate: Surrogate, guards: GuardsConfig, truth: Trajectorie
 def ensemble_score(
     surrogate: Surrogate, *, guards: GuardsConfig, truth: Trajectories, rules: EnsembleValidation
 ) -> float:
-    """Mean fair CRPS of guarded rollouts, relative to each frame's rms.
+    """Mean of `ensemble_errors`."""
+    return float(ensemble_errors(surrogate, guards=guards, truth=truth, rules=rules).mean())
+
+
+def ensemble_errors(
+    surrogate: Surrogate, *, guards: GuardsConfig, truth: Trajectories, rules: EnsembleValidation
+) -> Tensor:
+    """Fair CRPS of guarded rollouts of each trajectory, relative to each frame's rms, (B,).
 
     The rms has a floor of a thousandth of the first frame's, so that a field that has died does
     not decide.
     """
     part = truth.of_first_groups(rules.groups)
     predictor = StochasticPredictor(surrogate, guards, members=rules.members)
-    initial = part.fields[:, 0]
-    target = part.fields[:, 1 : None if rules.steps is None else 1 + rules.steps]
+    initial, target = _asked(part, rules)
     members = predictor.rollout_members(initial, part.parameters, target.shape[1], seed=VALIDATION_SEED)
     guarded = torch.stack([predictor.guard(member, initial) for member in members.unbind(1)], dim=1)
+    return _relative(crps_frames(guarded, target), initial, target)
+
+
+def operator_errors(
+    surrogate: Surrogate, *, guards: GuardsConfig, truth: Trajectories, rules: EnsembleValidation
+) -> Tensor:
+    """`ensemble_errors` of the operator alone: the CRPS of a single answer is its mean absolute error."""
+    part = truth.of_first_groups(rules.groups)
+    predictor = SurrogatePredictor(surrogate, guards)
+    initial, target = _asked(part, rules)
+    fields = predictor.guard(predictor.rollout(initial, part.parameters, target.shape[1]), initial)
+    return _relative((fields - target).abs().double().mean(dim=(-2, -1)), initial, target)
+
+
+def _asked(part: Trajectories, rules: EnsembleValidation) -> tuple[Tensor, Tensor]:
+    return part.fields[:, 0], part.fields[:, 1 : None if rules.steps is None else 1 + rules.steps]
+
+
+def _relative(error: Tensor, initial: Tensor, target: Tensor) -> Tensor:
+    """error (B, T) over the rms of each frame of target (B, T, C, X), mean over frames."""
     rms = target.square().mean(dim=(-2, -1)).sqrt()
     floor = 1e-3 * initial.square().mean(dim=(-2, -1)).sqrt()
-    return float((crps_frames(guarded, target) / torch.maximum(rms, floor[:, None])).mean())
-
-
-def choose_noise(
-    surrogate: Surrogate, *, guards: GuardsConfig, truth: Trajectories, rules: EnsembleValidation
-) -> None:
-    """Set what becomes of the corrector's noise to the lowest CRPS of validation rollouts."""
-    corrector = _corrector(surrogate)
-    score = functools.partial(ensemble_score, surrogate, guards=guards, truth=truth, rules=rules)
-    best = ranked(score())
-    for name, choices in NOISE_CHOICES.items():
-        number = corrector.get_buffer(name)
-        kept = float(number)
-        for value in choices:
-            number.fill_(value)
-            found = ranked(score())
-            if found < best:
-                best, kept = found, value
-        number.fill_(kept)
+    return (error / torch.maximum(rms, floor[:, None])).mean(dim=1)
 
 
 def _mean_nrmse(prediction: Tensor, truth: Tensor, *, initial: Tensor | None = None) -> float:

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel
 
 from tests.model.test_corrector import surrogate as corrected
-from universal_simulator import assessment, experiment, stages
+from universal_simulator import assessment, experiment, sampler_choice, stages
 from universal_simulator.configuration import LoadedConfig, load_config
 from universal_simulator.configuration.schema import (
     PENDING_SECTIONS,
@@ -595,9 +595,8 @@ def test_noise_that_breaks_members_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     model = corrected()
     assert model.corrector is not None
     carried = model.corrector.carried
-    monkeypatch.setattr(
-        stages, "ensemble_score", lambda *_, **__: math.nan if float(carried) == 1.0 else float(carried)
-    )
-    stages.choose_noise(model, guards=None, truth=None, rules=None)  # type: ignore[arg-type] # the score is planted
-    assert float(carried) == pytest.approx(0.4)
+    planted = lambda *_, **__: carried if float(carried) < 1.0 else torch.tensor(math.nan)  # noqa: E731
+    monkeypatch.setattr(sampler_choice, "ensemble_errors", planted)
+    sampler_choice.choose_noise(model, guards=None, truth=None, rules=None)  # type: ignore[arg-type] # the score is planted
+    assert float(carried) == 0.0
 

@@ -166,6 +166,18 @@ class Surrogate(nn.Module):
         self.corrector.add_student()
         self.architecture = self.architecture.model_copy(update={"sampler": "student"})
 
+    def use_sampler(self, sampler: Literal["teacher", "student"]) -> None:
+        """What corrects rollouts from now on."""
+        if self.corrector is None or (sampler == "student" and self.corrector.student is None):
+            raise UserError(f"this model has no {sampler} to correct its rollouts: train its stage first")
+        self.architecture = self.architecture.model_copy(update={"sampler": sampler})
+
+    def keep_teacher(self) -> None:
+        """The teacher corrects rollouts; a student that was trained is dropped."""
+        self.use_sampler("teacher")
+        assert self.corrector is not None, "use_sampler refuses a model without one"
+        self.corrector.student = None
+
     def add_reward(self, entry: RewardEntry | None = None) -> LearnedReward:
         """Give the model an untrained learned reward; the entry is what says that it was trained."""
         tokens, latent_dim, _ = self.require_segments("the learned reward of test-time compute")

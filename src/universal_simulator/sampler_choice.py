@@ -1,0 +1,201 @@
+"""Which sampler corrects a run's rollouts: noise chosen for teacher and student alike, then the student gated.
+
+Everything is measured on the same validation rollouts: the same groups, members, seed and steps.
+With the relative CRPS of operator o, teacher t and student s (the operator's single answer scores
+its mean absolute error), the teacher's gain and what the student keeps of it are
+
+    gain = 1 - t / o,        share = (o - s) / (o - t)
+
+each with its interval over groups, paired. A student is cheap, not better: where the teacher's gain
+excludes zero and the student keeps less than `SHARE` of it, the teacher stays the predictor's
+corrector, at more evaluations, and the record says so. Where the teacher's gain cannot be told from
+zero there is nothing to keep, and the cheap one stays.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from universal_simulator.configuration.schema import EnsembleValidation, GuardsConfig
+from universal_simulator.data.batch import Trajectories
+from universal_simulator.evaluation.ensemble_metrics import Pooled, Pooling
+from universal_simulator.evaluation.uncertainty import pooled
+from universal_simulator.model.corrector import Corrector
+from universal_simulator.model.surrogate import Surrogate
+from universal_simulator.run_record import Metric, NoiseChoice, StochasticResult
+from universal_simulator.stages import ensemble_errors, operator_errors
+from universal_simulator.training.loop import ranked
+
+Sampler = Literal["teacher", "student"]
+#: of the teacher's gain in CRPS, that a student must keep
+SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class NoiseNumber:
+    """A number's first value, those tried after it, and those beyond while the best is at an edge.
+
+    ends: values beyond which there is nothing to try.
+    """
+
+    start: float
+    tried: tuple[float, ...]
+    below: tuple[float, ...] = ()
+    above: tuple[float, ...] = ()
+    ends: tuple[float, ...] = ()
+
+
+#: what becomes of the corrector's noise (`model/corrector.py`), chosen one after the other
+NOISE = {
+    "carried": NoiseNumber(1.0, (0.7, 0.4), below=(0.2, 0.0), ends=(0.0, 1.0)),
+    "persistence": NoiseNumber(0.0, (0.5, 0.8), above=(0.9, 0.95), ends=(0.0,)),
+    "temperature": NoiseNumber(1.0, (0.7, 1.3), below=(0.5, 0.35), above=(1.7, 2.2)),
+}
+
+
+def choose_sampler(
+    surrogate: Surrogate,
+    *,
+    guards: GuardsConfig,
+    truth: Trajectories,
+    rules: EnsembleValidation,
+    bootstrap_samples: int,
+    weights: Mapping[str, Literal["raw", "ema"]],
+) -> tuple[StochasticResult, float]:
+    """Leave `surrogate` with the sampler and the noise that answer; what was found, and the operations spent.
+
+    weights: stage -> which of its weights were kept, for the record. A student that loses is dropped
+    from the model.
+    """
+    corrector = _corrector(surrogate)
+    samplers: tuple[Sampler, ...] = ("teacher",) if corrector.student is None else ("teacher", "student")
+    ask = functools.partial(ensemble_errors, surrogate, guards=guards, truth=truth, rules=rules)
+    errors = {"operator": operator_errors(surrogate, guards=guards, truth=truth, rules=rules)}
+    noise: dict[str, NoiseChoice] = {}
+    flops = 0.0
+    for sampler in samplers:
+        surrogate.use_sampler(sampler)
+        noise[sampler], asked = choose_noise(surrogate, guards=guards, truth=truth, rules=rules)
+        with FlopCounterMode(display=False) as counter:
+            errors[sampler] = ask()
+        flops += (asked + 1) * float(counter.get_total_flops())
+    groups = truth.of_first_groups(rules.groups).groups
+    pool = Pooling(groups, samples=bootstrap_samples)
+    crps, gain, share = compared(pool, errors)
+    kept, decision = decided(crps, gain, share)
+    if kept == "teacher":
+        surrogate.keep_teacher()
+    else:
+        surrogate.use_sampler(kept)
+    for name in NOISE:
+        corrector.get_buffer(name).fill_(getattr(noise[kept], name))
+    result = StochasticResult(
+        sampler=kept,
+        decision=decision,
+        crps=crps,
+        teacher_gain=gain,
+        student_share=share,
+        noise=noise,
+        weights=dict(weights),
+        groups=len(set(groups)),
+        members=rules.members,
+        steps=rules.steps,
+    )
+    return result, flops
+
+
+def compared(pool: Pooling, errors: Mapping[str, Tensor]) -> tuple[dict[str, Metric], Metric, Metric | None]:
+    """Relative CRPS of each, the teacher's gain, the student's share of it; errors (B,) of each."""
+    table = torch.stack(list(errors.values()), dim=1)
+    place = {name: column for column, name in enumerate(errors)}
+
+    def ratio(weights: Tensor, name: str, other: str) -> Tensor:
+        """(operator - name) / other"""
+        mean = pooled(table, weights)
+        operator, own = mean[..., place["operator"]], mean[..., place[name]]
+        below = operator if other == "operator" else operator - mean[..., place[other]]
+        return (operator - own) / below
+
+    crps = {
+        name: _metric(pool(lambda w, n=name: pooled(table[:, place[n]], w)), better="lower")  # type: ignore[misc] # mypy gives a bound default no type
+        for name in errors
+    }
+    gain = _metric(pool(lambda w: ratio(w, "teacher", "operator")))
+    if "student" not in errors:
+        return crps, gain, None
+    return crps, gain, _metric(pool(lambda w: ratio(w, "student", "teacher")))
+
+
+def decided(crps: Mapping[str, Metric], gain: Metric, share: Metric | None) -> tuple[Sampler, str]:
+    """The sampler that stays, and why in a sentence."""
+    if share is None:
+        return "teacher", "no student was trained"
+    if crps["student"].value is None:
+        return "teacher", "the student's members are not finite; the teacher stays, at more evaluations"
+    told = "" if gain.value is None else f"the teacher saves {100 * gain.value:.1f} % of the operator's CRPS"
+    if gain.low is None or gain.low <= 0:
+        return (
+            "student",
+            f"{told or 'the teacher has no figure'}, which cannot be told from nothing: the student, cheaper, stays",
+        )
+    kept = f"{told}, the student keeps {100 * (share.value or 0):.0f} % of that"
+    if share.value is None or share.value < SHARE:
+        return "teacher", f"{kept}, less than {100 * SHARE:.0f} %: the teacher stays, at more evaluations"
+    return "student", f"{kept} at fewer evaluations"
+
+
+def choose_noise(
+    surrogate: Surrogate, *, guards: GuardsConfig, truth: Trajectories, rules: EnsembleValidation
+) -> tuple[NoiseChoice, int]:
+    """Set what becomes of the corrector's noise to the lowest CRPS of validation rollouts; how often it asked."""
+    corrector = _corrector(surrogate)
+    asked = 0
+
+    def score() -> float:
+        nonlocal asked
+        asked += 1
+        return ranked(float(ensemble_errors(surrogate, guards=guards, truth=truth, rules=rules).mean()))
+
+    for name, number in NOISE.items():
+        corrector.get_buffer(name).fill_(number.start)
+    best, edges = score(), []
+    chosen: dict[str, float] = {}
+    for name, number in NOISE.items():
+        buffer = corrector.get_buffer(name)
+        found = {number.start: best}
+        for value in number.tried:
+            buffer.fill_(value)
+            found[value] = score()
+        for beyond, edge in ((number.below, min), (number.above, max)):
+            for value in beyond:
+                if min(found, key=found.__getitem__) != edge(found):
+                    break
+                buffer.fill_(value)
+                found[value] = score()
+        chosen[name] = min(found, key=found.__getitem__)
+        best = found[chosen[name]]
+        buffer.fill_(chosen[name])
+        if chosen[name] in (min(found), max(found)) and chosen[name] not in number.ends:
+            edges.append(name)
+    return NoiseChoice(**chosen, at_edge=tuple(edges)), asked
+
+
+def _corrector(surrogate: Surrogate) -> Corrector:
+    assert surrogate.corrector is not None, "the stage diff_residual adds it"
+    return surrogate.corrector
+
+
+def _metric(found: Pooled, *, better: Literal["lower", "higher"] = "higher") -> Metric:
+    value, low, high = (float(v) for v in (found.value, found.low, found.high))
+    if not math.isfinite(value):
+        return Metric(value=None, better=better, reason="not finite")
+    known = math.isfinite(low) and math.isfinite(high)
+    return Metric(value=value, better=better, low=low if known else None, high=high if known else None)

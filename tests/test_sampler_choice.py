@@ -1,0 +1,161 @@
+"""The student's gate, in a world that the teacher knows: the truth is a rollout of its own."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.model.test_corrector import fields, surrogate
+from universal_simulator import sampler_choice
+from universal_simulator.configuration.schema import EnsembleValidation, GuardsConfig
+from universal_simulator.data.batch import Trajectories
+from universal_simulator.inference.ensemble import StochasticPredictor
+from universal_simulator.inference.rollout import rollout_fields
+from universal_simulator.model.surrogate import Surrogate, load_surrogate, save_surrogate
+from universal_simulator.run_record import StochasticResult
+from universal_simulator.sampler_choice import choose_sampler
+from universal_simulator.stages import ensemble_errors, operator_errors
+
+GUARDS = GuardsConfig()
+RULES = EnsembleValidation(members=6, groups=12, steps=None)
+WEIGHTS = {"diff_residual": "ema", "consistency_distill": "raw"}
+
+
+class Constant(nn.Module):
+    """A student whose jumps end at `end` times the noise they start from: 1 is what an untrained teacher does."""
+
+    def __init__(self, end: float) -> None:
+        super().__init__()
+        self.end = end
+
+    def forward(self, inputs: Tensor, condition: Tensor) -> Tensor:
+        return (self.end - 1) * inputs[..., -8:]
+
+
+@pytest.fixture
+def model() -> Surrogate:
+    made = surrogate()
+    made.add_student()
+    return made
+
+
+def world(model: Surrogate, *, sampled: bool = True) -> Trajectories:
+    """Twelve trajectories of 8 steps: members of the teacher's, or the operator's own."""
+    initial, parameters = fields(12)
+    predictor = StochasticPredictor(model, GUARDS, members=2)
+    model.use_sampler("teacher")
+    if sampled:
+        rolled = predictor.rollout_members(initial, parameters, 8, seed=99)[:, 0]
+    else:
+        rolled = rollout_fields(model, initial, parameters, steps=8)
+    whole = torch.cat([initial[:, None], predictor.guard(rolled, initial)], dim=1)
+    groups = tuple(f"{index:02d}" for index in range(12))
+    return Trajectories(whole, 0.02 * torch.arange(9.0), parameters, groups, model.grid, model.equation)
+
+
+def chosen(model: Surrogate, truth: Trajectories) -> tuple[StochasticResult, float]:
+    return choose_sampler(
+        model,
+        guards=GUARDS,
+        truth=truth,
+        rules=RULES,
+        bootstrap_samples=200,
+        weights=WEIGHTS,  # type: ignore[arg-type] # plain strings
+    )
+
+
+def plant(model: Surrogate, end: float) -> None:
+    assert model.corrector is not None
+    model.corrector.student = Constant(end)  # type: ignore[assignment] # planted
+
+
+def test_a_student_that_keeps_the_gain_stays(model: Surrogate) -> None:
+    found, flops = chosen(model, world(model))
+    assert (found.sampler, model.architecture.sampler) == ("student", "student")
+    assert found.teacher_gain.low is not None
+    assert found.teacher_gain.low > 0.1, "the truth is a draw of the teacher's: it must gain"
+    assert found.student_share is not None
+    assert found.student_share.value == pytest.approx(1, abs=0.02), "a copy of an untrained teacher is it"
+    assert (found.groups, found.members, found.weights) == (12, 6, WEIGHTS)
+    assert set(found.noise) == {"teacher", "student"}
+    assert flops > 0
+
+
+def test_cheat_a_student_that_outputs_zero_is_caught_and_the_teacher_answers(
+    model: Surrogate, tmp_path: Path
+) -> None:
+    truth = world(model)
+    plant(model, 0.0)
+    found, _ = chosen(model, truth)
+    assert found.student_share is not None
+    assert found.student_share.value == pytest.approx(0, abs=0.1), "no spread is no gain over the operator"
+    assert found.sampler == model.architecture.sampler == "teacher"
+    assert "the teacher stays, at more evaluations" in found.decision
+    assert model.corrector is not None
+    assert model.corrector.student is None
+    save_surrogate(model, tmp_path / "model.safetensors")
+    again = load_surrogate(tmp_path / "model.safetensors")
+    for one in (model, again):
+        errors = ensemble_errors(one, guards=GUARDS, truth=truth, rules=RULES)
+        assert float(errors.mean()) == pytest.approx(found.crps["teacher"].value), "with the teacher's noise"
+
+
+@pytest.mark.parametrize(("end", "kept"), [(0.97, "student"), (0.25, "teacher")])
+def test_the_gate_stands_at_nine_tenths(
+    model: Surrogate, end: float, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # no temperature may make up for what the student lost
+    alone = sampler_choice.NoiseNumber(1.0, ())
+    monkeypatch.setattr(sampler_choice, "NOISE", {**sampler_choice.NOISE, "temperature": alone})
+    truth = world(model)
+    plant(model, end)
+    found, _ = chosen(model, truth)
+    assert found.student_share is not None
+    assert found.student_share.value is not None
+    assert (found.student_share.value >= 0.9) == (kept == "student")
+    assert found.sampler == kept
+
+
+def test_without_a_gain_there_is_nothing_to_keep(model: Surrogate) -> None:
+    truth = world(model, sampled=False)
+    plant(model, 0.0)
+    found, _ = chosen(model, truth)
+    assert found.teacher_gain.value is None or found.teacher_gain.value < 0
+    assert found.sampler == "student"
+    assert "cannot be told from nothing" in found.decision
+
+
+def test_a_student_that_breaks_never_answers(model: Surrogate) -> None:
+    truth = world(model)
+    plant(model, math.nan)
+    found, _ = chosen(model, truth)
+    assert found.sampler == "teacher"
+    assert found.crps["student"].value is None
+    assert "not finite" in found.decision
+
+
+def test_noise_is_chosen_for_both_alike_and_beyond_the_edge(model: Surrogate) -> None:
+    """A student twice as wide as the truth wants half its temperature, below the first values tried."""
+    truth = world(model)
+    plant(model, 2.2)
+    found, _ = chosen(model, truth)
+    assert found.noise["student"].temperature == 0.5
+    assert found.noise["teacher"].temperature == 1.0
+    assert found.sampler == "student"
+    assert model.corrector is not None
+    assert float(model.corrector.temperature) == 0.5
+    plant(model, 9.0)
+    assert chosen(model, truth)[0].noise["student"].at_edge == ("temperature",), "a better may lie beyond"
+
+
+def test_the_operators_score_is_the_crps_of_equal_members(model: Surrogate) -> None:
+    truth = world(model)
+    assert model.corrector is not None
+    model.corrector.residual_scale.fill_(1e-12)
+    equal = ensemble_errors(model, guards=GUARDS, truth=truth, rules=RULES)
+    alone = operator_errors(model, guards=GUARDS, truth=truth, rules=RULES)
+    assert torch.allclose(equal.double(), alone.double(), rtol=1e-3)
