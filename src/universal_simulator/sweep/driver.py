@@ -19,6 +19,7 @@ from universal_simulator.sweep.continuation import placebo_verdict
 from universal_simulator.sweep.executor import Executor
 from universal_simulator.sweep.forecast import Forecast
 from universal_simulator.sweep.gates import GateResult
+from universal_simulator.sweep.interruption import Interruption
 from universal_simulator.sweep.job_log import answer, tail
 from universal_simulator.sweep.job_queue import JobQueue
 from universal_simulator.sweep.jobs import DATA, data_job, evaluation_job, training_id, training_job
@@ -50,8 +51,8 @@ def run_sweep(
 ) -> SweepState:
     """Run the plan in `folder`, or go on with the same plan there."""
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
-    with locked(folder):
-        return _Driver(_opened(plan, folder), executor, progress).run()
+    with locked(folder), Interruption() as interruption:
+        return _Driver(_opened(plan, folder), executor, progress, interruption).run()
 
 
 def resume_sweep(
@@ -63,11 +64,11 @@ def resume_sweep(
 ) -> SweepState:
     """Go on with the sweep in `folder`; a changed plan may bring another budget and appended rounds."""
     given = load_plan(plan) if isinstance(plan, str | Path) else plan
-    with locked(folder):
+    with locked(folder), Interruption() as interruption:
         state = SweepState(folder)
         if given is not None:
             amend(state, given)
-        return _Driver(state, executor, progress).run()
+        return _Driver(state, executor, progress, interruption).run()
 
 
 def estimate_sweep(
@@ -75,8 +76,8 @@ def estimate_sweep(
 ) -> SweepState:
     """Data, runs, the canary and the forecast, and nothing else; `run_sweep` goes on from there."""
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
-    with locked(folder):
-        return _Driver(_opened(plan, folder), executor, progress).estimate()
+    with locked(folder), Interruption() as interruption:
+        return _Driver(_opened(plan, folder), executor, progress, interruption).estimate()
 
 
 def rebuild_reports(folder: Path) -> SweepState:
@@ -101,14 +102,20 @@ def _opened(plan: Plan, folder: Path) -> SweepState:
 class _Driver:
     """The phases of one plan, in their order; each does what is left of it."""
 
-    def __init__(self, state: SweepState, executor: Executor, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        state: SweepState,
+        executor: Executor,
+        progress: Progress | None,
+        interruption: Interruption,
+    ) -> None:
         self.state = state
         self.plan = state.plan
         self.folder = state.folder
         self.journal = state.journal
         self.executor = executor
         self.forecast = Forecast(state)
-        self.queue = JobQueue(state, executor, forecast=self.forecast.seconds)
+        self.queue = JobQueue(state, executor, forecast=self.forecast.seconds, check=interruption.check)
         self.progress = progress
         self._judged: dict[str, dict[str, list[GateResult]]] = {}
 
@@ -154,7 +161,7 @@ class _Driver:
         self._open_test()
 
     def _stopped(self, reason: str) -> None:
-        """The ceiling is reached: what there is so far is told, with the reason."""
+        """The ceiling is reached and what ran has ended: what there is so far is told, with the reason."""
         self.executor.cancel_all()
         self.journal.append("sweep_stopped", reason=reason)
         _write_reports(self.state)

@@ -30,6 +30,10 @@ lost only by evidence: its process, worker, instance or cluster is known to be g
 can still be writing into the run's folder. `cancel` returns when the process is gone, not when it
 has been asked to go.
 
+*Time and money.* Waiting is not work: `JobEnd.seconds` and `Use.seconds` leave it out, so a job pending
+for hours uses up no ceiling of hours. Dollars are what the executor is billed, loading and idling
+included; where it bills nothing of its own, the driver prices the seconds.
+
 *Order.* `slots` jobs run at a time; more than that, or more than fit their needs, wait inside the
 executor in the order given. What can never fit is refused by `submit`.
 """
@@ -104,13 +108,29 @@ class JobEnd:
 
     exit_code is negative for a job ended by a signal, `LOST_EXIT_CODE` for a lost one.
     seconds: how long it ran, waiting excluded, as far as known. lost: worker or host went away;
-    not the run's fault, resubmit it from its checkpoint.
+    not the run's fault, resubmit it from its checkpoint. usd: what this submission was billed up to
+    here; None: by the plan's price of its seconds. submission: the executor's own name of this
+    submission, the same whenever its end is told again; "" where no end outlives the driver.
     """
 
     job_id: str
     exit_code: int
     seconds: float
     lost: bool = False
+    usd: float | None = None
+    submission: str = ""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a submission has used so far. seconds: at work, waiting excluded; usd: as billed.
+
+    None: not known here. The driver then counts the seconds in which `state` did not say "waiting",
+    and prices them as the plan does.
+    """
+
+    seconds: float | None = None
+    usd: float | None = None
 
 
 class Executor(abc.ABC):
@@ -152,6 +172,10 @@ class Executor(abc.ABC):
     @abc.abstractmethod
     def state(self, job_id: str) -> JobState:
         """What is known of a job submitted or attached here. Never raises for a silent worker."""
+
+    def use(self, job_id: str) -> Use:
+        """What a job submitted or attached here has used since its submission. Asks nobody; never raises."""
+        return Use()
 
     @abc.abstractmethod
     def cancel(self, job_id: str) -> JobEnd | None:

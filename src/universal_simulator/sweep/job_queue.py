@@ -1,20 +1,28 @@
-"""Runs jobs on an executor: intent, launch, end, another attempt, giving up; ceilings before each launch."""
+"""Runs jobs on an executor: intent, launch, end, another attempt, giving up; ceilings before each launch.
+
+However a sitting ends (a ceiling, an exception, a signal), what runs is ended first and its end journalled,
+then the stop. Only SIGKILL leaves attempts without an end: the next sitting takes them over, or journals
+that they were abandoned and charges them up to their last sign of life.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from universal_simulator.errors import BudgetError
+from universal_simulator.errors import BudgetError, ExecutorError, UsimError
 from universal_simulator.run_record import RunFolder, RunRecord, read_document
 from universal_simulator.sweep.early_stop import STOPPED_EARLY, EarlyStopWatch
-from universal_simulator.sweep.executor import Executor, Job, JobEnd
+from universal_simulator.sweep.executor import LOST_EXIT_CODE, Executor, Job, JobEnd
 from universal_simulator.sweep.heartbeat import Heartbeat
 from universal_simulator.sweep.job_log import live_share, tail
 from universal_simulator.sweep.spending import Ledger, Spend
 from universal_simulator.sweep.state import SweepState, result_hashes
 from universal_simulator.sweep.testimony import falsehoods
+from universal_simulator.sweep.work_clock import WorkClock, abandoned_s, last_alive, mark_alive
 
 #: report(share done of each job begun, jobs running), called about every two seconds
 Report = Callable[[Mapping[str, float], Sequence[str]], None]
@@ -35,7 +43,8 @@ POLL_S = 2.0
 class JobQueue:
     """One sitting of one driver; what it did before stands in the journal.
 
-    forecast(job id) -> seconds it is expected to take, 0 where nothing is known.
+    forecast(job id) -> seconds it is expected to take, 0 where nothing is known. check() is called at
+    every look and may raise to end the sitting.
     """
 
     def __init__(
@@ -45,6 +54,8 @@ class JobQueue:
         *,
         forecast: Callable[[str], float] = lambda job_id: 0.0,
         heartbeat: Heartbeat | None = None,
+        check: Callable[[], None] = lambda: None,
+        clock: WorkClock | None = None,
     ) -> None:
         self.state = state
         self.executor = executor
@@ -52,8 +63,11 @@ class JobQueue:
         self.heartbeat = heartbeat or Heartbeat(executor, state.plan.stall_timeout_s)
         self.ledger = Ledger(state)
         self.watch = EarlyStopWatch(state)
+        self.check = check
+        self.clock = clock or WorkClock()
+        #: of the driver before this one
+        self._alive = last_alive(state.folder)
         self._running: dict[str, Job] = {}
-        self._started: dict[str, float] = {}
         self._ends: Counter[tuple[str, str]] = Counter()
 
     def run(
@@ -64,8 +78,16 @@ class JobQueue:
         more() is asked whenever something ended, for jobs that follow from it.
         Returns when each is done, given up or refused by a ceiling of its run or round. Raises
         BudgetError at a ceiling of the sweep: at once where it is used up; where only the next launch
-        would cross it, after what runs has ended.
+        would cross it, after what runs has ended. Whatever is raised, nothing runs any more then.
         """
+        try:
+            self._run(jobs, report, more)
+        except BaseException as error:
+            self._end_running(error)
+            raise
+
+    def _run(self, jobs: Sequence[Job], report: Report, more: Callable[[], Sequence[Job]]) -> None:
+        self.check()
         state = self.state
         waiting = [j for j in jobs if not state.done(j.job_id) and not state.failed_for_good(j.job_id)]
         waiting = [job for job in waiting if not self._attached(job)]
@@ -73,11 +95,14 @@ class JobQueue:
         stopped: BudgetError | None = None
         finished = {j.job_id: 1.0 for j in jobs if state.done(j.job_id)}
         while (waiting and stopped is None) or self._running:
+            self.check()
             while waiting and stopped is None and len(self._running) < self.executor.slots:
                 stopped = self._launch(waiting.pop(0))
             live = {name: live_share(job.log) for name, job in self._running.items()}
             report(finished | live, list(self._running))
-            for end in self.executor.wait(POLL_S):
+            ends = self.executor.wait(POLL_S)
+            self._look()
+            for end in ends:
                 job = self._running[end.job_id]
                 if self._ended(job, end):
                     waiting.insert(0, job)
@@ -91,12 +116,21 @@ class JobQueue:
             raise stopped
 
     def _attached(self, job: Job) -> bool:
-        """Take over a job that an earlier driver began and that may still be at work."""
-        if not self.state.running(job.job_id) or not self.executor.attach(job.job_id, self.state.folder):
+        """Take over a job that an earlier driver began; where it is gone, its attempt is ended here."""
+        attempt = self.state.attempt(job.job_id)
+        if attempt is None:
             return False
-        self.state.journal.append("job_attached", job=job.job_id)
-        self._begin(job)
+        if not self.executor.attach(job.job_id, self.state.folder):
+            self._abandoned(job, abandoned_s(attempt, job, self._alive))
+            return False
+        self._begin(job, abandoned_s(attempt, job, time.time()), waits=attempt.since is None)
+        self.state.journal.append("job_attached", job=job.job_id, attempt=attempt.number)
         return True
+
+    def _abandoned(self, job: Job, seconds: float, **words: str | bool) -> None:
+        """An attempt that nobody will tell the end of, charged as far as it is known to have come."""
+        end = JobEnd(job.job_id, LOST_EXIT_CODE, seconds, lost=True)
+        self._journal_end(end, **({"abandoned": True} | words))
 
     def _launch(self, job: Job) -> BudgetError | None:
         """Start a job, unless a ceiling forbids it; the error is the sweep's own ceiling."""
@@ -111,31 +145,46 @@ class JobQueue:
             self._give_up(job, f"not launched: {reason}, its ceiling in the plan", final=True)
             return None
         self.state.journal.append("job_intent", job=job.job_id, arguments=list(job.arguments))
-        self.executor.submit(job)
         self._begin(job)
+        try:
+            self.executor.submit(job)
+        except ExecutorError as error:
+            self._forget(job)
+            self._abandoned(job, 0.0, refused_launch=True, words=str(error))
+            raise
         return None
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, job: Job, worked_s: float = 0.0, *, waits: bool = False) -> None:
         self._running[job.job_id] = job
-        self._started[job.job_id] = time.monotonic()
+        self.clock.begin(job.job_id, worked_s, waits=waits)
+        mark_alive(self.state.folder)
+
+    def _forget(self, job: Job) -> None:
+        del self._running[job.job_id]
+        self.clock.forget(job.job_id)
+        self.heartbeat.forget(job.job_id)
+
+    def _look(self) -> None:
+        """Who waits and who works, journalled where it changes: only work counts as hours."""
+        mark_alive(self.state.folder)
+        for name in self._running:
+            if self.clock.see(name, self.executor.state(name)):
+                kind = "job_waiting" if self.clock.waits(name) else "job_at_work"
+                self.state.journal.append(kind, job=name, worked_s=round(self.clock.seconds(name), 3))
 
     def _ended(self, job: Job, end: JobEnd, cause: str | None = None, reason: str | None = None) -> bool:
         """Journal an end; True if the job is to be tried again. reason: why it was ended for good."""
         cause = cause or _cause(end)
-        del self._running[job.job_id]
-        self.heartbeat.forget(job.job_id)
+        self._forget(job)
+        if self.state.told_before(end.job_id, end.submission):
+            # of an earlier submission, paid already: the one journalled last never reached the executor
+            self._abandoned(job, 0.0, refused_launch=True, words=f"{end.submission} ended before")
+            return True
         self._ends[job.job_id, cause] += 1
         record = self._record(end.job_id)
         lies = self._lies(end, record)
-        self.state.journal.append(
-            "job_ended",
-            job=end.job_id,
-            exit_code=end.exit_code,
-            seconds=round(end.seconds, 3),
-            lost=end.lost,
-            refused=lies,
-            results={} if end.exit_code or lies else self._results(end.job_id, record),
-        )
+        results = {} if end.exit_code or lies else self._results(end.job_id, record)
+        self._journal_end(end, refused=lies, results=results)
         if lies:
             self._set_aside(end.job_id)
             self._give_up(job, f"what came back is not of this job: {'; '.join(lies)}", final=False)
@@ -147,6 +196,36 @@ class JobQueue:
         final = reason is not None or self._is_final(end.job_id, end.exit_code)
         self._give_up(job, reason or tail(job.log), final=final)
         return False
+
+    def _journal_end(self, end: JobEnd, **words: Any) -> None:
+        """The one place where an attempt is paid. An end of no known attempt names none."""
+        attempt = self.state.attempt(end.job_id)
+        self.state.journal.append(
+            "job_ended",
+            job=end.job_id,
+            attempt=None if attempt is None else attempt.number,
+            submission=end.submission,
+            exit_code=end.exit_code,
+            seconds=round(end.seconds, 3),
+            usd=round(self.ledger.price(end.job_id, end.seconds) if end.usd is None else end.usd, 6),
+            lost=end.lost,
+            **({"refused": [], "results": {}} | words),
+        )
+
+    def _end_running(self, error: BaseException) -> None:
+        """Before a stop: each running job is ended and its end journalled, whatever befalls the others.
+
+        One whose end the executor cannot tell keeps its attempt open: the next sitting settles it.
+        """
+        for job in list(self._running.values()):
+            try:
+                end = self.executor.cancel(job.job_id)
+                if end is not None and end.exit_code == 0:
+                    self._ended(job, end)
+                elif end is not None and not self.state.told_before(end.job_id, end.submission):
+                    self._journal_end(end, interrupted=True)
+            except (UsimError, OSError) as trouble:
+                error.add_note(f"{job.job_id} was not ended in the journal: {trouble}")
 
     def _give_up(self, job: Job, log: str, *, final: bool) -> None:
         self.state.journal.append("job_given_up", job=job.job_id, log=log, final=final)
@@ -164,15 +243,22 @@ class JobQueue:
                 again.append(job)
         return again
 
-    def _expected(self) -> dict[str, float]:
-        """Running jobs -> seconds they have used, or are forecast to use if that is more."""
-        now = time.monotonic()
-        return {name: max(now - self._started[name], self.forecast(name)) for name in self._running}
+    def _used(self, name: str, at_least_s: float = 0.0) -> Spend:
+        """What a running job has come to, by the executor's account or else by the clock."""
+        use = self.executor.use(name)
+        seconds = max(self.clock.seconds(name) if use.seconds is None else use.seconds, at_least_s)
+        spend = self.ledger.one(name, seconds)
+        if use.usd is None:
+            return spend
+        return replace(spend, usd=max(use.usd, self.ledger.price(name, at_least_s)))
+
+    def _expected(self) -> dict[str, Spend]:
+        """Running jobs -> what they have used, or are forecast to use if that is more."""
+        return {name: self._used(name, self.forecast(name)) for name in self._running}
 
     def _end_overspending(self) -> None:
         """Jobs that use up the ceiling of their run or round are ended; that of the sweep ends it."""
-        now = time.monotonic()
-        totals = self.ledger.with_running({name: now - self._started[name] for name in self._running})
+        totals = self.ledger.with_running({name: self._used(name) for name in self._running})
         for job in list(self._running.values()):
             refused = self.ledger.refusal(job.job_id, totals, Spend())
             if refused is None:

@@ -62,9 +62,11 @@ class Journal:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
+        except BaseException as error:
+            # an interruption too: a line in the file and not in memory would get its number twice
             self._torn_at = before if self.path.exists() else None
-            error.filename = error.filename or str(self.path)
+            if isinstance(error, OSError):
+                error.filename = error.filename or str(self.path)
             raise
         self._keep(event)
         return event

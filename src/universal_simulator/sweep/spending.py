@@ -1,14 +1,17 @@
 """What has been spent, what a launch would add, and whether a ceiling allows it. Pure arithmetic.
 
-Three scopes: a run with all its jobs, a round, the sweep. With s spent (ended jobs), r what the running
+Three scopes: a run with all its jobs, a round, the sweep. With s spent (ended attempts), r what the running
 jobs have used or are still forecast to use, and f the forecast of the job asked about, a launch is
 refused where s + r + f > ceiling. A job without a forecast counts as nothing until it has run.
+
+The journal is the only book. An attempt counts from its intent on, its seconds and dollars with its end;
+dollars are those of the end, else (older journals) the plan's price of its seconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from universal_simulator.sweep.plan import Ceiling, Plan
 from universal_simulator.sweep.state import Run, SweepState
@@ -65,6 +68,7 @@ class Ledger:
         self.state = state
         self._read = 0
         self._spent: dict[str, Spend] = {}
+        self._usd: dict[str, float] = {}
 
     def run_of(self, job_id: str) -> Run | None:
         return self.state.run(job_id.partition(":")[2])
@@ -80,24 +84,38 @@ class Ledger:
         return Spend(seconds, self.price(job_id, seconds), launches if job_id.startswith("train:") else 0)
 
     def spent(self) -> dict[str, Spend]:
-        """Scope name -> what every attempt that ended came to."""
-        events = self.state.journal.events
-        for event in events[self._read :]:
-            if event.kind == "job_ended":
-                job_id = event.data["job"]
-                self._add(self._spent, job_id, self.one(job_id, event.data["seconds"], launches=1))
-        self._read = len(events)
+        """Scope name -> launches so far, and what those that ended came to."""
+        paid = self.state.paid()
+        for event in paid[self._read :]:
+            job_id, data = event.data["job"], event.data
+            if event.kind == "job_intent":
+                self._add(self._spent, job_id, self.one(job_id, 0.0, launches=1))
+                continue
+            usd = data.get("usd")
+            usd = self.price(job_id, data["seconds"]) if usd is None else usd
+            # what was never accepted was no launch
+            launches = -1 if data.get("refused_launch") else 0
+            self._add(
+                self._spent, job_id, replace(self.one(job_id, data["seconds"], launches=launches), usd=usd)
+            )
+            self._usd[job_id] = self._usd.get(job_id, 0.0) + usd
+        self._read = len(paid)
         return dict(self._spent)
+
+    def usd_of(self, job_id: str) -> float:
+        """What the attempts of a job that ended came to."""
+        self.spent()
+        return self._usd.get(job_id, 0.0)
 
     def _add(self, totals: dict[str, Spend], job_id: str, spend: Spend) -> None:
         for scope in scopes(self.state.plan, self.run_of(job_id)):
             totals[scope.name] = totals.get(scope.name, Spend()) + spend
 
-    def with_running(self, running: Mapping[str, float]) -> dict[str, Spend]:
-        """`spent` and, job id -> seconds used or still expected, what runs now."""
+    def with_running(self, running: Mapping[str, Spend]) -> dict[str, Spend]:
+        """`spent` and, job id -> seconds and dollars used or still expected, what runs now."""
         totals = self.spent()
-        for job_id, seconds in running.items():
-            self._add(totals, job_id, self.one(job_id, seconds, launches=1))
+        for job_id, spend in running.items():
+            self._add(totals, job_id, spend)
         return totals
 
     def refusal(self, job_id: str, totals: Mapping[str, Spend], asked: Spend) -> tuple[Scope, str] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from universal_simulator.run_record import (
     content_hash,
     read_document,
 )
+from universal_simulator.sweep.attempts import Attempt, Attempts
 from universal_simulator.sweep.journal import Event, Journal
 from universal_simulator.sweep.plan import Plan
 
@@ -83,11 +83,9 @@ class SweepState:
         self._runs: list[Run] = []
         self._by_id: dict[str, Run] = {}
         self._baselines: list[str] = []
-        self._begun: Counter[str] = Counter()
-        self._ends: dict[str, list[Event]] = {}
+        self._attempts = Attempts()
         self._given_up: dict[str, list[Event]] = {}
         self._hashes: dict[str, dict[str, str]] = {}
-        self._seconds = 0.0
         self._about: dict[str, dict[str, Any]] = {}
         #: what a record was read from (time, size, results held to it) and the record
         self._records: dict[str, tuple[tuple[int, int, int], RunRecord]] = {}
@@ -111,11 +109,9 @@ class SweepState:
                 case "run_healed" | "run_added":
                     self._plan_run(data["run"])
                     self._about[data["run"]["run_id"]] = data.get("about", {})
-                case "job_intent":
-                    self._begun[data["job"]] += 1
-                case "job_ended":
-                    self._ends.setdefault(data["job"], []).append(event)
-                    self._seconds += data["seconds"]
+                case "job_intent" | "job_waiting" | "job_at_work":
+                    self._attempts.take(event)
+                case "job_ended" if self._attempts.take(event):
                     for run_id, found in data.get("results", {}).items():
                         self._hashes.setdefault(run_id, {}).update(found)
                 case "job_given_up":
@@ -144,12 +140,17 @@ class SweepState:
     def seconds_spent(self) -> float:
         """Worker seconds of every attempt that ended, resumes included."""
         self._absorb()
-        return self._seconds
+        return self._attempts.seconds
 
     def seconds_by_job(self) -> dict[str, float]:
         """job id -> worker seconds of all its attempts that ended."""
         self._absorb()
-        return {job: sum(e.data["seconds"] for e in ends) for job, ends in self._ends.items()}
+        return {job: sum(e.data["seconds"] for e in ends) for job, ends in self._attempts.ends.items()}
+
+    def paid(self) -> list[Event]:
+        """Intents and their ends, each once, in the order of the journal: what spending is counted from."""
+        self._absorb()
+        return self._attempts.paid
 
     def run(self, run_id: str) -> Run | None:
         """The planned run of this id."""
@@ -158,7 +159,7 @@ class SweepState:
 
     def done(self, job_id: str) -> bool:
         self._absorb()
-        ends = self._ends.get(job_id, ())
+        ends = self._attempts.ends.get(job_id, ())
         return any(e.data["exit_code"] == 0 and not e.data.get("refused") for e in ends)
 
     def failed(self, job_id: str) -> bool:
@@ -176,11 +177,24 @@ class SweepState:
 
     def running(self, job_id: str) -> bool:
         """Begun and not ended (or its driver died)."""
-        return self.attempts(job_id) < self._begun[job_id]
+        return self.attempt(job_id) is not None
+
+    def attempt(self, job_id: str) -> Attempt | None:
+        """The attempt that no end is journalled of."""
+        self._absorb()
+        return self._attempts.open.get(job_id)
+
+    def told_before(self, job_id: str, submission: str) -> bool:
+        """Whether the end of this submission is journalled already; never of an unnamed one."""
+        self._absorb()
+        return bool(submission) and any(
+            e.data.get("submission") == submission for e in self._attempts.ends.get(job_id, ())
+        )
 
     def attempts(self, job_id: str) -> int:
+        """Those that ended."""
         self._absorb()
-        return len(self._ends.get(job_id, ()))
+        return len(self._attempts.ends.get(job_id, ()))
 
     def record(self, run_id: str) -> RunRecord | None:
         """The run's record; its results must be those that the journal saw when its job ended."""
