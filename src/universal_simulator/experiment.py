@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from universal_simulator.assessment import evaluate
 from universal_simulator.configuration import LoadedConfig
@@ -26,11 +25,7 @@ from universal_simulator.data.splits import CALIBRATION_HALVES
 from universal_simulator.data.windows import StreamingWindowSource, WindowSource
 from universal_simulator.device import describe, peak_memory_gib, resolve
 from universal_simulator.errors import UserError, UsimError
-from universal_simulator.evaluation.calibration_fit import fit_calibration
-from universal_simulator.evaluation.contract import stochastic
-from universal_simulator.evaluation.ensemble import rollout_members
 from universal_simulator.identity import code_version, commit, input_hash, package_versions, run_identity
-from universal_simulator.inference.ensemble import predictor_of
 from universal_simulator.model.surrogate import (
     Architecture,
     Surrogate,
@@ -40,13 +35,12 @@ from universal_simulator.run_record import (
     Origin,
     RunFolder,
     RunRecord,
-    StochasticResult,
     TrainingRecord,
     TrainingResult,
     read_document,
     write_json,
 )
-from universal_simulator.sampler_choice import choose_sampler
+from universal_simulator.sampler_choice import make_sampler
 from universal_simulator.source_tree import archive_hash, lock_hash
 from universal_simulator.stages import train_stages
 from universal_simulator.training.batches import CanonicalBatches
@@ -197,7 +191,9 @@ def _train(
         update={"weights": outcomes["operator"].progress.best_weights}
     )
     trained = time.monotonic()
-    stochastic_result, spent = _make_sampler(config, dataset, surrogate, validation, outcomes, progress)
+    stochastic_result, spent = make_sampler(
+        config, dataset, surrogate, validation, outcomes, progress=progress
+    )
     calibration_s = time.monotonic() - trained
     _learn_reward(config, dataset, surrogate)
     reward_s = time.monotonic() - trained - calibration_s
@@ -249,66 +245,6 @@ def _learn_reward(config: RunConfig, dataset: Dataset, surrogate: Surrogate) -> 
         CALIBRATION_HALVES[1], time_stride=config.data.time_stride, device=surrogate.offset.device
     )
     train_reward(surrogate, ttc, config.guards, truth, dataset, seed=config.seed)
-
-
-def _make_sampler(
-    config: RunConfig,
-    dataset: Dataset,
-    surrogate: Surrogate,
-    validation: Trajectories,
-    outcomes: dict[str, StageOutcome],
-    progress: Progress | None,
-) -> tuple[StochasticResult | None, dict[str, float]]:
-    """Of a model with a corrector: who answers, with which noise, recalibrated; and the operations of both."""
-    if surrogate.corrector is None:
-        return None, {}
-    found, flops = choose_sampler(
-        surrogate,
-        guards=config.guards,
-        truth=validation,
-        rules=config.training.ensemble_validation,
-        bootstrap_samples=config.evaluation.bootstrap_samples,
-        weights={
-            stage: "raw" if outcomes[stage].progress.best_weights == "raw" else "ema"
-            for stage in ("diff_residual", "consistency_distill")
-            if stage in outcomes
-        },
-    )
-    spent = {"sampler_choice": flops, "calibration": _calibrate(config, dataset, surrogate, progress)}
-    entry = surrogate.architecture.calibration
-    chosen = {} if entry is None else dict(zip(entry.regimes, entry.choices, strict=True))
-    return found.model_copy(update={"calibration": chosen}), spent
-
-
-def _calibrate(config: RunConfig, dataset: Dataset, surrogate: Surrogate, progress: Progress | None) -> float:
-    """Recalibrate the ensembles on their half of the calibration split; floating-point operations spent."""
-    predictor = stochastic(predictor_of(surrogate, config.guards, members=config.evaluation.members))
-    if predictor is None:
-        return 0.0
-    steps = config.evaluation.steps
-    truth = dataset.load(
-        CALIBRATION_HALVES[0],
-        time_stride=config.data.time_stride,
-        first_frame=config.evaluation.first_frame,
-        num_frames=None if steps is None else steps + 1,
-        max_groups=config.evaluation.ensemble_groups,
-        device=surrogate.offset.device,
-    )
-    calibration = fit_calibration(
-        predictor,
-        truth,
-        dataset,
-        first_frame=config.evaluation.first_frame,
-        batch_size=config.evaluation.batch_size,
-        noise_seed=config.evaluation.noise_seed,
-        on_batch=None if progress is None else functools.partial(progress, "calibration"),
-    )
-    surrogate.calibrate(calibration)
-    # counted on one trajectory: the counter slows what it counts
-    one = truth.subset(torch.tensor([0]))
-    with FlopCounterMode(display=False) as counter:
-        rollout_members(predictor, one, seed=config.evaluation.noise_seed)
-    return len(truth) * float(counter.get_total_flops())
 
 
 def _training_data(

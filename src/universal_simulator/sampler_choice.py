@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,17 +24,25 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from universal_simulator.configuration.schema import EnsembleValidation, GuardsConfig
+from universal_simulator.configuration.schema import EnsembleValidation, GuardsConfig, RunConfig
 from universal_simulator.data.batch import Trajectories
+from universal_simulator.data.dataset import Dataset
+from universal_simulator.data.splits import CALIBRATION_HALVES
+from universal_simulator.evaluation.calibration_fit import fit_calibration
+from universal_simulator.evaluation.contract import stochastic
+from universal_simulator.evaluation.ensemble import rollout_members
 from universal_simulator.evaluation.ensemble_metrics import Pooled, Pooling
 from universal_simulator.evaluation.uncertainty import pooled
+from universal_simulator.inference.ensemble import predictor_of
 from universal_simulator.model.corrector import Corrector
 from universal_simulator.model.surrogate import Surrogate
 from universal_simulator.run_record import Metric, NoiseChoice, StochasticResult
 from universal_simulator.stages import ensemble_errors, operator_errors
-from universal_simulator.training.loop import ranked
+from universal_simulator.training.loop import StageOutcome, ranked
 
 Sampler = Literal["teacher", "student"]
+#: (name of what is done, done, total)
+Progress = Callable[[str, int, int], None]
 #: of the teacher's gain in CRPS, that a student must keep
 SHARE = 0.9
 
@@ -59,6 +67,67 @@ NOISE = {
     "persistence": NoiseNumber(0.0, (0.5, 0.8), above=(0.9, 0.95), ends=(0.0,)),
     "temperature": NoiseNumber(1.0, (0.7, 1.3), below=(0.5, 0.35), above=(1.7, 2.2)),
 }
+
+
+def make_sampler(
+    config: RunConfig,
+    dataset: Dataset,
+    surrogate: Surrogate,
+    validation: Trajectories,
+    outcomes: Mapping[str, StageOutcome],
+    *,
+    progress: Progress | None = None,
+) -> tuple[StochasticResult | None, dict[str, float]]:
+    """Of a model with a corrector: who answers, with which noise, recalibrated; and the operations of both."""
+    if surrogate.corrector is None:
+        return None, {}
+    found, flops = choose_sampler(
+        surrogate,
+        guards=config.guards,
+        truth=validation,
+        rules=config.training.ensemble_validation,
+        bootstrap_samples=config.evaluation.bootstrap_samples,
+        weights={
+            stage: "raw" if outcomes[stage].progress.best_weights == "raw" else "ema"
+            for stage in ("diff_residual", "consistency_distill")
+            if stage in outcomes
+        },
+    )
+    spent = {"sampler_choice": flops, "calibration": _calibrate(config, dataset, surrogate, progress)}
+    entry = surrogate.architecture.calibration
+    chosen = {} if entry is None else dict(zip(entry.regimes, entry.choices, strict=True))
+    return found.model_copy(update={"calibration": chosen}), spent
+
+
+def _calibrate(config: RunConfig, dataset: Dataset, surrogate: Surrogate, progress: Progress | None) -> float:
+    """Recalibrate the ensembles on their half of the calibration split; floating-point operations spent."""
+    predictor = stochastic(predictor_of(surrogate, config.guards, members=config.evaluation.members))
+    if predictor is None:
+        return 0.0
+    steps = config.evaluation.steps
+    truth = dataset.load(
+        CALIBRATION_HALVES[0],
+        time_stride=config.data.time_stride,
+        first_frame=config.evaluation.first_frame,
+        num_frames=None if steps is None else steps + 1,
+        max_groups=config.evaluation.ensemble_groups,
+        device=surrogate.offset.device,
+    )
+    calibration = fit_calibration(
+        predictor,
+        truth,
+        dataset,
+        first_frame=config.evaluation.first_frame,
+        batch_size=config.evaluation.batch_size,
+        noise_seed=config.evaluation.noise_seed,
+        on_batch=None if progress is None else functools.partial(progress, "calibration"),
+    )
+    surrogate.calibrate(calibration)
+    # counted on one trajectory: the counter slows what it counts
+    one = truth.subset(torch.tensor([0]))
+    with FlopCounterMode(display=False) as counter:
+        rollout_members(predictor, one, seed=config.evaluation.noise_seed)
+    return len(truth) * float(counter.get_total_flops())
 
 
 def choose_sampler(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from universal_simulator.configuration.schema import (
     CorrectorStage,
@@ -223,9 +224,10 @@ def _begin_corrector(surrogate: Surrogate, *, config: RunConfig, batches: Canoni
         torch.manual_seed(config.seed)
         corrector = surrogate.add_corrector(config.model.corrector)
     generator = torch.Generator().manual_seed(config.seed)
-    fit_units(corrector, segments(surrogate, batches(generator, UNIT_WINDOWS, corrector.segment)))
+    with FlopCounterMode(display=False) as counter:
+        fit_units(corrector, segments(surrogate, batches(generator, UNIT_WINDOWS, corrector.segment)))
     source = _segment_source(surrogate, batches, config.training.diff_residual, generator)
-    return Begun(corrector.parameters(), source, source.flops)
+    return Begun(corrector.parameters(), source, counter.get_total_flops() + source.flops)
 
 
 def _begin_student(surrogate: Surrogate, *, config: RunConfig, batches: CanonicalBatches) -> Begun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -37,6 +38,7 @@ from universal_simulator.errors import (
     MemoryExhaustedError,
     UserError,
 )
+from universal_simulator.model.contract import Conditions
 from universal_simulator.model.surrogate import load_surrogate
 from universal_simulator.physics.domain import Grid
 from universal_simulator.physics.equations import ADVECTION, BURGERS
@@ -49,6 +51,8 @@ from universal_simulator.training import loop, reward
 from universal_simulator.training.augmentation import Augmentation
 from universal_simulator.training.loop import rollout_length, validation_steps
 from universal_simulator.training.optimisation import WeightAverage, learning_rate
+from universal_simulator.training.segments import Segments
+from universal_simulator.training.stochastic import corrector_loss
 
 TINY = [
     "training.codec.steps=4",
@@ -600,3 +604,37 @@ def test_noise_that_breaks_members_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     sampler_choice.choose_noise(model, guards=None, truth=None, rules=None)  # type: ignore[arg-type] # the score is planted
     assert float(carried) == 0.0
 
+
+def test_operations_of_drawing_a_batch_count(tmp_path: Path, smoke_data: Dataset) -> None:
+    """A stochastic stage without a latent cache rolls the operator out for every batch."""
+    training = tiny(smoke_data, "training.accumulation=1").config.training
+    conditions = Conditions(torch.full((4, 1), 0.05), torch.full((4,), 0.02))
+    drawn = Segments(torch.randn(4, 8, 8), torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), conditions)
+
+    def spent(batches: loop.BatchSource, folder: Path) -> float:
+        model = corrected()
+        folder.mkdir()
+        stage = loop.StageTraining(
+            model,
+            training,
+            training.diff_residual,
+            loss=functools.partial(corrector_loss, residuals=1),
+            batch_size=4,
+            accumulation=1,
+            rollout_length=lambda step: 4,
+            seed=0,
+            batches=batches,
+            validate=lambda _: 0.0,
+            validations=1,
+            state_path=folder / "state.pt",
+            log_path=folder / "log.jsonl",
+            input_hash="x",
+        )
+        return stage.run().progress.training_flops
+
+    def rolled(generator: torch.Generator, batch_size: int, num_steps: int) -> Segments:
+        torch.ones(8, 8) @ torch.ones(8, 8)
+        return drawn
+
+    plain = spent(lambda *_: drawn, tmp_path / "plain")
+    assert spent(rolled, tmp_path / "rolled") - plain == training.diff_residual.steps * 2 * 8**3

@@ -174,8 +174,7 @@ class StageTraining:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(step_seed(self.seed, step) ^ 0x5DEECE66D)
             for _ in range(self.accumulation):
-                batch = self.batches(generator, self.batch_size, length)
-                parts.append(self._micro_batch(batch, length))
+                parts.append(self._micro_batch(generator, length))
         # only what this stage trains: others may still hold gradients of the stage before
         trained = [p for group in self.optimiser.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(trained, self.stage.grad_clip)
@@ -187,15 +186,18 @@ class StageTraining:
             {"step": step + 1, "rollout_length": length, "lr": rate, "grad_norm": float(norm), **values}
         )
 
-    def _micro_batch(self, batch: Batch, length: int) -> LossTerms:
-        """Forward and backward of one micro-batch; floating-point operations counted once per length."""
+    def _micro_batch(self, generator: torch.Generator, length: int) -> LossTerms:
+        """Draw one micro-batch, forward and backward; floating-point operations counted once per length.
+
+        Drawing counts as well: a stochastic stage without a cache rolls the operator out for it.
+        """
         if length in self.flops_of_length:
-            terms = self._forward_backward(batch)
+            terms = self._forward_backward(self.batches(generator, self.batch_size, length))
         else:
             # counted on the plain function: a compiled one that first runs under a counter never compiles
             compiled, self.forward = self.forward, self.loss
             with FlopCounterMode(display=False) as counter:
-                terms = self._forward_backward(batch)
+                terms = self._forward_backward(self.batches(generator, self.batch_size, length))
             self.forward = compiled
             self.flops_of_length[length] = float(counter.get_total_flops())
         self.progress.training_flops += self.flops_of_length[length]

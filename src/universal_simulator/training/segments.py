@@ -61,9 +61,7 @@ class Segments:
 
     def to(self, dtype: torch.dtype) -> Segments:
         """In another precision; conditions keep theirs."""
-        return Segments(
-            self.start.to(dtype), self.states.to(dtype), self.residual.to(dtype), self.conditions
-        )
+        return Segments(self.start.to(dtype), self.states.to(dtype), self.residual.to(dtype), self.conditions)
 
     def drawn(self, count: int) -> Residuals:
         """`count` of the K steps of every window, without replacement; all of them where K is fewer."""
