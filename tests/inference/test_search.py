@@ -272,7 +272,11 @@ def test_a_reward_that_knows_reaches_the_oracles_gain() -> None:
     assert metrics["ttc_answer_gain"].value == pytest.approx(metrics["ttc_oracle_gain"].value)
     assert metrics["ttc_oracle_gain"].value > 0
     assert metrics["ttc_segments"].value == 3
-    assert metrics["ttc_gain_equal_evaluations"].value is not None
+    for kind in ("evaluations", "operations"):
+        gained = metrics[f"ttc_gain_equal_{kind}"]
+        assert gained.low <= gained.value <= gained.high
+    assert metrics["ttc_operations"].value > 0
+    assert "acted everywhere" in metrics["ttc_gain_over_random"].reason
 
 
 def test_cheat_a_random_reward_is_reported_and_fails() -> None:

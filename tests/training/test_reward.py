@@ -106,7 +106,7 @@ def test_a_run_with_test_time_compute_has_its_own_record_beside_the_plain_one(
     for label, regime in ttc.result.regimes.items():
         assert regime.metrics["ttc_evaluations"].value is not None
         assert regime.metrics["ttc_oracle_gain"].better == "higher"
-        assert ttc.observation["ttc"][label]["equal_seconds_members"] >= 1
+        assert ttc.observation["ttc"][label]["equal_seconds_ensemble"] >= 2
         assert "ttc_oracle_gain" not in small.result.regimes[label].metrics
     files = RunFolder(tmp_path, record.run_id)
     entry = load_surrogate(files.model).architecture.reward

@@ -84,10 +84,39 @@ ENTRIES: dict[str, Entry] = {
         better="higher",
     ),
     "ttc_gain_equal_evaluations": Entry(
-        "nrmse saved of the ensemble's mean at as many evaluations or more", better="higher"
+        "nrmse saved of the best rival without a reward (operator, ensemble's mean, representations) at as many "
+        "evaluations or more",
+        better="higher",
+    ),
+    "ttc_gain_equal_operations": Entry(
+        "the same at as many floating-point operations or more", better="higher"
     ),
     "ttc_gain_over_operator": Entry("nrmse saved of the plain operator's", better="higher"),
-    "ttc_equal_members": Entry("members of the ensemble compared at equal evaluations", better="none"),
+    "ttc_gain_over_ensemble": Entry(
+        "nrmse saved of the mean of two members or more, at as many evaluations or more", better="higher"
+    ),
+    "ttc_gain_over_ensemble_equal_operations": Entry(
+        "the same at as many floating-point operations", better="higher"
+    ),
+    "ttc_gain_over_representations": Entry(
+        "nrmse saved of symmetric representations without a reward, at as many evaluations or more: the learned "
+        "reward's own",
+        better="higher",
+    ),
+    "ttc_gain_over_representations_equal_operations": Entry(
+        "the same at as many floating-point operations", better="higher"
+    ),
+    "ttc_gain_over_random": Entry(
+        "nrmse saved of the same search acting as often, at random: what knowing where is worth",
+        better="higher",
+    ),
+    "ttc_gain_over_first": Entry(
+        "nrmse saved of the same search acting as often, in the first segments", better="higher"
+    ),
+    "ttc_operations": Entry(
+        "floating-point operations per rollout beyond the plain one, in operator steps, reward included",
+        better="none",
+    ),
     "ttc_evaluations": Entry(
         "operator steps and corrector samples per rollout beyond the plain one", better="none"
     ),

@@ -7,36 +7,36 @@ Per regime, over the first pass of every segment acted on (a candidate *set*), w
     ttc_spread_over_error rms distance of a set's candidates from its mean over that mean's error
     ttc_spearman          rank correlation of reward and -error within a set, mean over sets; a random
                           reward scores 0, and `reward_informs` asks its interval to exclude that
-    ttc_gain_equal_evaluations  1 - nrmse / nrmse of the ensemble's mean with as many evaluations or more
-    ttc_gain_over_operator      1 - nrmse / nrmse of the plain operator
 
-Whole rollouts are guarded. Evaluations are operator steps and corrector samples; the reward's own are
-counted beside. The gain at equal seconds belongs to one machine: it is an observation.
+Whole guarded rollouts are compared with rivals that need no reward (`evaluation/equal_cost.py`): 1 - nrmse
+over that of the operator, of the ensemble's mean, of representations alone, and of the best of them, at
+equal evaluations and at equal operations; and of the same search acting at random as often. The gain at
+equal seconds belongs to one machine: it is an observation.
 """
 
 from __future__ import annotations
 
-import math
-import time
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from universal_simulator.data.batch import Trajectories
-from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames
-from universal_simulator.evaluation.bootstrap import group_means, resample_weights
-from universal_simulator.evaluation.glossary import entry
+from universal_simulator.evaluation.bootstrap import resample_weights
+from universal_simulator.evaluation.equal_cost import Answer, Rivals, best, gain
 from universal_simulator.evaluation.summary import Summary, undeclared
-from universal_simulator.inference.ensemble import StochasticPredictor
-from universal_simulator.inference.predictor import SurrogatePredictor
 from universal_simulator.inference.search_accounts import Decision
+from universal_simulator.inference.search_controls import at_first, at_random, scheduled
 from universal_simulator.inference.test_time_compute import SearchingPredictor
 from universal_simulator.run_record import Metric, RegimeResult
 
-#: an ensemble compared at equal cost has at most this many members
-MOST_MEMBERS = 32
+#: why a rival is missing
+MISSING = {
+    "ensemble": "the model is deterministic: it has no ensemble",
+    "representations": "the equation declares no symmetry to represent a field by",
+}
 
 
 @dataclass(frozen=True)
@@ -61,32 +61,83 @@ def _diagnose(
     predictor: SearchingPredictor, truth: Trajectories, bootstrap_samples: int, noise_seed: int
 ) -> Diagnosis:
     summary = Summary(truth.groups, field_unit="1", bootstrap_samples=bootstrap_samples)
-    steps = truth.fields.shape[1] - 1
+    rivals = Rivals(predictor, truth, noise_seed=noise_seed)
     decisions: list[Decision] = []
     before, predictor.observe = predictor.observe, decisions.append
-    started = time.perf_counter()
     try:
-        raw = predictor.rollout(truth.fields[:, 0], truth.parameters, steps)
+        found = rivals.searched(predictor)
     finally:
         predictor.observe = before
-    seconds = time.perf_counter() - started
-    found = _nrmse(predictor, raw, truth)
     metrics = _of_sets(decisions, truth, summary, predictor.substeps)
     accounts = predictor.accounts
     for name, values in (
         ("ttc_evaluations", accounts.evaluations),
         ("ttc_reward_evaluations", accounts.reward_evaluations),
+        ("ttc_operations", accounts.operations(predictor.prices)),
         ("ttc_dropped", accounts.dropped),
         ("ttc_segments", accounts.acted),
     ):
         metrics[name] = summary.mean(name, values)
-    operator = SurrogatePredictor.rollout(predictor, truth.fields[:, 0], truth.parameters, steps)
-    metrics["ttc_gain_over_operator"] = _gain(
-        "ttc_gain_over_operator", found, _nrmse(predictor, operator, truth), truth.groups, bootstrap_samples
-    )
-    observed = {"seconds_per_trajectory": seconds / len(truth)}
-    equal, more = _against_ensembles(predictor, truth, found, seconds, noise_seed, bootstrap_samples)
-    return Diagnosis(metrics | equal, observed | more)
+    metrics |= _controls(predictor, rivals, found, summary)
+    for kind in ("evaluations", "operations"):
+        metrics |= _at_equal(rivals, found, kind, summary)
+    return Diagnosis(metrics, _at_equal_seconds(rivals, found, summary))
+
+
+def _at_equal(
+    rivals: Rivals, found: Answer, kind: Literal["evaluations", "operations"], summary: Summary
+) -> dict[str, Metric]:
+    """Gains over every rival of that budget and over the best of them, and how many members it had."""
+    others = rivals.at(found.spent, kind)
+    tail = "" if kind == "evaluations" else "_equal_operations"
+    strongest = best(others, summary.groups)
+    label = f"ttc_gain_equal_{kind}"
+    reason = f"best rival: {strongest} ({others[strongest].size})"
+    metrics = {label: _gain(label, found, others[strongest], summary, reason=reason)}
+    for name in ("ensemble", "representations"):
+        label = f"ttc_gain_over_{name}{tail}"
+        if name in others:
+            reason = f"{others[name].size} of them, {others[name].spent.of(kind):.0f} {kind} against "
+            reason += f"{found.spent.of(kind):.0f}"
+            metrics[label] = _gain(label, found, others[name], summary, reason=reason)
+        else:
+            metrics[label] = undeclared(label, MISSING[name])
+    if kind == "evaluations":
+        label = "ttc_gain_over_operator"
+        metrics[label] = _gain(label, found, others["operator"], summary)
+    return metrics
+
+
+def _controls(
+    predictor: SearchingPredictor, rivals: Rivals, found: Answer, summary: Summary
+) -> dict[str, Metric]:
+    """The same search acting as often at random, or in the first segments."""
+    acts = predictor.accounts.acts
+    metrics = {}
+    for name, schedule in (("random", at_random(acts, seed=0)), ("first", at_first(acts))):
+        label = f"ttc_gain_over_{name}"
+        if bool(acts.all()) or not bool(acts.any()):
+            where = "everywhere" if bool(acts.all()) else "nowhere"
+            metrics[label] = undeclared(label, f"the search acted {where}: there is nothing to choose")
+        else:
+            control = rivals.searched(scheduled(predictor, schedule))
+            metrics[label] = _gain(label, found, control, summary)
+    return metrics
+
+
+def _at_equal_seconds(rivals: Rivals, found: Answer, summary: Summary) -> dict[str, float]:
+    """The same at equal seconds of this machine."""
+    others = rivals.at(found.spent, "seconds")
+    observed = {"seconds_per_trajectory": found.spent.seconds}
+    for name, answer in others.items():
+        size = answer.spent.share(answer.size).seconds
+        observed |= {f"{name}_seconds_each": size, f"equal_seconds_{name}": float(answer.size)}
+    compared = {"gain_equal_seconds": others[best(others, summary.groups)]}
+    compared |= {f"gain_over_{name}_equal_seconds": answer for name, answer in others.items()}
+    for label, answer in compared.items():
+        gained = gain(found.nrmse, answer.nrmse, summary.groups, samples=summary.bootstrap_samples)
+        observed |= {label: gained.value, f"{label}_low": gained.low, f"{label}_high": gained.high}
+    return observed
 
 
 def _of_sets(
@@ -181,82 +232,13 @@ def spearman(reward: Tensor, quality: Tensor, usable: Tensor) -> Tensor:
     return torch.where(size > 1e-9, product / size.clamp_min(1e-9), 0.0)
 
 
-def _against_ensembles(
-    predictor: SearchingPredictor,
-    truth: Trajectories,
-    found: Tensor,
-    seconds: float,
-    noise_seed: int,
-    bootstrap_samples: int,
-) -> tuple[dict[str, Metric], dict[str, float]]:
-    """The ensemble's mean with at least as many evaluations, and with at least as many seconds."""
-    name = "ttc_gain_equal_evaluations"
-    corrector = predictor.surrogate.corrector
-    if corrector is None:
-        return {name: undeclared(name, "the model is deterministic: it has no ensemble")}, {}
-    steps = (truth.fields.shape[1] - 1) * predictor.substeps
-    student = predictor.surrogate.architecture.sampler == "student"
-    options = corrector.options
-    sampled = options.student_evaluations if student else 2 * options.teacher_steps
-    spent = steps + float(predictor.accounts.evaluations.double().mean())
-    by_evaluations = _members(spent / (steps * (1 + sampled)))
-    score, elapsed = _ensemble(predictor, truth, by_evaluations, noise_seed)
-    metrics = {name: _gain(name, found, score, truth.groups, bootstrap_samples)}
-    metrics["ttc_equal_members"] = Summary(
-        truth.groups, field_unit="1", bootstrap_samples=bootstrap_samples
-    ).number("ttc_equal_members", by_evaluations)
-    by_seconds = _members(seconds * by_evaluations / elapsed)
-    at_seconds = (
-        score if by_seconds == by_evaluations else _ensemble(predictor, truth, by_seconds, noise_seed)[0]
-    )
-    return metrics, {
-        "equal_seconds_members": float(by_seconds),
-        "gain_equal_seconds": _ratio_gain(found, at_seconds, truth.groups),
-        "ensemble_seconds_per_member": elapsed / by_evaluations,
-    }
-
-
-def _members(exact: float) -> int:
-    """Rounded up: in case of doubt the ensemble has more."""
-    return min(MOST_MEMBERS, max(1, math.ceil(exact - 1e-9)))
-
-
-def _ensemble(
-    predictor: SearchingPredictor, truth: Trajectories, members: int, noise_seed: int
-) -> tuple[Tensor, float]:
-    """(nrmse of its mean per trajectory, seconds)."""
-    sampler = StochasticPredictor(
-        predictor.surrogate,
-        predictor.guards_config,
-        members=max(2, members),
-        frame_spacing_s=predictor.frame_spacing_s,
-    )
-    sampler.members = members
-    started = time.perf_counter()
-    drawn = sampler.rollout_members(
-        truth.fields[:, 0], truth.parameters, truth.fields.shape[1] - 1, seed=noise_seed
-    )
-    seconds = time.perf_counter() - started
-    return _nrmse(predictor, drawn.mean(dim=1), truth), seconds
-
-
-def _gain(name: str, found: Tensor, reference: Tensor, groups: tuple[str, ...], samples: int) -> Metric:
+def _gain(name: str, found: Answer, reference: Answer, summary: Summary, *, reason: str = "") -> Metric:
     """1 - mean(found) / mean(reference) over groups, resampled in pairs."""
-    weights = resample_weights(groups, samples=samples)
-    ours, theirs = (weights @ v.double().cpu().numpy() for v in (found, reference))
-    gains = 1 - ours / theirs
-    low, high = np.quantile(gains[1:], [0.025, 0.975])
-    about = entry(name)
-    if not np.isfinite(gains).all():
-        return Metric(value=None, unit=about.unit, better=about.better, reason="not finite")
-    return Metric(
-        value=float(gains[0]), low=float(low), high=float(high), unit=about.unit, better=about.better
-    )
-
-
-def _ratio_gain(found: Tensor, reference: Tensor, groups: tuple[str, ...]) -> float:
-    ours, theirs = (group_means(v.double().cpu().numpy(), groups)[1].mean() for v in (found, reference))
-    return float(1 - ours / theirs)
+    gained = gain(found.nrmse, reference.nrmse, summary.groups, samples=summary.bootstrap_samples)
+    metric = summary.number(name, gained.value, reason=reason)
+    if metric.value is None:
+        return metric
+    return metric.model_copy(update={"low": gained.low, "high": gained.high})
 
 
 def _pooled(part: Tensor, whole: Tensor, summary: Summary) -> dict[str, float]:
@@ -274,12 +256,6 @@ def _per_sample(values: Tensor, owner: Tensor, size: int) -> Tensor:
     total = torch.zeros(size, dtype=torch.float64).index_add_(0, owner, values)
     count = torch.bincount(owner, minlength=size)
     return torch.where(count > 0, total / count.clamp_min(1), torch.nan)
-
-
-def _nrmse(predictor: SurrogatePredictor, raw: Tensor, truth: Trajectories) -> Tensor:
-    initial = truth.fields[:, 0]
-    error, valid, _ = nrmse_frames(predictor.guard(raw, initial), truth.fields[:, 1:], initial)
-    return mean_valid(error, valid, dims=(1, 2)).nan_to_num()
 
 
 def _rms(values: Tensor) -> Tensor:

@@ -1,0 +1,172 @@
+"""What a search is compared with at equal cost, so that nothing but its search can explain a gain.
+
+Rivals need no reward: the operator alone, the mean of an ensemble of at least two members (one noisy member
+would flatter whatever stands beside it) and the mean over symmetric representations. A rival's size is
+the budget over what one member or copy costs, rounded up: in case of doubt the rival has more. Budgets
+include the plain rollout and are counted in three ways, since they do not agree:
+
+    evaluations   operator steps and corrector samples
+    operations    floating-point operations in operator steps (`inference/operations.py`), reward included
+    seconds       of this machine under its load at the time
+
+The reference of a gain is the *best* rival by mean nrmse on the same data, which flatters the rival.
+The gain over representations alone is the learned reward's own.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from universal_simulator.data.batch import Trajectories
+from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames
+from universal_simulator.evaluation.bootstrap import resample_weights
+from universal_simulator.inference.candidates import Representation
+from universal_simulator.inference.ensemble import StochasticPredictor
+from universal_simulator.inference.operations import evaluations_per_sample
+from universal_simulator.inference.predictor import SurrogatePredictor
+from universal_simulator.inference.search_controls import representations_alone
+from universal_simulator.inference.test_time_compute import SearchingPredictor
+
+Kind = Literal["evaluations", "operations", "seconds"]
+KINDS: tuple[Kind, ...] = ("evaluations", "operations", "seconds")
+#: rivals at equal cost have at least two and at most this many members or copies
+FEWEST, MOST = 2, 32
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Per trajectory, the plain rollout included: evaluations, operations (in operator steps), seconds."""
+
+    evaluations: float
+    operations: float
+    seconds: float
+
+    def of(self, kind: Kind) -> float:
+        return float(getattr(self, kind))
+
+    def share(self, size: int) -> Spent:
+        """Of one of `size` members or copies."""
+        return Spent(self.evaluations / size, self.operations / size, self.seconds / size)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """nrmse (B,) of guarded rollouts; size: members or copies."""
+
+    nrmse: Tensor
+    spent: Spent
+    size: int
+
+
+class Rivals:
+    """Answers that need no reward, to the same question, asked once for each size."""
+
+    def __init__(self, predictor: SearchingPredictor, truth: Trajectories, *, noise_seed: int) -> None:
+        self.predictor = predictor
+        self.truth = truth
+        self.noise_seed = noise_seed
+        self.frames = truth.fields.shape[1] - 1
+        self.steps = self.frames * predictor.substeps
+        self.answers: dict[tuple[str, int], Answer] = {}
+
+    def searched(self, predictor: SearchingPredictor) -> Answer:
+        """A search's own answer, with what it spent."""
+        truth = self.truth
+        started = time.perf_counter()
+        raw = predictor.rollout(truth.fields[:, 0], truth.parameters, self.frames)
+        seconds = (time.perf_counter() - started) / len(truth)
+        accounts = predictor.accounts
+        extra = float(accounts.evaluations.double().mean())
+        operations = float(accounts.operations(self.predictor.prices).mean())
+        spent = Spent(self.steps + extra, self.steps + operations, seconds)
+        return Answer(self._score(raw), spent, len(predictor.views))
+
+    def named(self, name: str, size: int) -> Answer:
+        """The operator, the mean of an ensemble of `size` members, or of `size` representations."""
+        if (name, size) not in self.answers:
+            ask = {"operator": self._operator, "ensemble": self._ensemble}
+            self.answers[name, size] = ask.get(name, self._representations)(size)
+        return self.answers[name, size]
+
+    def at(self, budget: Spent, kind: Kind) -> dict[str, Answer]:
+        """Rivals with at least the budget, by name."""
+        names = ["operator"]
+        if self.predictor.surrogate.corrector is not None:
+            names.append("ensemble")
+        if len(self._views(FEWEST)) >= FEWEST:
+            names.append("representations")
+        return {name: self.named(name, self._size(name, budget, kind)) for name in names}
+
+    def _size(self, name: str, budget: Spent, kind: Kind) -> int:
+        if name == "operator":
+            return 1
+        fewest = self.named(name, FEWEST)
+        size = math.ceil(budget.of(kind) / fewest.spent.share(fewest.size).of(kind) - 1e-9)
+        size = min(MOST, max(FEWEST, size))
+        return len(self._views(size)) if name == "representations" else size
+
+    def _operator(self, size: int) -> Answer:
+        started = time.perf_counter()
+        raw = SurrogatePredictor.rollout(
+            self.predictor, self.truth.fields[:, 0], self.truth.parameters, self.frames
+        )
+        seconds = (time.perf_counter() - started) / len(self.truth)
+        return Answer(self._score(raw), Spent(self.steps, self.steps, seconds), size)
+
+    def _ensemble(self, size: int) -> Answer:
+        predictor, truth = self.predictor, self.truth
+        sampler = StochasticPredictor(
+            predictor.surrogate,
+            predictor.guards_config,
+            members=size,
+            frame_spacing_s=predictor.frame_spacing_s,
+        )
+        started = time.perf_counter()
+        drawn = sampler.rollout_members(
+            truth.fields[:, 0], truth.parameters, self.frames, seed=self.noise_seed
+        )
+        seconds = (time.perf_counter() - started) / len(truth)
+        evaluations = size * self.steps * (1 + evaluations_per_sample(predictor.surrogate))
+        operations = size * self.steps * predictor.prices.member_step
+        return Answer(self._score(drawn.mean(dim=1)), Spent(evaluations, operations, seconds), size)
+
+    def _representations(self, size: int) -> Answer:
+        return self.searched(representations_alone(self.predictor, copies=size))
+
+    def _views(self, size: int) -> tuple[Representation, ...]:
+        return representations_alone(self.predictor, copies=size).views
+
+    def _score(self, raw: Tensor) -> Tensor:
+        initial = self.truth.fields[:, 0]
+        error, valid, _ = nrmse_frames(self.predictor.guard(raw, initial), self.truth.fields[:, 1:], initial)
+        return mean_valid(error, valid, dims=(1, 2)).nan_to_num()
+
+
+@dataclass(frozen=True)
+class Gain:
+    """1 - mean(found) / mean(reference) over groups, with its paired 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def gain(found: Tensor, reference: Tensor, groups: tuple[str, ...], *, samples: int) -> Gain:
+    """Of nrmse (B,) over another on the same trajectories: groups are resampled in pairs."""
+    weights = resample_weights(groups, samples=samples)
+    ours, theirs = (weights @ v.double().cpu().numpy() for v in (found, reference))
+    gains = 1 - ours / theirs
+    low, high = np.quantile(gains[1:], [0.025, 0.975])
+    return Gain(float(gains[0]), float(low), float(high))
+
+
+def best(rivals: dict[str, Answer], groups: tuple[str, ...]) -> str:
+    """The rival with the smallest mean nrmse over groups."""
+    weights = resample_weights(groups, samples=0)[0]
+    return min(rivals, key=lambda name: float(weights @ rivals[name].nrmse.double().cpu().numpy()))

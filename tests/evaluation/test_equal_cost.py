@@ -1,0 +1,60 @@
+"""Rivals at equal cost: never fewer than two members, never cheaper than what they are compared with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.inference.test_search import knowing, predictor, world
+from universal_simulator.evaluation.equal_cost import Answer, Rivals, Spent, best, gain
+from universal_simulator.evaluation.search_diagnostics import diagnose
+
+
+def test_rivals_have_two_members_at_least_and_never_spend_less() -> None:
+    truth = world(2)
+    asked = predictor(beam=2)
+    rivals = Rivals(asked, truth, noise_seed=0)
+    found = rivals.searched(asked)
+    assert found.spent.operations != pytest.approx(found.spent.evaluations, rel=0.05)
+    for kind in ("evaluations", "operations"):
+        others = rivals.at(found.spent, kind)
+        assert set(others) == {"operator", "ensemble", "representations"}
+        for name in ("ensemble", "representations"):
+            assert others[name].size >= 2
+            assert others[name].spent.of(kind) >= found.spent.of(kind)
+    cheap = rivals.at(Spent(10.0, 10.0, 1e-9), "evaluations")
+    assert cheap["ensemble"].size == cheap["representations"].size == 2
+    double = rivals.at(Spent(4 * 70.0, 0.0, 0.0), "evaluations")  # 10 steps and 60 Heun evaluations a member
+    assert double["ensemble"].size == 4
+
+
+def test_the_reference_is_the_best_rival_not_a_noisy_member() -> None:
+    truth = world(3)
+    asked = predictor(knowing(truth), combine="pick")
+    metrics = diagnose(asked, truth, bootstrap_samples=50, noise_seed=0)["nu=0.05"].metrics
+    over = {
+        name: metrics[f"ttc_gain_over_{name}"].value for name in ("operator", "ensemble", "representations")
+    }
+    assert metrics["ttc_gain_equal_evaluations"].value == pytest.approx(min(over.values()))
+    strongest = min(over, key=lambda name: over[name])
+    assert metrics["ttc_gain_equal_evaluations"].reason.startswith(f"best rival: {strongest}")
+
+
+def test_the_best_is_by_the_mean_over_groups_and_gains_are_paired() -> None:
+    spent, groups = Spent(1, 1, 1), ("a", "a", "b")
+    one = Answer(torch.tensor([1.0, 1.0, 4.0]), spent, 2)
+    two = Answer(torch.tensor([3.0, 3.0, 1.5]), spent, 2)
+    assert best({"one": one, "two": two}, groups) == "two", "a group counts once"
+    found = gain(0.9 * two.nrmse, two.nrmse, groups, samples=100)
+    assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_a_search_that_acts_in_some_places_is_compared_with_chance() -> None:
+    truth = world(3)
+    asked = predictor(residual_threshold=0.0, max_evaluations=40, beam=2)
+    found = diagnose(asked, truth, bootstrap_samples=50, noise_seed=0)["nu=0.05"]
+    for name in ("random", "first"):
+        assert found.metrics[f"ttc_gain_over_{name}"].value is not None
+    assert found.metrics["ttc_gain_over_first"].value == pytest.approx(0.0), "a budget acts first by itself"
+    assert found.observed["equal_seconds_ensemble"] >= 2
+    assert found.observed["gain_equal_seconds_low"] <= found.observed["gain_equal_seconds"]
