@@ -122,8 +122,8 @@ def _ensemble(
     initial = first.fields[:, 0]
     raw = sampler.rollout_members(initial, first.parameters, request.steps, seed=request.seed)
     members = guard_members(sampler, raw, initial)
-    mean = ensemble_mean(members)
-    members, reasons = _recalibrated(subject, first, members)
+    alone = sampler.guard(sampler.rollout(initial, first.parameters, request.steps), initial)
+    mean, members, reasons = _recalibrated(subject, first, members, alone)
     given = initial[:, None, None].expand(-1, members.shape[1], -1, -1, -1)
     whole = torch.cat([given, members], dim=2)
     mean = torch.cat([initial[:, None], mean], dim=1)
@@ -141,8 +141,13 @@ def _ensemble(
     return variables, {"noise_seed": request.seed, "recalibrated": reasons or "yes"}
 
 
-def _recalibrated(subject: Subject, first: Trajectories, members: Tensor) -> tuple[Tensor, str]:
-    """Members (B, M, T, C, X) under their regime's scales, and why where a regime has none."""
+def _recalibrated(
+    subject: Subject, first: Trajectories, members: Tensor, operator: Tensor
+) -> tuple[Tensor, Tensor, str]:
+    """Their regime's centre, members (B, M, T, C, X) about it under its scales, and why where it has none.
+
+    operator (B, T, C, X): the deterministic rollout, guarded.
+    """
     rules = EnsembleRules.of(
         first,
         subject.surrogate.calibration,
@@ -150,11 +155,14 @@ def _recalibrated(subject: Subject, first: Trajectories, members: Tensor) -> tup
         steps=members.shape[2],
         spacing_s=subject.surrogate.architecture.dt_s,
     )
-    out, reasons = members.clone(), []
+    mean = ensemble_mean(members)
+    centres, out, reasons = mean.clone(), members.clone(), []
     for label, rows in first.regimes().items():
         calibration = rules.calibrations.get(label)
         if calibration is None:
             reasons.append(f"{label}: {rules.why_uncalibrated(label)}")
         else:
-            out[rows] = Recalibration(calibration.at(members.shape[1]).scale).apply(members[rows]).to(members)
-    return out, "; ".join(reasons)
+            scaled = Recalibration(calibration.at(members.shape[1]).scale).apply(members[rows]).to(members)
+            centres[rows] = calibration.centred(mean[rows], operator[rows])
+            out[rows] = scaled + (centres[rows] - mean[rows])[:, None]
+    return centres, out, "; ".join(reasons)

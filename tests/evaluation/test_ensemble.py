@@ -22,7 +22,7 @@ from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import DataError, LeakageError, UserError
 from universal_simulator.evaluation import uncertainty as u
-from universal_simulator.evaluation.calibration_fit import choose, fit_calibration
+from universal_simulator.evaluation.calibration_fit import choose, fit_calibration, fit_centre
 from universal_simulator.evaluation.ensemble import EnsembleRules, Headline, measure_ensemble
 from universal_simulator.evaluation.ensemble_metrics import Pooling, late_gain_and_curves
 from universal_simulator.evaluation.evaluator import Evaluator, Examples
@@ -262,13 +262,13 @@ def test_ensembles_on_some_initial_conditions_leave_every_deterministic_figure(
     for name in ("nrmse", "nrmse_p95", "conservation_gap", "horizon"):
         if name in whole.metrics:
             assert some.metrics[name] == whole.metrics[name]
-    for name in ("ece", "ece_raw", "crps_fair", "spread_skill", "nrmse_ensemble_mean", "ensemble_gain"):
+    for name in ("ece", "ece_raw", "crps_fair", "spread_skill", "nrmse_ensemble_mean", "ensemble_gain_raw"):
         assert value(some, name) == value(alone, name) != value(whole, name)
         assert "on the first 5 initial conditions" in some.metrics[name].reason
     assert some.per_group == {k: v for k, v in whole.per_group.items() if k != "nrmse_operator"}
     assert some.curves["coverage"] == alone.curves["coverage"]
     assert some.curves["nrmse"] == whole.curves["nrmse"]
-    for name in ("nrmse_ensemble_mean", "nrmse_operator", "ensemble_gain_low", "spread_skill_binned"):
+    for name in ("nrmse_ensemble_mean", "nrmse_operator", "ece", "spread_skill_binned"):
         assert some.curves[name] == alone.curves[name] != whole.curves[name]
     assert examples.members is None
     assert examples.sampled is not None
@@ -332,23 +332,41 @@ def test_recalibrated_pieces_are_those_of_the_recalibrated_ensemble() -> None:
     generator = torch.Generator().manual_seed(0)
     ensemble = torch.randn(3, 8, 4, 2, 6, generator=generator)
     truth = torch.randn(3, 4, 2, 6, generator=generator)
+    operator = truth + 0.3 * torch.randn(3, 4, 2, 6, generator=generator)
     scale, width = torch.tensor([0.4, 1.0, 2.3, 0.9]).double(), torch.full((4, 2), 0.7).double()
-    pieces = measure_ensemble(ensemble, truth, RegimeCalibration(scale, width, 8), x_stride=1).pieces
-    made = Recalibration(scale).apply(ensemble)
+    calibration = RegimeCalibration(scale, width, 8, centre=0.35)
+    pieces = measure_ensemble(ensemble, truth, calibration, x_stride=1, operator=operator).pieces
+    mean = ensemble.double().mean(dim=1)
+    centre = 0.65 * mean + 0.35 * operator.double()
+    assert torch.allclose(calibration.centred(mean, operator), centre)
+    made = Recalibration(scale).apply(ensemble) + (centre - mean)[:, None]
     whole = truth.double()
     expected: dict[str, Callable[[], Tensor]] = {
         "coverage": lambda: u.coverage(made, whole),
         "crps": lambda: u.crps_frames(made, whole),
         "spread": lambda: u.spread_and_error(made, whole)[0],
+        "error": lambda: u.spread_and_error(made, whole)[1],
+        "error_raw": lambda: u.spread_and_error(ensemble, whole)[1],
+        "squares": lambda: (centre - whole).square(),
         "sharpness": lambda: u.sharpness_frames(made, whole),
         "ranks": lambda: u.rank_histogram(made, whole),
         "crps_constant": lambda: u.crps_constant_frames(made, whole, width),
     }
     for name, compute in expected.items():
-        assert torch.allclose(pieces[name], compute(), atol=1e-6), name
-    plain = measure_ensemble(ensemble, truth, None, x_stride=1).pieces
+        assert torch.allclose(pieces[name].double(), compute(), atol=1e-5), name
+    plain = measure_ensemble(ensemble, truth, None, x_stride=1, operator=operator).pieces
     assert torch.equal(plain["coverage_raw"], u.coverage(ensemble, truth))
     assert torch.equal(plain["coverage"], plain["coverage_raw"])
+
+
+def test_the_centre_is_the_mixture_with_the_lowest_nrmse() -> None:
+    generator = torch.Generator().manual_seed(3)
+    truth, one, two = (torch.randn(40, 5, 1, 32, generator=generator) for _ in range(3))
+    assert fit_centre(truth + one, truth, truth) == 1.0
+    assert fit_centre(truth, truth + one, truth) == 0.0
+    # of two independent errors a, b the best share of the second is a^2 / (a^2 + b^2)
+    assert fit_centre(truth + one, truth + two, truth) == pytest.approx(0.5, abs=0.06)
+    assert fit_centre(truth + 2 * one, truth + two, truth) == pytest.approx(0.8, abs=0.06)
 
 
 def test_intervals_are_those_of_the_mean_over_groups() -> None:

@@ -86,9 +86,9 @@ class EnsembleRules:
 class EnsembleMeasurement:
     """Pieces of one batch of B trajectories, per sample; M members.
 
-    As in `uncertainty`, `_raw` and recalibrated: coverage (B, T, P); crps, spread, sharpness
-    (B, T); ranks (B, M + 1). error (B, T); crps_constant (B, T) where a constant width was fitted;
-    first, second, squares (B, T, C, X') at every `x_stride`-th cell, raw, for bins of spread;
+    As in `uncertainty`, `_raw` and recalibrated: coverage (B, T, P); crps, spread, sharpness,
+    error (B, T); ranks (B, M + 1). crps_constant (B, T) where a constant width was fitted;
+    first, second (raw), squares (both) (B, T, C, X') at every `x_stride`-th cell, for bins of spread;
     shown (B, m, F, C, X) members for the pictures. Without a calibration both kinds are equal.
     """
 
@@ -101,10 +101,12 @@ class EnsembleMeasurement:
 
 @dataclass(frozen=True)
 class Sampled:
-    """raw, guarded (B, T, C, X): means over members before and after the guards."""
+    """raw, guarded (B, T, C, X): the ensemble's centre before and after the guards; mean: of the
+    guarded members, equal to `guarded` where nothing is calibrated."""
 
     raw: Tensor
     guarded: Tensor
+    mean: Tensor
     measured: EnsembleMeasurement
     per_sample: dict[str, Tensor]
     seconds: float
@@ -127,8 +129,12 @@ def sample(
     seed: int,
     calibration: RegimeCalibration | None,
     x_stride: int,
+    operator: tuple[Tensor, Tensor],
 ) -> Sampled:
-    """Roll out all members of a batch from its first frames and measure them."""
+    """Roll out all members of a batch from its first frames and measure them.
+
+    operator: the deterministic rollout of the same batch, raw and guarded, (B, T, C, X).
+    """
     started = time.perf_counter()
     raw = rollout_members(predictor, batch, seed=seed)
     synchronise(raw.device)
@@ -140,10 +146,15 @@ def sample(
     )
     if gap is not None:
         per_sample["conservation_gap_members"] = gap.unflatten(0, raw.shape[:2]).mean(dim=1)
+    centres = means = (uncertainty.ensemble_mean(raw), uncertainty.ensemble_mean(guarded))
+    if calibration is not None:
+        centres = (calibration.centred(means[0], operator[0]), calibration.centred(means[1], operator[1]))
     return Sampled(
-        uncertainty.ensemble_mean(raw),
-        uncertainty.ensemble_mean(guarded),
-        measure_ensemble(guarded, batch.fields[:, 1:], calibration, x_stride=x_stride),
+        *centres,
+        means[1],
+        measure_ensemble(
+            guarded, batch.fields[:, 1:], calibration, x_stride=x_stride, operator=operator[1]
+        ),
         per_sample,
         seconds,
     )
@@ -192,29 +203,43 @@ def refuse_batch_dependence(predictor: EnsemblePredictor, batch: Trajectories, *
 
 
 def measure_ensemble(
-    ensemble: Tensor, truth: Tensor, calibration: RegimeCalibration | None, *, x_stride: int
+    ensemble: Tensor,
+    truth: Tensor,
+    calibration: RegimeCalibration | None,
+    *,
+    x_stride: int,
+    operator: Tensor,
 ) -> EnsembleMeasurement:
-    """ensemble (B, M, T, C, X) guarded, truth (B, T, C, X) -> what pooled metrics need of it."""
+    """ensemble (B, M, T, C, X), truth, operator (B, T, C, X), guarded -> what pooled metrics need.
+
+    Members about a centre moved by d see the truth as members about their mean see truth - d.
+    """
     rising = ensemble.sort(dim=1).values
     spread, error = uncertainty.spread_and_error(ensemble, truth)
     width = uncertainty.sharpness_frames(rising, truth, ordered=True)
-    pieces = {"spread_raw": spread, "error": error, "sharpness_raw": width}
+    pieces = {"spread_raw": spread, "error_raw": error, "sharpness_raw": width}
     pieces |= {f"{name}_raw": values for name, values in _scores(rising, truth).items()}
     if calibration is None:
         pieces |= {name.removesuffix("_raw"): pieces[name] for name in list(pieces) if name.endswith("_raw")}
     else:
         calibration = calibration.at(ensemble.shape[1])
         scale = calibration.scale.to(spread)
-        seen = Recalibration(scale).seen_from_raw(ensemble.double().mean(dim=1), truth)
+        mean = ensemble.double().mean(dim=1)
+        moved = truth - calibration.centre * (operator - mean)
+        seen = Recalibration(scale).seen_from_raw(mean, moved)
         pieces |= _scores(rising, seen)
         pieces["crps"] = scale * pieces["crps"]
         pieces["spread"] = scale.square() * spread
         pieces["sharpness"] = scale * width
-        pieces["crps_constant"] = uncertainty.crps_constant_frames(ensemble, truth, calibration.width)
+        pieces["crps_constant"] = uncertainty.crps_constant_frames(ensemble, moved, calibration.width)
+        pieces["error"] = (moved - mean).square().flatten(2).mean(dim=2)
     if ensemble.shape[1] >= 4:
         thin = (ensemble[..., ::x_stride], truth[..., ::x_stride])
         halves = uncertainty.spread_halves(*thin)
-        pieces |= {n: v.float() for n, v in zip(("first", "second", "squares"), halves, strict=True)}
+        pieces |= {n: v.float() for n, v in zip(("first", "second", "squares_raw"), halves, strict=True)}
+        pieces["squares"] = pieces["squares_raw"]
+        if calibration is not None:
+            pieces["squares"] = (moved - mean)[..., ::x_stride].square().float()
     frames = list(spectrum_frames(truth.shape[1]))
     pieces["shown"] = ensemble[:, :SHOWN_MEMBERS][:, :, frames]
     return EnsembleMeasurement(ensemble.shape[1], pieces)

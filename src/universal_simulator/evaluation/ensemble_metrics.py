@@ -184,7 +184,7 @@ def _scores(pool: Pooling, pieces: Mapping[str, Tensor], suffix: str) -> Found:
 
 
 def _spread(pool: Pooling, pieces: Mapping[str, Tensor], suffix: str) -> Found:
-    spread, error = pieces[f"spread{suffix}"], pieces["error"]
+    spread, error = pieces[f"spread{suffix}"], pieces[f"error{suffix}"]
     name = f"spread_skill{suffix}"
     scalar = pool(lambda w: uncertainty.spread_skill(spread.mean(dim=1), error.mean(dim=1), w))
     return {name: scalar}, pool(lambda w: uncertainty.spread_skill(spread, error, w)).rows(name)
@@ -196,7 +196,7 @@ def _bins(pool: Pooling, pieces: Mapping[str, Tensor], scale: Tensor | None, mem
     spread, error = uncertainty.bin_spread(
         pieces["first"].double() * factor,
         pieces["second"].double() * factor,
-        pieces["squares"],
+        pieces["squares_raw" if scale is None else "squares"],
         members=members,
         bins=BINS,
     )

@@ -170,10 +170,16 @@ class Evaluator:
                 seed=self.rules.noise_seed,
                 calibration=self.rules.calibrations.get(label),
                 x_stride=x_stride,
+                operator=(raw, guarded),
             )
             ensemble = sampled.measured
             per_sample |= sampled.per_sample
-            for name, answer in (("nrmse_operator", guarded), ("nrmse_ensemble_mean", sampled.guarded)):
+            answers = {
+                "nrmse_operator": guarded,
+                "nrmse_ensemble_mean": sampled.guarded,
+                "nrmse_ensemble_mean_raw": sampled.mean,
+            }
+            for name, answer in answers.items():
                 per_sample[name], per_frame[name] = nrmse_of(batch, answer)
             if self.rules.headline == "ensemble_mean":
                 raw, guarded, seconds = sampled.raw, sampled.guarded, sampled.seconds

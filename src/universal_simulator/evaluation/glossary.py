@@ -66,10 +66,15 @@ ENTRIES: dict[str, Entry] = {
     ),
     "sharpness_raw": Entry("the same before recalibration"),
     "nrmse_operator": Entry("nrmse of the deterministic operator alone, guarded"),
-    "nrmse_ensemble_mean": Entry("nrmse of the mean of the guarded members"),
+    "nrmse_ensemble_mean": Entry(
+        "nrmse of the recalibrated centre: the mean of the guarded members, or where calibration data "
+        "says so a point between it and the operator"
+    ),
+    "nrmse_ensemble_mean_raw": Entry("nrmse of the mean of the guarded members"),
     "ensemble_gain": Entry(
         "nrmse saved by the ensemble's mean, as a share of the operator's", better="higher"
     ),
+    "ensemble_gain_raw": Entry("the same of the members' own mean", better="higher"),
     "ensemble_gain_late": Entry("the same over the second half of the rollout", better="higher"),
     "ttc_oracle_gain": Entry(
         "what the best of each candidate set would save of its mean's error: the bound of test-time compute",

@@ -78,9 +78,13 @@ def regime_result(
         )
         metrics |= uncertain
         curves |= lines
-        metrics["ensemble_gain"] = gain_over_operator(
-            summary, measured.per_sample["nrmse_ensemble_mean"], measured.per_sample["nrmse_operator"]
-        )
+        for suffix in ("", "_raw"):
+            metrics[f"ensemble_gain{suffix}"] = gain_over_operator(
+                summary,
+                measured.per_sample[f"nrmse_ensemble_mean{suffix}"],
+                measured.per_sample["nrmse_operator"],
+                name=f"ensemble_gain{suffix}",
+            )
         metrics["ensemble_gain_late"], lines = late_gain_and_curves(
             summary, measured.per_frame["nrmse_ensemble_mean"], measured.per_frame["nrmse_operator"]
         )

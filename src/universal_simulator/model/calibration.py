@@ -1,7 +1,12 @@
 """What was learned about a model's ensembles on calibration data; stored with its weights.
 
 R regimes, T lead times, C fields. Fitted by `evaluation.calibration_fit`, read by evaluation and
-by whoever wants honest quantiles: members x become mean + scale_t (x - mean).
+by whoever wants honest quantiles: members x of an ensemble become
+
+    c + scale_t (x - mean),    c = mean + w (operator - mean)
+
+w, the regime's `centre`, is the share of the deterministic operator in the centre: where sampling
+noise of few members costs the mean more than it gains, calibration data moves it to the operator.
 """
 
 from __future__ import annotations
@@ -35,36 +40,49 @@ class CalibrationEntry(BaseModel):
     groups: tuple[str, ...]
     #: per regime, what leaving groups out chose; empty in files from before there was a choice
     choices: tuple[Choice, ...] = ()
+    #: per regime, the operator's share of the centre; empty (no share) in files from before
+    centres: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
 
     @model_serializer(mode="wrap")
     def _without_what_is_unsaid(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A file from before there was a choice keeps its bytes and its hash."""
         values: dict[str, Any] = written(self)
-        return values if self.choices else {k: v for k, v in values.items() if k != "choices"}
+        return {k: v for k, v in values.items() if v or k not in ("choices", "centres")}
 
 
 @dataclass(frozen=True, eq=False)
 class RegimeCalibration:
     """scale (T,): factor on the members' distances from their mean. width (T, C): of the Gaussian
-    of constant width about the mean with the lowest CRPS, in the field's unit. Both for `members`."""
+    of constant width about the centre with the lowest CRPS, in the field's unit. Both for `members`.
+    centre: the operator's share of the centre."""
 
     scale: Tensor
     width: Tensor
     members: int
+    centre: float = 0.0
+
+    def centred(self, mean: Tensor, operator: Tensor) -> Tensor:
+        """mean + w (operator - mean), (B, T, C, X), in the mean's dtype."""
+        return torch.lerp(mean.double(), operator.double(), self.centre).to(mean)
 
     def at(self, members: int) -> RegimeCalibration:
-        """The same for ensembles of another size, by the equations at the top; itself at its own.
+        """The same for ensembles of another size; itself at its own.
 
-        Exact for Gaussian spreads. Where the truth lay nearer to the mean of M_0 members than that
-        mean can be known, r = 0: s_M^2 = 1 / (M + 1).
+        With v the members' variance, r v the squared error of a centre of infinitely many and
+        k = (1 - w)^2 what of the mean's sampling noise v / M reaches the centre:
+
+            (M + 1) / M  s_M^2 = r + k / M,    width_M^2 ~ r + k / M
+
+        Exact for Gaussian spreads. Where the truth lay nearer to the centre than that can be
+        known, r = 0.
         """
         if members == self.members:
             return self
-        own = self.members
-        ratio = (((own + 1) * self.scale.square() - 1) / own).clamp_min(0)
-        scale = ((1 + members * ratio) / (members + 1)).sqrt()
-        width = self.width * ((ratio + 1 / members) / (ratio + 1 / own)).sqrt()[:, None]
-        return RegimeCalibration(scale, width, members)
+        own, noise = self.members, (1 - self.centre) ** 2
+        ratio = (((own + 1) * self.scale.square() - noise) / own).clamp_min(0)
+        scale = ((noise + members * ratio) / (members + 1)).sqrt()
+        width = self.width * ((ratio + noise / members) / (ratio + noise / own)).sqrt()[:, None]
+        return RegimeCalibration(scale, width, members, self.centre)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +100,8 @@ class Calibration:
                 f"{expected[0]} regimes of {expected[1]} lead times need scales (R, T) and widths (R, T, C), "
                 f"got {tuple(self.scale.shape)} and {tuple(self.width.shape)}"
             )
+        if self.entry.centres and len(self.entry.centres) != expected[0]:
+            raise ValueError(f"{expected[0]} regimes, but {len(self.entry.centres)} centres")
         if not bool(torch.isfinite(self.scale).all() and (self.scale > 0).all()):
             raise ValueError("scales must be positive and finite")
         if not bool(torch.isfinite(self.width).all() and (self.width >= 0).all()):
@@ -103,4 +123,7 @@ class Calibration:
 
     def of_regime(self, regime: str, steps: int) -> RegimeCalibration:
         row = self.entry.regimes.index(regime)
-        return RegimeCalibration(self.scale[row, :steps], self.width[row, :steps], self.entry.members)
+        centre = self.entry.centres[row] if self.entry.centres else 0.0
+        return RegimeCalibration(
+            self.scale[row, :steps], self.width[row, :steps], self.entry.members, centre
+        )
