@@ -95,10 +95,10 @@ def evaluate(
     if file is None:
         raise UserError(f"{path} is a model without its run; give --data FILE")
     started, evaluation = time.monotonic(), subject.evaluation
-    truth, protocol = _question(subject, file, suite, data_file is not None, parameter)
+    truth, protocol = question_of(subject, file, suite, data_file is not None, parameter)
     place = resolve(device or subject.device)
     subject.surrogate.to(place)
-    rows, seconds = _references(truth, protocol, evaluation, subject.folder, place)
+    rows, seconds = references_of(truth, protocol, evaluation, subject.folder, place)
     references_s = time.monotonic() - started
     label = SUITES[suite][0] + ("_ttc" if search else "")
     configured = evaluation.small_members if suite == "small" else evaluation.members
@@ -238,7 +238,7 @@ def subject_of(path: Path) -> Subject:
     )
 
 
-def _question(
+def question_of(
     subject: Subject, file: Path, suite: str, other_file: bool, parameter: float | None
 ) -> tuple[Trajectories, Protocol]:
     """The trajectories of a suite, and the protocol that names them."""
@@ -344,7 +344,7 @@ def refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
             )
 
 
-def _references(
+def references_of(
     truth: Trajectories,
     protocol: Protocol,
     evaluation: EvaluationConfig,

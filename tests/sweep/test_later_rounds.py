@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.sweep.fake_executor import FakeExecutor
-from universal_simulator.errors import ConfigurationError
+from universal_simulator.errors import ConfigurationError, IntegrityError
 from universal_simulator.executors.local_process import LocalProcessExecutor
+from universal_simulator.run_record import RunFolder, content_hash
 from universal_simulator.sweep.driver import run_sweep
 from universal_simulator.sweep.leaderboard import leaderboard_path, result_digest
 from universal_simulator.sweep.plan import Plan, load_plan
@@ -54,7 +56,7 @@ def test_search_and_refinement_each_start_from_the_champion_of_their_moment(tmp_
     assert all(run.seed == 0 for run in trials)
     opened = {e.data["round"]: e.data for e in state.journal.of("round_opened")}
     assert opened["C"]["base"].startswith("sweep_round_a_lr3e4_w5")
-    assert "off for this member" in opened["C"]["left_out"]["ttc.residual_threshold"]
+    assert opened["C"]["left_out"] == {}, "the TTC threshold is scored without training"
     for run in trials:
         about = state.about(run.run_id)
         low, high = about["box"][RATE]
@@ -78,7 +80,7 @@ def test_search_and_refinement_each_start_from_the_champion_of_their_moment(tmp_
         "Rounds after the written ones",
         "Round C (search): promoted",
         "0 of 2 placebos passed the improvement gate",
-        "Left out: ttc.residual_threshold: test-time compute is off",
+        "The headline stays deterministic, guarded, without TTC",
         outcome(state, "C")["sentence"],
     ):
         assert part in page, part
@@ -128,6 +130,69 @@ def test_rounds_that_are_not_worth_it_are_skipped_with_the_reason(tmp_path: Path
         skipped = {e.data["round"]: e.data["reason"] for e in state.journal.of("round_skipped")}
         assert skipped["C"].startswith(reason), reason
         assert of_role(state, "trial") == []
+
+
+def scored(state: SweepState) -> dict[str, Any]:
+    (event,) = state.journal.of("inference_scored")
+    return event.data
+
+
+def test_keys_without_training_are_scored_on_the_winners_model_by_evaluation_alone(tmp_path: Path) -> None:
+    executor = KnowingExecutor()
+    state = run_sweep("smoke_iterate", tmp_path, executor=executor)
+    told = scored(state)
+    (promoted,) = [e.data for e in state.journal.of("champion") if e.data.get("round") == "C"]
+    assert told["run"] == promoted["champion"], "on what round C found, not on what it started from"
+    assert [score["value"] for score in told["scores"]] == [0.28, 0.315, 0.35, 0.385, 0.42]
+    assert [score["own"] for score in told["scores"]] == [False, False, True, False, False]
+    assert all(score["evaluations"] == 40 for score in told["scores"])
+    jobs = [job for job in executor.submitted if job.startswith("ttc_")]
+    assert len(jobs) == 1, "one job for all values: no run, no training, nothing among the baselines"
+    (words,) = [e.data["arguments"] for e in state.journal.of("job_intent") if e.data["job"] == jobs[0]]
+    assert words[0] == "evaluate"
+    assert len(state.baselines()) == 3
+    assert not any(word.startswith("ttc.") for run in state.runs for word in run.overrides)
+    assert "lowest" in told["sentences"][0]
+    assert "at 0.315: worth a change" in told["sentences"][0]
+    page = report_path(tmp_path).read_text()
+    assert told["sentences"][0].replace("'", "&#39;") in page
+    assert f"on the stored model of {told['run']}, small-eval, 0 s in all" in page
+
+
+def test_a_round_of_such_keys_alone_trains_nothing(tmp_path: Path) -> None:
+    search = {"keys": ["ttc.residual_threshold", "ttc.candidates"], "trials": 3, "values": 3}
+    executor = KnowingExecutor()
+    state = run_sweep(changed({"search": search}), tmp_path, executor=executor)
+    assert [run for run in state.runs if run.round == "C"] == []
+    assert outcome(state, "C")["sentence"] == "round C: none of its keys needs training"
+    told = scored(state)
+    assert told["run"] == state.members("A")[0].run_id
+    assert [s["value"] for s in told["scores"] if s["key"] == "ttc.candidates"] == [6.0, 8.0, 10.0]
+    asked = [word for e in state.journal.of("job_intent") for word in e.data["arguments"]]
+    assert "ttc.candidates=6" in asked, "a whole number stays one"
+
+
+def test_scoring_that_fails_is_told_and_decides_nothing(tmp_path: Path) -> None:
+    probe = KnowingExecutor()
+    whole = run_sweep("smoke_iterate", tmp_path / "probe", executor=probe)
+    (job,) = [job for job in probe.submitted if job.startswith("ttc_")]
+    state = run_sweep("smoke_iterate", tmp_path / "x", executor=KnowingExecutor(exit_codes={job: [1]}))
+    assert scored(state)["scores"] == []
+    assert scored(state)["failure"] is not None
+    assert state.decision("champion") == whole.decision("champion")
+    assert len(state.journal.of("test_opened")) == 1
+    assert "not scored" in report_path(tmp_path / "x").read_text()
+
+
+def test_scores_of_another_model_are_refused(tmp_path: Path) -> None:
+    class Lying(KnowingExecutor):
+        def score(self, files: RunFolder, settings: list[str]) -> None:
+            super().score(files, settings)
+            for path in (files.path / "evaluations").glob("small_eval_ttc_*"):
+                path.write_text(path.read_text().replace(content_hash(files.run_id), "0" * 64))
+
+    with pytest.raises(IntegrityError, match="is of another model than was asked for"):
+        run_sweep("smoke_iterate", tmp_path, executor=Lying())
 
 
 def test_a_diverged_trial_is_an_answer_and_a_broken_one_is_run_again(tmp_path: Path) -> None:
@@ -238,6 +303,9 @@ def test_rounds_c_and_d_run_for_real(tmp_path: Path) -> None:
     assert len(of_role(state, "placebo")) == 2
     assert len(of_role(state, "refinement")) == 1
     assert {e.data["round"] for e in state.journal.of("round_ended")} == {"C", "D"}
+    told = scored(state)
+    assert told["failure"] is None
+    assert len({score["result"] for score in told["scores"]}) > 1, "the threshold changes what is answered"
     values = {state.about(run.run_id)["values"][RATE] for run in of_role(state, "trial")}
     assert len(values) == 3
     for run in of_role(state, "trial"):

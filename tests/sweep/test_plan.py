@@ -51,6 +51,16 @@ def test_the_committed_plans_have_no_fault(name: str) -> None:
     load_plan(name)
 
 
+def test_the_costly_plans_are_measured_first_and_held_to_the_plans_own_total() -> None:
+    """Timed plans say why they are not; nothing of them has a price."""
+    plans = {
+        name: load_plan(name) for name in ("sota", "sota_standard", "sota_embedded", "smoke", "sota_smoke")
+    }
+    assert {name for name, plan in plans.items() if plan.calibrate} == {"sota", "sota_standard"}
+    assert plans["sota"].budget.sweep.usd == 33
+    assert min(machine.price_usd_per_hour for machine in plans["sota"].machines.values()) > 0
+
+
 def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     faults = faults_of(tmp_path, FAULTY)
     expected = [

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from universal_simulator.errors import UserError
+from universal_simulator.run_record import EvaluationRecord
 
 
 def evaluate(
@@ -28,6 +32,12 @@ def evaluate(
         bool,
         typer.Option("--ttc", help="with test-time compute as configured; stands beside the plain record"),
     ] = False,
+    ttc_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="with --suite small: score ttc.KEY=VALUE, test-time compute on, beside everything else; repeatable"
+        ),
+    ] = None,
     opening: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
@@ -39,6 +49,15 @@ def evaluate(
     from universal_simulator.cli.progress import ProgressLine
     from universal_simulator.sweep.state import refuse_unjournalled_opening
 
+    if ttc_set:
+        others = {"--ttc": ttc, "--data": data, "--nu": nu, "--members": members, "--device": device}
+        given = [name for name, value in others.items() if value]
+        if given or suite != "small":
+            raise UserError(
+                f"--ttc-set asks the small suite of a run folder; leave out {', '.join(given) or '--suite'}"
+            )
+        _score(path, ttc_set, as_json)
+        return
     if suite == "test" and opening is not None:
         refuse_unjournalled_opening(path, opening)
     record = evaluate_run(
@@ -55,6 +74,24 @@ def evaluate(
     if as_json:
         typer.echo(record.model_dump_json(indent=1))
         return
+    _print(record)
+
+
+def _score(path: Path, settings: list[str], as_json: bool) -> None:
+    from universal_simulator.cli.progress import ProgressLine
+    from universal_simulator.inference_scores import score_settings
+
+    records = score_settings(path, settings, progress=ProgressLine().update)
+    if as_json:
+        typer.echo(json.dumps([record.model_dump(mode="json") for record in records], indent=1))
+        return
+    for words, record in zip(settings, records, strict=True):
+        for regime, result in record.result.regimes.items():
+            metric, spent = result.metrics["nrmse"], record.observation["evaluations_per_sample"]
+            typer.echo(f"{words} {regime}: nrmse {metric.value} at {spent:.0f} more evaluations a sample")
+
+
+def _print(record: EvaluationRecord) -> None:
     for regime, result in record.result.regimes.items():
         typer.echo(f"{regime} ({record.suite}, {record.result.protocol.num_groups} initial conditions)")
         for name, metric in sorted(result.metrics.items()):

@@ -61,7 +61,7 @@ class SearchingPredictor(SurrogatePredictor):
     """A surrogate that spends more evaluations on a rollout; deterministic for its noise seed.
 
     cost: in place of the configured reward. observe: told of every decision. rewarded, schedule (B, S): see
-    the module. `accounts` are those of the last rollout.
+    the module. `accounts` are those of the last rollout, `evaluations_spent` and `samples_rolled` of all.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class SearchingPredictor(SurrogatePredictor):
         if ttc.solver == "residual":
             self.cost = ResidualCost(surrogate, self.cost)
         self.accounts = Accounts.zero(0)
+        self.evaluations_spent, self.samples_rolled = 0.0, 0
 
     @functools.cached_property
     def prices(self) -> Prices:
@@ -118,6 +119,8 @@ class SearchingPredictor(SurrogatePredictor):
             search = _Search(self, initial, parameters, steps * self.substeps)
             fields = search.run()
         self.accounts = search.accounts
+        self.evaluations_spent += float(search.accounts.evaluations.sum())
+        self.samples_rolled += len(initial)
         return fields[:, self.substeps - 1 :: self.substeps]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from universal_simulator.run_record import RunFolder
+from universal_simulator.run_record import RunFolder, content_hash
 from universal_simulator.sweep.executor import Job, Resources
 from universal_simulator.sweep.plan import Plan
 from universal_simulator.sweep.plan_checks import data_words, is_data_file
@@ -51,6 +51,15 @@ def evaluation_job(plan: Plan, folder: Path, run: Run, suite: str, *, opening: s
         words += ["--opening", opening]
     log = files.path / f"evaluate_{suite}.log"
     return Job(f"{suite}:{run.run_id}", tuple(words), log, folder, resources(plan, run.machine))
+
+
+def scoring_job(plan: Plan, folder: Path, run: Run, settings: Sequence[str]) -> Job:
+    """Scores settings of test-time compute on a trained run (`ttc.key=value` words); trains nothing."""
+    files, name = RunFolder(folder, run.run_id), content_hash(list(settings))[:6]
+    words = ["evaluate", str(files.path), "--suite", "small"]
+    words += [part for setting in settings for part in ("--ttc-set", setting)]
+    log = files.path / f"evaluate_ttc_{name}.log"
+    return Job(f"ttc_{name}:{run.run_id}", tuple(words), log, folder, resources(plan, run.machine))
 
 
 def resources(plan: Plan, machine: str) -> Resources:

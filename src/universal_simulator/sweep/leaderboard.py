@@ -130,4 +130,8 @@ def result_digest(state: SweepState) -> str:
     decisions: dict[str, Any] = {kind: state.decision(kind) for kind in kinds}
     for kind in ("placebo", "round_gates", "confirmation", "round_ended"):
         decisions[kind] = [event.data for event in state.journal.of(kind)]
+    decisions["inference_scored"] = [
+        [(s["key"], s["value"], s["result"]) for s in event.data["scores"]]
+        for event in state.journal.of("inference_scored")
+    ]
     return content_hash({"rows": rows, "decisions": decisions})

@@ -65,7 +65,10 @@ class Member(Part):
 
 
 class Search(Part):
-    """Round C: a box of +-width (as a share) around the champion's own values of `keys`."""
+    """Round C: a box of +-width (as a share) around the champion's own values of `keys`.
+
+    Keys of `ttc` need no training: after the others have a winner they are scored on its stored model.
+    """
 
     #: dotted keys of the effective config; what is not live for the champion is left out and said so
     keys: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -75,6 +78,8 @@ class Search(Part):
     in_flight: Annotated[int, Field(ge=1)] = 2
     #: results before the model proposes; until then the box is sampled at random
     startup: Annotated[int, Field(ge=1, le=3)] = 2
+    #: values of each `ttc` key that are scored across its box, its own among them
+    values: Annotated[int, Field(ge=2, le=32)] = 5
 
 
 class Refinement(Part):

@@ -5,6 +5,7 @@
     small-eval  gates against the base; a placebo that passes voids the round
     winner      the best passing candidate, held to fresh seeds where the round asks for it
     full-eval   gates against the base, hard aborts among them; then the winner is champion
+    scores      keys of a search that need no training, on the model that leads now; decides nothing
 
 Typed again after any interruption, what the journal holds is not decided again.
 """
@@ -20,6 +21,7 @@ from universal_simulator.sweep.candidates import planned_refinements, proposed_t
 from universal_simulator.sweep.continuation import Standing, placebo_verdict, reason_to_skip
 from universal_simulator.sweep.executor import Job
 from universal_simulator.sweep.gates import GateResult
+from universal_simulator.sweep.inference_search import InferenceSearch
 from universal_simulator.sweep.job_queue import JobQueue
 from universal_simulator.sweep.jobs import evaluation_job, training_id, training_job
 from universal_simulator.sweep.plan import Round
@@ -46,15 +48,21 @@ class RoundCourse:
         self.facts = RoundFacts(state, round_)
 
     def run(self) -> None:
-        if self.facts.told("round_skipped") or self.facts.told("round_ended") or not self._open():
+        if self.facts.told("round_skipped") or not self._open():
             return
+        if not self.facts.told("round_ended"):
+            self._decide()
+        InferenceSearch(self.state, self.queue, self.facts, self.tell).run()
+
+    def _decide(self) -> None:
         candidates = self._search() if self.round.kind == "search" else self._refine()
         results = self._gates("small_eval", [run.run_id for run in candidates])
         if self._is_void():
             return
         winner = self._winner(candidates, results)
         if winner is None:
-            self.facts.end("nothing better", f"no candidate of round {self.round.name} passed every gate")
+            tried = "no candidate passed every gate" if candidates else "none of its keys needs training"
+            self.facts.end("nothing better", f"round {self.round.name}: {tried}")
         elif self._holds(winner):
             self._full_eval(winner)
 
@@ -68,9 +76,9 @@ class RoundCourse:
         reason = self.plan.skip_rounds.get(self.round.name) or self._not_worth_it(base)
         left_out: dict[str, str] = {}
         if reason is None and self.round.kind == "search":
-            box = self.facts.box(base)
-            left_out = box.left_out
-            if not box.parameters:
+            box, scored = self.facts.box(base), self.facts.inference_box(base)
+            left_out = {**box.left_out, **scored.left_out}
+            if not box.parameters and not scored.parameters:
                 reason = "none of its keys is live for the champion"
         if reason is not None:
             self.facts.tell("round_skipped", reason=reason)
@@ -117,6 +125,8 @@ class RoundCourse:
         search = self.round.search
         assert search is not None
         box = self.facts.box(self.facts.base)
+        if not box.parameters:
+            return []  # every live key is scored without training
         placebo = self._placebo_jobs()
 
         def more() -> list[Job]:
@@ -180,7 +190,7 @@ class RoundCourse:
     def _winner(self, candidates: Sequence[Run], results: Mapping[str, Sequence[GateResult]]) -> Run | None:
         """Of a search the lowest value as its neighbours see it, else the lowest measured."""
         values: dict[str, float | None] = {run.run_id: self.facts.value(run) for run in candidates}
-        if self.round.kind == "search":
+        if self.round.kind == "search" and candidates:
             box = self.facts.box(self.facts.base)
             facts = [self.facts.base_fact(box), *map(self.facts.fact, candidates)]
             smooth = smoothed(box, facts, seed_cv=self.facts.seed_cv())[1:]

@@ -15,7 +15,14 @@ from universal_simulator.sweep.journal import Event
 from universal_simulator.sweep.plan import Round
 from universal_simulator.sweep.rounds import gate_results, headline_value
 from universal_simulator.sweep.run_planning import Wish, identified
-from universal_simulator.sweep.search import Box, Fact, gate_margins, make_box, needs_training
+from universal_simulator.sweep.search import (
+    Box,
+    Fact,
+    gate_margins,
+    is_search_key,
+    make_box,
+    needs_training,
+)
 from universal_simulator.sweep.state import Run, SweepState
 
 
@@ -107,10 +114,11 @@ class RoundFacts:
         )
 
     def box(self, base: Run) -> Box:
-        """The search's box around a base, without the keys that cannot move its headline number."""
+        """The box of keys that trials are trained for, around a base; others cannot move the headline."""
         search = self.round.search
         assert search is not None
-        box = make_box(search.keys, effective_config(self.plan, base), width=search.width)
+        keys = [key for key in search.keys if not is_search_key(key)]
+        box = make_box(keys, effective_config(self.plan, base), width=search.width)
         untouched = {
             p.key: f"the headline predictor is {self.plan.predictor}: no value of it changes the objective"
             for p in box.parameters
@@ -118,6 +126,17 @@ class RoundFacts:
         }
         kept = tuple(p for p in box.parameters if p.key not in untouched)
         return Box(kept, {**box.left_out, **untouched})
+
+    def inference_box(self, base: Run) -> Box:
+        """The box of `ttc.*` keys, which are scored on a trained model with test-time compute on."""
+        search = self.round.search
+        assert search is not None
+        keys = [key for key in search.keys if is_search_key(key)]
+        return make_box(keys, self.effective_with_search(base), width=search.width)
+
+    def effective_with_search(self, base: Run) -> dict[str, Any]:
+        """The base's flattened effective config with test-time compute on."""
+        return {**effective_config(self.plan, base), "ttc.enabled": True}
 
     def base_fact(self, box: Box) -> Fact:
         return Fact({p.key: p.centre for p in box.parameters}, self.value(self.base))

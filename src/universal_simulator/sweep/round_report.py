@@ -11,6 +11,16 @@ from universal_simulator.sweep.state import SweepState
 
 #: runs that a round of any kind may promote
 CANDIDATES = ("member", "trial", "refinement")
+#: events of a round that its part of the page is made of
+KINDS = (
+    "round_skipped",
+    "round_opened",
+    "refinements",
+    "placebo",
+    "confirmation",
+    "inference_scored",
+    "round_ended",
+)
 
 
 def later_rounds(state: SweepState) -> list[dict[str, Any]]:
@@ -29,7 +39,7 @@ def placebo_sentence(state: SweepState) -> str | None:
 def _told(state: SweepState, round_: Round) -> dict[str, Any]:
     data = {
         kind: event.data
-        for kind in ("round_skipped", "round_opened", "refinements", "placebo", "confirmation", "round_ended")
+        for kind in KINDS
         for event in state.journal.of(kind)
         if event.data.get("round") == round_.name
     }
@@ -71,4 +81,10 @@ def _told(state: SweepState, round_: Round) -> dict[str, Any]:
         "left_out": left_out,
         "placebo": data.get("placebo", {}).get("sentence"),
         "confirmation": data.get("confirmation", {}).get("sentence"),
+        "scored": _scored(state, data.get("inference_scored")),
     }
+
+
+def _scored(state: SweepState, data: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What keys without training are worth, with the seconds of the job that scored them."""
+    return None if data is None else {**data, "seconds": state.seconds_by_job().get(data["job"], 0.0)}

@@ -130,6 +130,11 @@ def needs_training(key: str) -> bool:
     return key.partition(".")[0] not in ("ttc", "guards")
 
 
+def is_search_key(key: str) -> bool:
+    """Of test-time compute: scored on a trained model, whether it was trained with it or not."""
+    return key.partition(".")[0] == "ttc"
+
+
 def waits(facts: Sequence[Fact], *, trial: int, in_flight: int) -> bool:
     """A trial that this one must know of is not finished yet."""
     return not all(fact.finished for fact in facts[: max(1, trial - in_flight + 1)])

@@ -1,0 +1,40 @@
+"""Settings of test-time compute other than a run's own, as words; for scores on a model that is trained already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from universal_simulator.configuration.documents import merge, parse_overrides, validate
+from universal_simulator.configuration.schema import TTCSection
+from universal_simulator.errors import ConfigurationError
+from universal_simulator.run_record import content_hash
+
+#: hex digits of a setting's hash in the name of its record
+DIGITS = 8
+
+
+def with_settings(ttc: TTCSection, words: Sequence[str]) -> TTCSection:
+    """The section, switched on, with `ttc.key=value` words applied; every fault in one ConfigurationError."""
+    given = parse_overrides(words)
+    strangers = sorted(set(given) - {"ttc"})
+    if strangers or not isinstance(given.get("ttc", {}), dict):
+        raise ConfigurationError(
+            "settings of test-time compute",
+            [
+                f"{key}: only keys below ttc need no training, e.g. ttc.residual_threshold=0.3"
+                for key in strangers
+            ]
+            or ["ttc: expected ttc.key=value, e.g. ttc.residual_threshold=0.3"],
+        )
+    values = merge(ttc.model_dump(mode="json"), given.get("ttc", {})) | {"enabled": True}
+    return validate(TTCSection, values, "settings of test-time compute")
+
+
+def settings_hash(ttc: TTCSection) -> str:
+    """Of every setting: what `Predictor.search_hash` says."""
+    return content_hash(ttc.model_dump(mode="json"))
+
+
+def score_label(ttc: TTCSection) -> str:
+    """Name of the evaluation of these settings on small-eval, beside the run's own."""
+    return f"small_eval_ttc_{settings_hash(ttc)[:DIGITS]}"

@@ -1,0 +1,148 @@
+"""What settings that only inference reads are worth on one trained model: scored by evaluation alone.
+
+Each setting of test-time compute is one predictor, asked the run's small suite (validation split) and
+written beside its evaluations as `evaluations/small_eval_ttc_{8 hex digits of the settings}.json`. The
+run's record, its model file and its headline stay what they are.
+
+A threshold is a share of the learned reward's 95th percentile. A model that was trained with `ttc.enabled`
+has that reward in its file. For any other one it is trained here, once for all settings, by the
+same code, with the run's own settings and seed on the same half of calibration, and kept in memory: its seconds
+are counted (`reward_s`). The predictor is named by the stored model and its settings, of which the
+reward is a function.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from universal_simulator.assessment import Subject, question_of, references_of, subject_of
+from universal_simulator.configuration.inference_settings import score_label, with_settings
+from universal_simulator.configuration.schema import TTCSection
+from universal_simulator.data.batch import Trajectories
+from universal_simulator.data.dataset import open_dataset
+from universal_simulator.data.splits import CALIBRATION_HALVES
+from universal_simulator.device import describe, resolve
+from universal_simulator.errors import UserError
+from universal_simulator.evaluation.answering import described
+from universal_simulator.evaluation.ensemble import EnsembleRules
+from universal_simulator.evaluation.evaluator import Evaluator
+from universal_simulator.evaluation.references import Rows
+from universal_simulator.inference.test_time_compute import SearchingPredictor
+from universal_simulator.model.surrogate import hash_of
+from universal_simulator.run_record import (
+    EvaluationRecord,
+    EvaluationResult,
+    Protocol,
+    RunFolder,
+    RunRecord,
+    read_document,
+    write_json,
+)
+from universal_simulator.training.reward import train_reward
+
+#: progress(label of the setting, batches done, of how many)
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A model with its rewards, and what every setting is asked."""
+
+    subject: Subject
+    truth: Trajectories
+    protocol: Protocol
+    rows: Rows
+    place: torch.device
+    #: hash of the model as it is stored
+    stored: str
+    #: seconds of a reward trained here, a setting's share
+    reward_s: float
+
+
+def score_settings(
+    path: Path, settings: Sequence[str], *, progress: Progress | None = None
+) -> list[EvaluationRecord]:
+    """One record for each setting (a `ttc.key=value` word), in their order.
+
+    Raises ConfigurationError for a word that is no such setting, UserError for a model without its run.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} is a model without its run; settings are scored on a run folder")
+    subject = subject_of(path)
+    assert subject.folder is not None
+    assert subject.data_file is not None
+    wanted = [with_settings(subject.ttc, [word]) for word in settings]
+    stored, started = hash_of(subject.surrogate), time.monotonic()
+    _learn_reward(subject, subject.folder, subject.data_file)
+    reward_s = (time.monotonic() - started) / max(1, len(wanted))
+    truth, protocol = question_of(subject, subject.data_file, "small", False, None)
+    place = resolve(subject.device)
+    subject.surrogate.to(place)
+    rows, _ = references_of(truth, protocol, subject.evaluation, subject.folder, place)
+    asked = _Asked(subject, truth, protocol, rows, place, stored, reward_s)
+    records = []
+    for ttc in wanted:
+        records.append(_scored(asked, ttc, progress=progress))
+        write_json(subject.folder.evaluation(records[-1].suite), records[-1])
+    return records
+
+
+def _learn_reward(subject: Subject, folder: RunFolder, data_file: Path) -> None:
+    """In memory, where the model file holds none and the run's settings ask for one."""
+    surrogate = subject.surrogate
+    if surrogate.architecture.reward is not None or not subject.ttc.reward_steps:
+        return
+    record = read_document(folder.summary, RunRecord)
+    assert record.training is not None
+    dataset = open_dataset(data_file)
+    truth = dataset.load(
+        CALIBRATION_HALVES[1],
+        time_stride=surrogate.architecture.time_stride,
+        device=surrogate.offset.device,
+    )
+    train_reward(surrogate, subject.ttc, subject.guards, truth, dataset, seed=record.training.result.seed)
+
+
+def _scored(asked: _Asked, ttc: TTCSection, *, progress: Progress | None) -> EvaluationRecord:
+    evaluation, label = asked.subject.evaluation, score_label(ttc)
+    predictor = SearchingPredictor(
+        asked.subject.surrogate,
+        asked.subject.guards,
+        ttc,
+        frame_spacing_s=asked.truth.frame_spacing_s,
+        noise_seed=evaluation.noise_seed,
+    )
+    evaluator = Evaluator(
+        asked.truth,
+        asked.rows,
+        batch_size=evaluation.batch_size,
+        bootstrap_samples=evaluation.bootstrap_samples,
+        device=asked.place,
+        on_batch=None if progress is None else lambda done, total: progress(label, done, total),
+    )
+    started = time.monotonic()
+    regimes, _ = evaluator.run(predictor)
+    about = described(asked.subject.surrogate, predictor, predictor.guards.names, EnsembleRules())
+    return EvaluationRecord(
+        suite=label,
+        run_id=asked.subject.name,
+        result=EvaluationResult(
+            protocol=asked.protocol,
+            predictor=about.model_copy(update={"model_hash": asked.stored}),
+            regimes=regimes,
+            references=asked.rows,
+        ),
+        observation={
+            "wall_clock_s": time.monotonic() - started,
+            "reward_s": asked.reward_s,
+            "rollout_s_per_trajectory": evaluator.rollout_s,
+            "evaluations_per_sample": predictor.evaluations_spent / max(1, predictor.samples_rolled),
+            "device": describe(asked.place),
+            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        },
+    )

@@ -1,0 +1,80 @@
+"""Settings that only inference reads, scored on a stored model: same figures as training with them, nothing changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from universal_simulator.configuration import load_config
+from universal_simulator.configuration.inference_settings import with_settings
+from universal_simulator.configuration.schema import TTCSection
+from universal_simulator.data.dataset import Dataset
+from universal_simulator.errors import ConfigurationError, UserError
+from universal_simulator.experiment import run
+from universal_simulator.inference_scores import score_settings
+from universal_simulator.run_record import RunFolder, RunRecord
+
+WORDS = [
+    "training.stages=[codec,operator]",
+    "training.codec.steps=4",
+    "training.codec.patience_steps=4",
+    "training.codec.batch_size=6",
+    "training.operator.steps=6",
+    "training.operator.patience_steps=6",
+    "training.validations=1",
+    "training.validation_groups=2",
+    "training.batch_size=4",
+    "evaluation.small_groups=2",
+    "evaluation.bootstrap_samples=50",
+    "evaluation.classical_points=[32]",
+    "evaluation.steps=8",
+    "ttc.reward_steps=5",
+]
+
+
+def trained(folder: Path, data: Dataset, *more: str) -> tuple[RunFolder, RunRecord]:
+    loaded = load_config("rerun_txxoc8a8", [*WORDS, *more], profile="smoke")
+    record = run(loaded, folder, dataset=data)
+    return RunFolder(folder, record.run_id), record
+
+
+@pytest.mark.slow
+def test_scores_are_those_of_a_model_trained_with_test_time_compute(
+    tmp_path: Path, smoke_data: Dataset
+) -> None:
+    """The same weights either way: the reward is trained after them, here from the stored model."""
+    words = f"data.file={smoke_data.path}"
+    whole, record = trained(tmp_path / "with", smoke_data, "ttc.enabled=true", words)
+    plain, _ = trained(tmp_path / "without", smoke_data, words)
+    before = {path: path.read_bytes() for path in (plain.model, plain.summary)}
+    own, other = score_settings(plain.path, ["ttc.residual_threshold=0.35", "ttc.residual_threshold=50.0"])
+    expected = record.evaluations["small_eval_ttc"].result
+    for regime, result in own.result.regimes.items():
+        assert result.per_group["nrmse"] == expected.regimes[regime].per_group["nrmse"]
+    assert own.result.predictor.search_hash == expected.predictor.search_hash
+    assert own.result.protocol == expected.protocol
+    assert own.observation["evaluations_per_sample"] > 0
+    assert other.observation["evaluations_per_sample"] == 0, "a threshold that nothing exceeds acts nowhere"
+    assert {path: path.read_bytes() for path in before} == before, "model and record stay what they are"
+    assert sorted(p.name for p in (plain.path / "evaluations").iterdir()) == sorted(
+        ["small_eval.json", f"{own.suite}.json", f"{other.suite}.json"]
+    )
+    # a model that holds its reward is asked with that one
+    (stored,) = score_settings(whole.path, ["ttc.residual_threshold=0.35"])
+    assert stored.result.regimes == own.result.regimes
+    with pytest.raises(UserError, match="a model without its run"):
+        score_settings(plain.model, ["ttc.beam=2"])
+
+
+def test_only_settings_of_test_time_compute_are_taken() -> None:
+    assert with_settings(TTCSection(), ["ttc.reward_weights.mass=2.0"]).reward_weights.mass == 2.0
+    assert with_settings(TTCSection(), []).enabled
+    for words, told in (
+        (["training.operator.learning_rate=1"], "training: only keys below ttc need no training"),
+        (["ttc.residual_treshold=1"], "residual_treshold"),
+        (["ttc=1"], "expected ttc.key=value"),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            with_settings(TTCSection(), words)
+        assert told in "; ".join(caught.value.faults)
