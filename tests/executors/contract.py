@@ -183,7 +183,10 @@ class ExecutorContract(abc.ABC):
         # ended while nobody looked: a third driver still hears of it
         third = make(2)
         assert third.attach("train:a", str(tmp_path))
-        assert ends_of(third)["train:a"].exit_code == 0
+        again = ends_of(third)["train:a"]
+        assert again.exit_code == 0
+        # told again it has the same name, so that nobody pays it twice
+        assert again.submission == end.submission != ""
 
     def test_lost_worker_and_resume_from_the_checkpoint(self, make: Make, tmp_path: Path) -> None:
         executor = make(1)

@@ -15,7 +15,7 @@ from universal_simulator.errors import ExecutorError, UnreachableError, UserErro
 from universal_simulator.executors import fence, ray_cluster
 from universal_simulator.executors.ray_cluster import RayClusterExecutor
 from universal_simulator.executors.ray_jobs import RayJobs, job_api_address
-from universal_simulator.sweep.executor import LOST_EXIT_CODE, Executor, JobEnd, Resources
+from universal_simulator.sweep.executor import LOST_EXIT_CODE, Executor, JobEnd, Resources, Use
 
 TOKEN = "a-token-of-the-cluster-99"
 
@@ -132,7 +132,8 @@ def test_what_was_given_up_never_begins_late(ray: LoopbackRay, make: Make, tmp_p
     executor.submit(errand(tmp_path, "a", "say", "late", resources=Resources(gpus=7)))
     submission = ray.find("a")
     assert executor.state("a") == "waiting"
-    assert executor.cancel("a") == JobEnd("a", -15, 0.0)
+    assert executor.use("a") == Use(seconds=0.0)  # pending is no work
+    assert executor.cancel("a") == JobEnd("a", -15, 0.0, submission=submission.request["submission_id"])
     submission.stopped = False  # as if the stop had never arrived
     ray.begin(submission)
     until(lambda: submission.status == "FAILED", "the end of the late one")

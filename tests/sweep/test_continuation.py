@@ -47,6 +47,11 @@ def test_a_round_begins_only_when_it_can_matter_and_says_why_not() -> None:
     assert "12 runs of 6.0 minutes, measured on the champion, are 1.20 hours; 1.00 are left" in str(
         skip(Standing(0.05, (), 1.0, 0.1))
     )
+    dollars = Standing(0.05, (), 2.0, 0.1, usd_left=5.0, usd_per_run=0.5)
+    assert "12 runs of 0.50 USD, as billed for the champion, are 6.00 USD; 5.00 are left" in str(
+        skip(dollars)
+    )
+    assert skip(Standing(0.05, (), 2.0, 0.1, usd_left=6.0, usd_per_run=0.5)) is None
     assert "not worth it: its forecast hopes for 5% at most" in str(skip(expected_gain=0.05))
     assert skip(not_below=None, target_tier=None, expected_gain=None) is None
 

@@ -28,7 +28,7 @@ from universal_simulator.executors.child_process import GIB
 from universal_simulator.executors.fence import REFUSED, Fence
 from universal_simulator.executors.ray_head import RayHead
 from universal_simulator.executors.ray_jobs import START_TIMEOUT, JobInfo, RayJobs, job_api_address
-from universal_simulator.sweep.executor import LOST_EXIT_CODE, Executor, Job, JobEnd, JobState
+from universal_simulator.sweep.executor import LOST_EXIT_CODE, Executor, Job, JobEnd, JobState, Use
 from universal_simulator.sweep.job_log import tail
 
 #: between two looks at the cluster
@@ -145,6 +145,11 @@ class RayClusterExecutor(Executor):
             return "unknown"
         return "lost" if self._ends[job_id].lost else "ended"
 
+    def use(self, job_id: str) -> Use:
+        """From the begin that its worker wrote down; pending costs no hours."""
+        placed = self._placed.get(job_id)
+        return Use(seconds=0.0 if placed is None else self._seconds(placed, None))
+
     def cancel(self, job_id: str) -> JobEnd | None:
         if job_id in self._placed:
             end = self._cancel_placed(self._placed[job_id])
@@ -188,10 +193,8 @@ class RayClusterExecutor(Executor):
 
     def _refuse_impossible(self, job: Job) -> None:
         needs = job.resources
-        for what, need, there in (
-            ("threads", needs.threads or 0, self._cpus),
-            ("gpus", needs.gpus, self._gpus),
-        ):
+        asked = (("threads", needs.threads or 0, self._cpus), ("gpus", needs.gpus, self._gpus))
+        for what, need, there in asked:
             if need > there:
                 raise ExecutorError(
                     f"{job.job_id} asks for {what} {need}, this head lends {there}: lower what the run asks "
@@ -342,7 +345,7 @@ class RayClusterExecutor(Executor):
         seconds = self._seconds(placed, info)
         if lost:
             self._note(self._log_of(placed), f"lost: {info.message if info else 'the cluster is gone'}")
-            return JobEnd(placed.job.job_id, LOST_EXIT_CODE, seconds, lost=True)
+            return JobEnd(placed.job.job_id, LOST_EXIT_CODE, seconds, lost=True, submission=placed.submission)
         assert info is not None
         code = info.driver_exit_code
         if code is None:
@@ -350,11 +353,11 @@ class RayClusterExecutor(Executor):
         last = placed.fence.last
         if code == REFUSED or last is None or last.ticket != placed.submission:
             self._note(self._log_of(placed), info.message or "")
-        return JobEnd(placed.job.job_id, code, seconds)
+        return JobEnd(placed.job.job_id, code, seconds, submission=placed.submission)
 
     def _cancel_placed(self, placed: _Placed) -> JobEnd:
         name, began = placed.job.job_id, time.monotonic()
-        stopped = JobEnd(name, -signal.SIGTERM, self._seconds(placed, None))
+        stopped = JobEnd(name, -signal.SIGTERM, self._seconds(placed, None), submission=placed.submission)
         while True:
             end = self._settled(placed)
             if end is not None:

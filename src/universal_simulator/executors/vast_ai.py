@@ -8,6 +8,7 @@ cross the ceiling, and nothing stays rented when the sweep ends. Jobs named in `
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from universal_simulator.errors import BudgetError, ExecutorError, UnreachableError
@@ -19,7 +20,7 @@ from universal_simulator.executors.rented_job import RentedJob, WorkplaceOf
 from universal_simulator.executors.tenant import Tenant
 from universal_simulator.executors.vast_client import VastClient
 from universal_simulator.executors.vast_replies import CloudError
-from universal_simulator.sweep.executor import Executor, Job, JobEnd, JobState, Resources
+from universal_simulator.sweep.executor import Executor, Job, JobEnd, JobState, Resources, Use
 from universal_simulator.sweep.job_log import tail
 from universal_simulator.sweep.journal import Journal
 
@@ -149,6 +150,18 @@ class VastExecutor(Executor):
             return "lost" if job.end.lost else "ended"
         return _STATES[job.phase]
 
+    def use(self, job_id: str) -> Use:
+        """Dollars from the ledger, loading included; a job without an instance costs none."""
+        job = self._jobs.get(job_id)
+        if job is None:
+            return Use()
+        lease = job.lease and job.tenant.ledger.leases.get(job.lease.label)
+        return Use(usd=lease.spent_usd(job.now()) if lease else 0.0)
+
+    def billed_usd(self, folder: Path | str) -> float | None:
+        tenant = self._tenants.get(Path(folder).absolute())
+        return None if tenant is None else tenant.spent_usd()
+
     def cancel(self, job_id: str) -> JobEnd | None:
         if self._is_local(job_id):
             assert self._local is not None
@@ -161,7 +174,7 @@ class VastExecutor(Executor):
         except CloudError as error:
             raise UnreachableError(f"{job_id} may still be at work: {error}") from error
         self._untold = [name for name in self._untold if name != job_id]
-        return end
+        return end and self._with_bill(job, end)
 
     def tail(self, job_id: str, lines: int = 12) -> str:
         if self._is_local(job_id):
@@ -264,9 +277,14 @@ class VastExecutor(Executor):
         return sum(job.at_work for job in self._jobs.values()) < self.slots
 
     def _ends(self) -> list[JobEnd]:
-        ended = [self._jobs[name].end for name in self._untold]
+        ended = [self._jobs[name] for name in self._untold]
         self._untold.clear()
-        return [end for end in ended if end is not None]
+        return [self._with_bill(job, job.end) for job in ended if job.end is not None]
+
+    def _with_bill(self, job: RentedJob, end: JobEnd) -> JobEnd:
+        """Named by its lease; what that has cost by now."""
+        label = job.lease.label if job.lease is not None else ""
+        return replace(end, usd=self.use(job.job.job_id).usd, submission=label)
 
     def _say(self, name: str, job: RentedJob) -> None:
         text = f"{name}: {job.phase.value}" + (f" ({job.trouble})" if job.trouble else "")

@@ -18,7 +18,10 @@ from universal_simulator.sweep.search import dead_because
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a sweep stands before a round: champion's headline nrmse, tiers met, hours."""
+    """Where a sweep stands before a round: champion's headline nrmse, tiers met, hours and dollars.
+
+    What is left is the smaller of what the sweep and the round may still use.
+    """
 
     champion: float
     #: tiers of the plan whose every criterion passes or does not apply
@@ -26,6 +29,10 @@ class Standing:
     hours_left: float
     #: hours of one training as long as the champion's, with its small-eval
     hours_per_run: float
+    #: None: no ceiling of dollars
+    usd_left: float | None = None
+    #: of such a training, as it was billed
+    usd_per_run: float = 0.0
 
 
 def reason_to_skip(
@@ -52,6 +59,12 @@ def reason_to_skip(
         return (
             f"not affordable: {runs} runs of {standing.hours_per_run * 60:.1f} minutes, measured on the "
             f"champion, are {hours:.2f} hours; {max(0.0, standing.hours_left):.2f} are left"
+        )
+    usd = runs * standing.usd_per_run
+    if standing.usd_left is not None and usd > standing.usd_left:
+        return (
+            f"not affordable: {runs} runs of {standing.usd_per_run:.2f} USD, as billed for the champion, are "
+            f"{usd:.2f} USD; {max(0.0, standing.usd_left):.2f} are left"
         )
     if expected_gain is not None and expected_gain < needed_gain:
         return (

@@ -177,6 +177,13 @@ class Executor(abc.ABC):
         """What a job submitted or attached here has used since its submission. Asks nobody; never raises."""
         return Use()
 
+    def billed_usd(self, folder: Path | str) -> float | None:
+        """All that was billed for a sweep by the executor's own book, up to now; None: it keeps none.
+
+        Never less than the sum of its ends' `usd`. Asks nobody; never raises.
+        """
+        return None
+
     @abc.abstractmethod
     def cancel(self, job_id: str) -> JobEnd | None:
         """End a job and return its end when its process is gone; `wait` will not repeat it.

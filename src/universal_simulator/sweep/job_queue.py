@@ -61,13 +61,15 @@ class JobQueue:
         self.executor = executor
         self.forecast = forecast
         self.heartbeat = heartbeat or Heartbeat(executor, state.plan.stall_timeout_s)
-        self.ledger = Ledger(state)
+        self.ledger = Ledger(state, billed=lambda: executor.billed_usd(state.folder))
         self.watch = EarlyStopWatch(state)
         self.check = check
         self.clock = clock or WorkClock()
         #: of the driver before this one
         self._alive = last_alive(state.folder)
         self._running: dict[str, Job] = {}
+        #: told by the executor, not journalled yet
+        self._told: dict[str, JobEnd] = {}
         self._ends: Counter[tuple[str, str]] = Counter()
 
     def run(
@@ -85,6 +87,8 @@ class JobQueue:
         except BaseException as error:
             self._end_running(error)
             raise
+        finally:
+            self.ledger.journal_billed()
 
     def _run(self, jobs: Sequence[Job], report: Report, more: Callable[[], Sequence[Job]]) -> None:
         self.check()
@@ -94,26 +98,35 @@ class JobQueue:
         waiting += more()
         stopped: BudgetError | None = None
         finished = {j.job_id: 1.0 for j in jobs if state.done(j.job_id)}
+        if self._running:
+            # what ended while no driver looked is paid by its end, before its time is guessed at a launch
+            waiting = [*self._take_ends(0.0, finished), *waiting]
         while (waiting and stopped is None) or self._running:
             self.check()
             while waiting and stopped is None and len(self._running) < self.executor.slots:
                 stopped = self._launch(waiting.pop(0))
             live = {name: live_share(job.log) for name, job in self._running.items()}
             report(finished | live, list(self._running))
-            ends = self.executor.wait(POLL_S)
-            self._look()
-            for end in ends:
-                job = self._running[end.job_id]
-                if self._ended(job, end):
-                    waiting.insert(0, job)
-                elif end.exit_code == 0:
-                    finished[job.job_id] = 1.0
-            waiting = [*self._end_stalled(), *waiting]
+            again = self._take_ends(POLL_S, finished)
+            waiting = [*self._end_stalled(), *again, *waiting]
             self._end_overspending()
             self._end_behind()
             waiting += more()
         if stopped is not None:
             raise stopped
+
+    def _take_ends(self, timeout_s: float, finished: dict[str, float]) -> list[Job]:
+        """Journal what ended; those to be launched again."""
+        again = []
+        self._told = {end.job_id: end for end in self.executor.wait(timeout_s)}
+        self._look()
+        for end in list(self._told.values()):
+            job = self._running[end.job_id]
+            if self._ended(job, end):
+                again.append(job)
+            elif end.exit_code == 0:
+                finished[job.job_id] = 1.0
+        return again
 
     def _attached(self, job: Job) -> bool:
         """Take over a job that an earlier driver began; where it is gone, its attempt is ended here."""
@@ -161,6 +174,7 @@ class JobQueue:
 
     def _forget(self, job: Job) -> None:
         del self._running[job.job_id]
+        self._told.pop(job.job_id, None)
         self.clock.forget(job.job_id)
         self.heartbeat.forget(job.job_id)
 
@@ -175,9 +189,9 @@ class JobQueue:
     def _ended(self, job: Job, end: JobEnd, cause: str | None = None, reason: str | None = None) -> bool:
         """Journal an end; True if the job is to be tried again. reason: why it was ended for good."""
         cause = cause or _cause(end)
-        self._forget(job)
         if self.state.told_before(end.job_id, end.submission):
             # of an earlier submission, paid already: the one journalled last never reached the executor
+            self._forget(job)
             self._abandoned(job, 0.0, refused_launch=True, words=f"{end.submission} ended before")
             return True
         self._ends[job.job_id, cause] += 1
@@ -185,6 +199,7 @@ class JobQueue:
         lies = self._lies(end, record)
         results = {} if end.exit_code or lies else self._results(end.job_id, record)
         self._journal_end(end, refused=lies, results=results)
+        self._forget(job)
         if lies:
             self._set_aside(end.job_id)
             self._give_up(job, f"what came back is not of this job: {'; '.join(lies)}", final=False)
@@ -218,8 +233,10 @@ class JobQueue:
         One whose end the executor cannot tell keeps its attempt open: the next sitting settles it.
         """
         for job in list(self._running.values()):
+            if not self.state.running(job.job_id):
+                continue
             try:
-                end = self.executor.cancel(job.job_id)
+                end = self._told.get(job.job_id) or self.executor.cancel(job.job_id)
                 if end is not None and end.exit_code == 0:
                     self._ended(job, end)
                 elif end is not None and not self.state.told_before(end.job_id, end.submission):

@@ -97,11 +97,15 @@ class RoundCourse:
             answers.setdefault(line.tier, []).append(line.answer)
         met = [t for t, a in answers.items() if "pass" in a and set(a) <= {"pass", "not_applicable"}]
         suite = "full_eval" if "full_eval" in record.evaluations else "small_eval"
+        hours_per_run = (record.wall_clock_s() or 0.0) / 3600
+        hours_left, usd_left = self.queue.ledger.left(self.round.name)
         standing = Standing(
             champion=headline_value(record.evaluations[suite], self.plan.headline_regime),
             tiers_met=tuple(met),
-            hours_left=self.plan.max_hours - self.state.seconds_spent / 3600,
-            hours_per_run=(record.wall_clock_s() or 0.0) / 3600,
+            hours_left=hours_left,
+            hours_per_run=hours_per_run,
+            usd_left=usd_left,
+            usd_per_run=hours_per_run * self.queue.ledger.usd_per_hour(training_id(base.run_id)),
         )
         forecast = self.round.forecast.relative_reduction
         return reason_to_skip(

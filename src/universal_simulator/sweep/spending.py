@@ -4,13 +4,15 @@ Three scopes: a run with all its jobs, a round, the sweep. With s spent (ended a
 jobs have used or are still forecast to use, and f the forecast of the job asked about, a launch is
 refused where s + r + f > ceiling. A job without a forecast counts as nothing until it has run.
 
-The journal is the only book. An attempt counts from its intent on, its seconds and dollars with its end;
+The journal is the only book of the ceilings. Where the executor keeps one of its own (what is rented, also
+what no job is charged for), the sweep's dollars are the larger of the two sums, never both: journalled as
+`billed` where the executor's is the larger. An attempt counts from its intent on, its seconds and dollars with its end;
 dollars are those of the end, else (older journals) the plan's price of its seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from universal_simulator.sweep.plan import Ceiling, Plan
@@ -62,10 +64,14 @@ def crossing(ceiling: Ceiling, spend: Spend) -> str | None:
 
 
 class Ledger:
-    """Spending by scope, from the journal; what is running now is told by the queue."""
+    """Spending by scope, from the journal; what is running now is told by the queue.
 
-    def __init__(self, state: SweepState) -> None:
+    billed() -> USD in the executor's own book of this sweep, None where it keeps none.
+    """
+
+    def __init__(self, state: SweepState, *, billed: Callable[[], float | None] = lambda: None) -> None:
         self.state = state
+        self.billed = billed
         self._read = 0
         self._spent: dict[str, Spend] = {}
         self._usd: dict[str, float] = {}
@@ -85,6 +91,25 @@ class Ledger:
 
     def spent(self) -> dict[str, Spend]:
         """Scope name -> launches so far, and what those that ended came to."""
+        return self._at_least_billed(self._summed())
+
+    def journal_billed(self) -> None:
+        """The executor's sum, where it lies above what the journal says so far by a cent or more."""
+        billed = self.billed()
+        if billed is not None and billed >= self._journalled_usd() + 0.01:
+            self.state.journal.append("billed", usd=round(billed, 6))
+
+    def _journalled_usd(self) -> float:
+        told = [float(event.data["usd"]) for event in self.state.journal.of("billed")]
+        return max([self._summed().get("sweep", Spend()).usd, *told])
+
+    def _at_least_billed(self, totals: dict[str, Spend]) -> dict[str, Spend]:
+        sweep = totals.get("sweep", Spend())
+        usd = max(sweep.usd, self._journalled_usd(), self.billed() or 0.0)
+        return totals | {"sweep": replace(sweep, usd=usd)}
+
+    def _summed(self) -> dict[str, Spend]:
+        """Intents and ends alone."""
         paid = self.state.paid()
         for event in paid[self._read :]:
             job_id, data = event.data["job"], event.data
@@ -102,10 +127,26 @@ class Ledger:
         self._read = len(paid)
         return dict(self._spent)
 
-    def usd_of(self, job_id: str) -> float:
-        """What the attempts of a job that ended came to."""
-        self.spent()
-        return self._usd.get(job_id, 0.0)
+    def usd_per_hour(self, job_id: str) -> float:
+        """As the attempts of a job were billed, where any took time; else by the plan."""
+        self._summed()
+        seconds = self.state.seconds_by_job().get(job_id, 0.0)
+        if seconds <= 0:
+            return self.price(job_id, 3600.0)
+        return self._usd.get(job_id, 0.0) / seconds * 3600
+
+    def left(self, round_name: str) -> tuple[float, float | None]:
+        """Hours and dollars that a round may still use, by its own ceiling and the sweep's; None: no ceiling."""
+        spent, budget = self.spent(), self.state.plan.budget
+        hours, usd = [], []
+        sweep = budget.sweep.model_copy(update={"hours": self.state.plan.max_hours})
+        for name, ceiling in (("sweep", sweep), (f"round {round_name}", budget.round)):
+            used = spent.get(name, Spend())
+            if ceiling.hours is not None:
+                hours.append(ceiling.hours - used.seconds / 3600)
+            if ceiling.usd is not None:
+                usd.append(ceiling.usd - used.usd)
+        return min(hours), min(usd, default=None)
 
     def _add(self, totals: dict[str, Spend], job_id: str, spend: Spend) -> None:
         for scope in scopes(self.state.plan, self.run_of(job_id)):
@@ -113,10 +154,10 @@ class Ledger:
 
     def with_running(self, running: Mapping[str, Spend]) -> dict[str, Spend]:
         """`spent` and, job id -> seconds and dollars used or still expected, what runs now."""
-        totals = self.spent()
+        totals = self._summed()
         for job_id, spend in running.items():
             self._add(totals, job_id, spend)
-        return totals
+        return self._at_least_billed(totals)
 
     def refusal(self, job_id: str, totals: Mapping[str, Spend], asked: Spend) -> tuple[Scope, str] | None:
         """The first scope whose ceiling `asked` on top of `totals` would cross, and how far."""
