@@ -1,12 +1,17 @@
-"""What each stochastic part is worth: operator, capacity control, corrector, student, at equal data.
+"""What each stochastic part is worth: operator, controls, corrector, student, at equal data and cost.
 
     python benchmarks/stochastic_ablation.py kuramoto_sivashinsky --folder runs/ks --seeds 0 1 2 \
-        --out benchmarks/results/stochastic_ks.json [key=value ...]
+        --lyapunov-time-s 20.8 --out benchmarks/results/stochastic_ks.json [key=value ...]
+    python benchmarks/stochastic_ablation.py --runs RUN_FOLDER RUN_FOLDER RUN_FOLDER --out FILE.json
 
-For each seed the config is trained with all its stages; its operator, its teacher's ensemble and
-its student's are evaluated on the same trajectories of the selection split. The capacity control
-is an operator wide enough to have the parameters of operator and corrector together, trained for
-the same floating-point operations. Figures per regime: mean over seeds, and every seed.
+The first trains the config with all its stages for each seed, and a *capacity control*: an operator
+of the parameters of operator and corrector together, trained with the floating-point operations of
+all of its training (cache, units, choice of noise and calibration included) and without an early
+stop. The second takes runs that were trained already, such as a sweep's baseline seeds, and controls
+where --controls names them, one for each. Both ask, on the selection split, the operator, the
+*perturbed* operator (the control of equal inference: as many rollouts as the ensemble's operations
+pay for), the teacher's ensemble and the student's, each with noise and recalibration of its own.
+Gains are paired over the same trajectories and pooled over seeds.
 """
 
 from __future__ import annotations
@@ -15,208 +20,315 @@ import argparse
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from capacity_control import Run, control_of, flops_by_stage, trained
 
-from universal_simulator import assessment, experiment
-from universal_simulator.configuration import load_config
-from universal_simulator.configuration.schema import RunConfig
 from universal_simulator.data.batch import Trajectories
-from universal_simulator.data.dataset import open_dataset
+from universal_simulator.data.dataset import Dataset
+from universal_simulator.errors import UserError
+from universal_simulator.evaluation.ablation import (
+    Answer,
+    Error,
+    answer,
+    inference_flops,
+    paired_gain,
+    verdict,
+)
 from universal_simulator.evaluation.calibration_fit import fit_calibration
-from universal_simulator.evaluation.contract import stochastic
+from universal_simulator.evaluation.contract import EnsemblePredictor, FieldPredictor
 from universal_simulator.evaluation.ensemble import EnsembleRules
-from universal_simulator.evaluation.evaluator import Evaluator
-from universal_simulator.evaluation.references import reference_rows
 from universal_simulator.identity import code_version
-from universal_simulator.inference.ensemble import predictor_of
+from universal_simulator.inference.ensemble import StochasticPredictor
+from universal_simulator.inference.perturbed import PerturbedOperator
+from universal_simulator.inference.predictor import SurrogatePredictor
+from universal_simulator.model.calibration import Calibration
 from universal_simulator.model.surrogate import Surrogate, load_surrogate
-from universal_simulator.run_record import RunFolder, RunRecord, write_json
+from universal_simulator.run_record import RunFolder, RunRecord, read_document, write_json
 
-METRICS = (
-    "nrmse",
-    "nrmse_operator",
-    "nrmse_ensemble_mean",
-    "ensemble_gain",
-    "crps_fair",
-    "crps_fair_raw",
-    "crps_skill",
-    "crps_skill_raw",
-    "ece",
-    "ece_raw",
-    "spread_skill",
-    "spread_skill_raw",
-    "spread_skill_lowest_bin",
-    "spread_skill_highest_bin",
-    "sharpness",
-    "horizon",
-    "horizon_nrmse20",
-    "failure_rate",
+#: ours, theirs
+PAIRS = (
+    ("control", "operator"),
+    ("perturbed", "operator"),
+    ("teacher", "operator"),
+    ("student", "operator"),
+    ("teacher", "control"),
+    ("student", "control"),
+    ("student", "perturbed"),
+    ("student", "teacher"),
 )
-CURVES = (
-    "nrmse",
-    "spread_skill",
-    "spread_skill_raw",
-    "coverage_level",
-    "coverage",
-    "coverage_raw",
-    "rank_histogram",
-    "rank_histogram_raw",
-)
+ERRORS: tuple[Error, ...] = ("nrmse", "crps")
+#: of rms(u(0)), from which the perturbed operator takes the lowest CRPS on validation
+AMPLITUDES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+#: a control with a smaller share of the operations is no control
+ENOUGH = 0.95
+
+Rows = dict[str, dict[str, list[Answer]]]
 
 
-def trained(config: str, profile: str, folder: Path, words: list[str]) -> tuple[RunFolder, RunRecord]:
-    record = experiment.run(load_config(config, words, profile=profile), folder)
-    return RunFolder(folder, record.run_id), record
+def sampling(run: Run, sampler: Literal["teacher", "student"]) -> Surrogate | None:
+    """The run's model with this sampler and its noise; None where the model has dropped it."""
+    surrogate = load_surrogate(run.files.model)
+    corrector = surrogate.corrector
+    assert corrector is not None
+    if sampler == "student" and corrector.student is None:
+        return None
+    surrogate.use_sampler(sampler)
+    for name, value in run.found.noise[sampler].model_dump(exclude={"at_edge"}).items():
+        corrector.get_buffer(name).fill_(value)
+    return surrogate
 
 
-def answers(
-    surrogate: Surrogate, config: RunConfig, truth: Trajectories, references: Any
-) -> dict[str, dict[str, Any]]:
-    """regime -> figures of one predictor."""
-    predictor = predictor_of(surrogate, config.guards, members=config.evaluation.members)
-    rules = EnsembleRules.of(
-        truth, surrogate.calibration, first_frame=0, headline=config.evaluation.headline, noise_seed=0
+def amplitude_of(run: Run, surrogate: Surrogate, validation: Trajectories, members: int) -> float:
+    scores = {}
+    for amplitude in AMPLITUDES:
+        predictor = PerturbedOperator(surrogate, run.config.guards, members=members, amplitude=amplitude)
+        found = [
+            answer(
+                predictor,
+                validation.subset(rows),
+                label,
+                rules=EnsembleRules(),
+                batch_size=64,
+                bootstrap_samples=1,
+            )
+            for label, rows in validation.regimes().items()
+        ]
+        scores[amplitude] = float(torch.stack([one.crps.nanmean() for one in found]).mean())
+    return min(scores, key=scores.__getitem__)
+
+
+def predictors_of(
+    run: Run, control: Path | None, dataset: Dataset, members: int
+) -> tuple[dict[str, FieldPredictor], dict[str, Calibration], dict[str, Any]]:
+    """Who is asked, the recalibration of each, and what was chosen on the way."""
+    guards, evaluation = run.config.guards, run.config.evaluation
+    surrogate = load_surrogate(run.files.model)
+    asked: dict[str, FieldPredictor] = {"operator": SurrogatePredictor(surrogate, guards)}
+    samplers: dict[str, EnsemblePredictor] = {}
+    for name in ("teacher", "student"):
+        model = sampling(run, name)  # type: ignore[arg-type] # one of the two
+        if model is not None:
+            samplers[name] = StochasticPredictor(model, guards, members=members)
+    validation = run.load(dataset, "validation", run.config.training.ensemble_validation.groups)
+    cheapest = samplers.get("student", samplers["teacher"])
+    equal = max(
+        2, round(inference_flops(cheapest, validation) / inference_flops(asked["operator"], validation))
     )
-    evaluator = Evaluator(
-        truth,
-        references,
-        batch_size=config.evaluation.batch_size,
-        bootstrap_samples=config.evaluation.bootstrap_samples,
-        ensemble=rules,
-    )
-    regimes, _ = evaluator.run(predictor)
-    out = {}
-    for label, result in regimes.items():
-        figures: dict[str, Any] = {"seconds_per_trajectory": evaluator.rollout_s[label]}
-        for name in METRICS:
-            metric = result.metrics.get(name)
-            if metric is not None and metric.value is not None:
-                figures[name] = [metric.value, metric.low, metric.high]
-        figures["curves"] = {name: result.curves[name] for name in CURVES if name in result.curves}
-        figures["nrmse_per_group"] = list(result.per_group.get("nrmse", ()))
-        out[label] = figures
+    amplitude = amplitude_of(run, surrogate, validation, min(equal, members))
+    samplers["perturbed"] = PerturbedOperator(surrogate, guards, members=equal, amplitude=amplitude)
+    half = run.load(dataset, "calibration_uncertainty", evaluation.ensemble_groups)
+    fits = {
+        name: fit_calibration(
+            sampler, half, dataset, first_frame=evaluation.first_frame, noise_seed=evaluation.noise_seed
+        )
+        for name, sampler in samplers.items()
+    }
+    if control is not None:
+        asked["control"] = SurrogatePredictor(load_surrogate(RunFolder.of_path(control).model), guards)
+    told = {
+        "perturbed_amplitude": amplitude,
+        "perturbed_amplitude_at_edge": amplitude in (AMPLITUDES[0], AMPLITUDES[-1]),
+        "perturbed_members": equal,
+        "calibration": {
+            name: {
+                label: {"choice": choice, "operator_share_of_centre": centre}
+                for label, choice, centre in zip(
+                    fit.entry.regimes, fit.entry.choices, fit.entry.centres, strict=True
+                )
+            }
+            for name, fit in fits.items()
+        },
+    }
+    return asked | samplers, fits, told
+
+
+def ask(
+    run: Run, control: Path | None, rows: Rows, given: argparse.Namespace
+) -> tuple[dict[str, Any], Trajectories]:
+    """Add one seed's answers to the rows; what they cost and what was chosen."""
+    dataset, evaluation = run.dataset, run.config.evaluation
+    truth = run.load(dataset, "selection", given.groups)
+    predictors, fits, told = predictors_of(run, control, dataset, given.members or evaluation.members)
+    for name, predictor in predictors.items():
+        rules = EnsembleRules.of(
+            truth, fits.get(name), first_frame=evaluation.first_frame, noise_seed=evaluation.noise_seed
+        )
+        for label, part in truth.regimes().items():
+            found = answer(
+                predictor,
+                truth.subset(part),
+                label,
+                rules=rules,
+                batch_size=evaluation.batch_size,
+                bootstrap_samples=evaluation.bootstrap_samples,
+            )
+            rows.setdefault(label, {}).setdefault(name, []).append(found)
+        print(f"{run.files.run_id} {name}: asked", flush=True)
+    training = run.record.training
+    assert training is not None
+    cost: dict[str, Any] = {
+        "run": run.files.run_id,
+        "seed": training.result.seed,
+        "params": training.result.params,
+        "training_flops_by_stage": flops_by_stage(run.files.path),
+        "seconds_by_stage": training.observation["wall_clock_s_by_stage"],
+        "validation": run.found.model_dump(mode="json"),
+        "data_identity": dataset.identity,
+        **told,
+    }
+    if control is not None:
+        other = read_document(RunFolder.of_path(control).summary, RunRecord).training
+        assert other is not None
+        share = other.result.training_flops / training.result.training_flops
+        cost |= {
+            "control": control.name,
+            "control_params": other.result.params,
+            "control_share_of_flops": share,
+        }
+        cost |= {"control_seconds_by_stage": other.observation["wall_clock_s_by_stage"]}
+        if share < ENOUGH:
+            raise UserError(f"{control.name} had {share:.2f} of the training operations: it is no control")
+    return cost, truth
+
+
+def table(rows: Rows, truth: Trajectories, *, lyapunov_time_s: float | None, samples: int) -> dict[str, Any]:
+    """Per regime: every answer of every seed, and the paired gains pooled over seeds."""
+    out: dict[str, Any] = {}
+    times = truth.times_s[1:] - truth.times_s[0]
+    spans = {"whole": slice(None), "second_half": slice(len(times) // 2, None)}
+    if lyapunov_time_s is not None:
+        spans["beyond_lyapunov_time"] = slice(int((times <= lyapunov_time_s).sum()), None)
+    for label, part in truth.regimes().items():
+        groups = truth.subset(part).groups
+        answers = rows[label]
+        gains: dict[str, Any] = {}
+        for ours, theirs in PAIRS:
+            if len(answers.get(ours, ())) == len(answers.get(theirs, ())) > 0:
+                gains[f"{ours} over {theirs}"] = {
+                    of: {
+                        span: told(answers[ours], answers[theirs], groups, of, frames, samples)
+                        for span, frames in spans.items()
+                    }
+                    for of in ERRORS
+                }
+        out[label] = {
+            "answers": {name: [written(one) for one in found] for name, found in answers.items()},
+            "gains": gains,
+        }
     return out
 
 
-def control_words(config: RunConfig, record: RunRecord, target_params: int) -> list[str]:
-    """Overrides of the capacity control: as wide as its parameters allow, as long as its operations do."""
-    assert record.training is not None
-    options = config.model.options
-    width = options["operator"]["hidden"]
-    step = options["operator"]["heads"] * options["operator"]["group_size"]
-    while params_with(config, width + step) <= target_params:
-        width += step
-    stages = "training.stages=[codec,operator]"
-    # a step of the wide operator costs about (width ratio)^2 of the narrow one's
-    share = (width / options["operator"]["hidden"]) ** 2
-    steps = round(config.training.operator.steps * record.training.result.training_flops
-                  / operator_flops(record) / share)
-    return [stages, f"model.options.operator.hidden={width}", f"training.operator.steps={max(steps, 1)}"]
+def told(
+    ours: list[Answer], theirs: list[Answer], groups: tuple[str, ...], of: Error, frames: slice, samples: int
+) -> dict[str, Any]:
+    gain = paired_gain(ours, theirs, groups, of=of, frames=frames, samples=samples)
+    seeds = [
+        paired_gain([one], [other], groups, of=of, frames=frames, samples=samples)
+        for one, other in zip(ours, theirs, strict=True)
+    ]
+    return {
+        "value": gain.value,
+        "low": gain.low,
+        "high": gain.high,
+        "verdict": verdict(gain),
+        "seeds": [[seed.value, seed.low, seed.high] for seed in seeds],
+    }
 
 
-def params_with(config: RunConfig, width: int) -> int:
-    from universal_simulator.model.contract import Problem
-    from universal_simulator.model.surrogate import build_member
+def written(found: Answer) -> dict[str, Any]:
+    """Errors per trajectory and by lead time, and everything measured of the ensemble."""
+    return {
+        "nrmse": float(found.nrmse.nanmean()),
+        "crps_relative": float(found.crps.nanmean()),
+        "nrmse_by_lead_time": found.nrmse.nanmean(dim=0).tolist(),
+        "crps_by_lead_time": found.crps.nanmean(dim=0).tolist(),
+        "nrmse_per_trajectory": found.nrmse.nanmean(dim=1).tolist(),
+        "crps_per_trajectory": found.crps.nanmean(dim=1).tolist(),
+        "metrics": {name: [m.value, m.low, m.high] for name, m in found.metrics.items()},
+        "curves": dict(found.curves),
+        "inference_seconds": found.seconds,
+        "inference_flops": found.flops,
+    }
 
-    options = {**config.model.options, "operator": {**config.model.options["operator"], "hidden": width}}
-    member = build_member(config.model.import_path, Problem(1, 1, 64, 1.0), options)
-    return sum(parameter.numel() for parameter in member.parameters())
+
+def tell(result: dict[str, Any]) -> None:
+    for label, regime in result.items():
+        for name, seeds in regime["answers"].items():
+            shown = [f"nrmse {one['nrmse']:.4g} crps {one['crps_relative']:.4g}" for one in seeds]
+            print(f"{label} {name}: {'; '.join(shown)}; {seeds[0]['inference_flops']:.3g} operations")
+        for pair, gains in regime["gains"].items():
+            for of, spans in gains.items():
+                for span, gain in spans.items():
+                    if gain["value"] is not None and gain["low"] is not None:
+                        interval = f"{100 * gain['low']:.1f} to {100 * gain['high']:.1f}"
+                        print(
+                            f"{label} {pair}, {of}, {span}: {100 * gain['value']:.1f} % ({interval}), {gain['verdict']}"
+                        )
 
 
-def operator_flops(record: RunRecord) -> float:
-    assert record.training is not None
-    by_stage = record.training.observation.get("training_flops_by_stage", {})
-    return float(by_stage["codec"] + by_stage["operator"])
-
-
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("config")
+    parser.add_argument("config", nargs="?")
+    parser.add_argument(
+        "--runs", type=Path, nargs="+", default=[], help="trained already: nothing is trained"
+    )
+    parser.add_argument("--controls", type=Path, nargs="+", default=[], help="capacity controls of --runs")
     parser.add_argument("--profile", default="embedded")
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--groups", type=int, default=64)
+    parser.add_argument("--members", type=int, help="as configured where it is not given")
+    parser.add_argument("--lyapunov-time-s", type=float)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("words", nargs="*", help="overrides, key=value")
     given = parser.parse_intermixed_args()
-    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    if given.config and "=" in given.config:
+        parser.error(f"{given.config} is an override; name the config first")
+    if bool(given.runs) == bool(given.config and given.folder):
+        parser.error("give either CONFIG and --folder, which trains, or --runs, which does not")
+    if given.controls and len(given.controls) != len(given.runs):
+        parser.error("--controls needs one run for each of --runs, in their order")
+    return given
+
+
+def main() -> None:
+    given = arguments()
+    rows: Rows = {}
     costs: list[dict[str, Any]] = []
-    for seed in given.seeds:
-        words = [*given.words, f"seed={seed}"]
-        files, record = trained(given.config, given.profile, given.folder, words)
-        config = load_config(given.config, words, profile=given.profile).config
-        assert record.training is not None
-        dataset = open_dataset(assessment.subject_of(files.path).data_file or "")
-        truth = dataset.load("selection", time_stride=config.data.time_stride, max_groups=given.groups)
-        references, _ = reference_rows(
-            truth, classical_points=(), bootstrap_samples=config.evaluation.bootstrap_samples, method="none"
-        )
-        student = load_surrogate(files.model)
-        teacher = load_surrogate(files.model)
-        teacher.architecture = teacher.architecture.model_copy(update={"sampler": "teacher"})
-        sampler = stochastic(predictor_of(teacher, config.guards, members=config.evaluation.members))
-        assert sampler is not None
-        half = dataset.load("calibration_uncertainty", time_stride=config.data.time_stride)
-        teacher.calibrate(fit_calibration(sampler, half, dataset))
-        control_files, control = trained(
-            given.config,
-            given.profile,
-            given.folder,
-            [*words, *control_words(config, record, student.num_parameters())],
-        )
-        assert control.training is not None
-        predictors = {"student": student, "teacher": teacher, "control": load_surrogate(control_files.model)}
-        for name, surrogate in predictors.items():
-            started = time.monotonic()
-            for label, figures in answers(surrogate, config, truth, references).items():
-                rows.setdefault(label, {}).setdefault(name, []).append({"seed": seed, **figures})
-            print(f"seed {seed} {name}: {time.monotonic() - started:.0f} s", flush=True)
-        costs.append(
-            {
-                "seed": seed,
-                "params": record.training.result.params,
-                "control_params": control.training.result.params,
-                "training_flops": record.training.result.training_flops,
-                "control_training_flops": control.training.result.training_flops,
-                "seconds_by_stage": record.training.observation["wall_clock_s_by_stage"],
-                "validation": record.training.result.validation,
-                "persistence": float(student.corrector.persistence) if student.corrector else None,
-                "temperature": float(student.corrector.temperature) if student.corrector else None,
-            }
-        )
+    for index in range(len(given.runs or given.seeds)):
+        control: Path | None = None
+        if given.runs:
+            run = Run.of(given.runs[index])
+            control = given.controls[index] if given.controls else None
+        else:
+            words = [*given.words, f"seed={given.seeds[index]}"]
+            run = Run.of(trained(given.config, given.profile, given.folder, words))
+            control = control_of(run, given.config, given.profile, given.folder, words)
+        cost, truth = ask(run, control, rows, given)
+        costs.append(cost)
+        if cost["data_identity"] != costs[0]["data_identity"]:
+            raise UserError(f"{run.files.run_id} was trained on other data than {costs[0]['run']}: no pairs")
+        samples = run.config.evaluation.bootstrap_samples
+        result = table(rows, truth, lyapunov_time_s=given.lyapunov_time_s, samples=samples)
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
         write_json(
             given.out,
             {
                 "command": " ".join(["python", *sys.argv]),
-                "commit": subprocess.run(
-                    ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-                ).stdout.strip(),
+                "commit": commit.stdout.strip(),
                 "code_version": code_version(),
                 "torch": torch.__version__,
                 "python": platform.python_version(),
                 "threads": torch.get_num_threads(),
-                "data_identity": dataset.identity,
                 "groups": given.groups,
-                "rows": rows,
+                "regimes": result,
                 "costs": costs,
             },
         )
-        tell(rows)
-
-
-def tell(rows: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
-    for label, predictors in rows.items():
-        for name, seeds in predictors.items():
-            parts = []
-            for metric in METRICS:
-                values = [row[metric][0] for row in seeds if metric in row]
-                if values:
-                    parts.append(f"{metric} {sum(values) / len(values):.4g}")
-            print(f"{label} {name}: {'; '.join(parts)}", flush=True)
+    tell(result)
 
 
 if __name__ == "__main__":
