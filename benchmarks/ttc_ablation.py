@@ -1,24 +1,29 @@
-"""What each part of test-time compute is worth, at counted evaluations and measured seconds.
+"""What each part of test-time compute is worth at equal cost, on several seeds of one model together.
 
-    python benchmarks/ttc_ablation.py MODEL DATA --groups 16 --out FILE
+    python benchmarks/ttc_ablation.py DATA MODEL [MODEL ...] --out FILE [--groups 32] [--regime nu=0.01]
 
-MODEL is a run's model.safetensors with corrector (and student); a learned reward is trained on its half
-of the calibration split where the file has none. Figures are guarded rollout nrmse on the validation split, per regime, from
-frame 0 to the end, with 95 % intervals over initial conditions; gains are paired. Rows:
+Each MODEL is a run's model.safetensors with corrector (and student), one for each seed, all trained on
+DATA; where it brings no learned reward one is trained on its half of the calibration split. Guarded rollouts
+from frame 0 to the end on the selection split, one table per regime:
 
-    operator; ensembles of 1, 2 and 8 members; partial trajectories whose mean is the answer (no
-    reward); the same with the learned reward, physics alone, a random reward; the plan's own values
-    (threshold, 150 evaluations); solver in the loop; the classical solver on the same grid.
+    operator; ensembles of 2 and 8; representations alone; the search with the learned reward; the same
+    acting at random or in the first segments as often; representations alone where the reward would act, at
+    random and first; solver in the loop; the classical solver on the same grid.
 
-Seconds per trajectory are those of this machine under its load at the time.
+nrmse is the mean over seeds of each initial condition; intervals are 95 % over initial conditions, gains are
+paired. Each search stands beside the operator, the ensemble and representations of at least its own
+evaluations, operations (in operator steps, the reward's included) and seconds; `best` is the strongest
+of them. Seconds are those of this machine under its load at the time.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
+import os
+import platform
+import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,183 +32,260 @@ import torch
 from torch import Tensor
 
 from universal_simulator.configuration.schema import GuardsConfig, TTCSection
-from universal_simulator.data.batch import Trajectories
+from universal_simulator.data.batch import GROUP_DIGITS, Trajectories
 from universal_simulator.data.dataset import Dataset, open_dataset
+from universal_simulator.errors import LeakageError
 from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames
-from universal_simulator.evaluation.bootstrap import group_means, mean_interval, paired_interval
-from universal_simulator.evaluation.search_diagnostics import spearman
-from universal_simulator.inference.ensemble import StochasticPredictor
-from universal_simulator.inference.rewards import CostFunction, Question
+from universal_simulator.evaluation.bootstrap import group_means, mean_interval
+from universal_simulator.evaluation.equal_cost import KINDS, Answer, Rivals, Spent, best, gain
+from universal_simulator.evaluation.search_diagnostics import SET_METRICS, set_metrics
+from universal_simulator.identity import code_version, commit, package_versions
 from universal_simulator.inference.search_accounts import Decision
+from universal_simulator.inference.search_controls import (
+    at_first,
+    at_random,
+    representations_alone,
+    scheduled,
+)
 from universal_simulator.inference.solver_in_the_loop import solved
 from universal_simulator.inference.test_time_compute import SearchingPredictor
-from universal_simulator.model.surrogate import Surrogate, load_surrogate
-from universal_simulator.run_record import write_atomically
-from universal_simulator.training.reward import log_relative_error, train_reward
+from universal_simulator.model.surrogate import Surrogate, hash_of, load_surrogate
+from universal_simulator.run_record import write_json
+from universal_simulator.training.reward import train_reward
 
 SAMPLES = 2000
 FREE: dict[str, Any] = {"residual_threshold": 0.0, "max_evaluations": 10**6}
+#: searches by name: what differs from the plan's values
+SEARCHES: dict[str, dict[str, Any]] = {
+    "TTC learned, plan values": {},
+    "TTC learned, beam 2": {"beam": 2},
+    "TTC learned, beam 2, everywhere": {"beam": 2, **FREE},
+    "TTC solver residual, beam 2": {"beam": 2, "solver": "residual"},
+    "TTC solver correction, beam 2": {"beam": 2, "solver": "correction"},
+}
+#: whose acts the controls repeat
+CONTROLLED = "TTC learned, beam 2"
+#: gains of one row over another that differs in one thing only
+PAIRS = (
+    ("TTC learned, beam 2", "TTC learned, beam 2, at random"),
+    ("TTC learned, beam 2", "TTC learned, beam 2, first"),
+    ("TTC learned, beam 2", "representations 2 where the reward acts"),
+    ("TTC learned, beam 2, everywhere", "representations 2"),
+    ("representations 2 where the reward acts", "representations 2 at random"),
+    ("representations 2 where the reward acts", "representations 2 first"),
+    ("representations 2", "representations 2 where the reward acts"),
+)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One predictor's answer: nrmse per trajectory, evaluations and seconds per trajectory, diagnostics."""
+class Seed:
+    """One model's rows; of searches also the rivals of each budget and what their sets show."""
 
-    nrmse: Tensor
-    evaluations: float
-    seconds: float
-    about: dict[str, float]
-
-
-def score(predicted: Tensor, truth: Trajectories) -> Tensor:
-    error, valid, _ = nrmse_frames(predicted, truth.fields[:, 1:], truth.fields[:, 0])
-    return mean_valid(error, valid, dims=(1, 2))
+    rows: dict[str, Answer]
+    rivals: dict[str, dict[str, dict[str, Answer]]]
+    sets: dict[str, dict[str, float | None]]
 
 
-def mean_alone(question: Question) -> Tensor:
-    """No reward: the mean of the partial trajectories is the answer."""
-    chosen = torch.arange(question.fields.shape[1]) == question.reference
-    return torch.where(chosen & question.finite(), 1.0, torch.inf)
-
-
-def random_reward(seed: int = 0) -> CostFunction:
-    generator = torch.Generator().manual_seed(seed)
-    return lambda question: 0.5 + torch.rand(question.fields.shape[:2], generator=generator)
-
-
-def searched(
-    surrogate: Surrogate, truth: Trajectories, settings: dict[str, Any], cost: CostFunction | None
-) -> Row:
-    decisions: list[Decision] = []
-    predictor = SearchingPredictor(
-        surrogate, GuardsConfig(), TTCSection(**settings), cost=cost, observe=decisions.append
-    )
-    initial, steps = truth.fields[:, 0], truth.fields.shape[1] - 1
-    started = time.perf_counter()
-    raw = predictor.rollout(initial, truth.parameters, steps)
-    seconds = (time.perf_counter() - started) / len(truth)
-    pieces: dict[str, list[Tensor]] = {"spearman": [], "oracle": [], "answer": [], "mean": []}
-    for decision in decisions:
-        target = truth.fields[decision.rows, decision.step]
-        error = log_relative_error(decision.question.fields, target)
-        pieces["spearman"].append(spearman(-decision.cost, -error, torch.isfinite(decision.cost)))
-        pieces["oracle"].append(error.amin(dim=1).exp())
-        pieces["mean"].append(error[:, decision.question.reference].exp())
-        pieces["answer"].append(log_relative_error(decision.answer[:, None], target)[:, 0].exp())
-    about = {}
-    if decisions:
-        joined = {name: torch.cat(values).double() for name, values in pieces.items()}
-        about = {
-            "spearman": float(joined["spearman"].mean()),
-            "oracle_gain": float(1 - joined["oracle"].sum() / joined["mean"].sum()),
-            "answer_gain": float(1 - joined["answer"].sum() / joined["mean"].sum()),
-        }
-    extra = float(predictor.accounts.evaluations.double().mean())
-    return Row(score(predictor.guard(raw, initial), truth), extra, seconds, about)
-
-
-def rows_of(surrogate: Surrogate, truth: Trajectories, *, quick: bool) -> dict[str, Row]:
-    initial, steps = truth.fields[:, 0], truth.fields.shape[1] - 1
-    sampler = StochasticPredictor(surrogate, GuardsConfig(), members=8)
-    started = time.perf_counter()
-    plain = sampler.guard(sampler.rollout(initial, truth.parameters, steps), initial)
-    rows = {"operator": Row(score(plain, truth), 0.0, (time.perf_counter() - started) / len(truth), {})}
-    started = time.perf_counter()
-    members = sampler.rollout_members(initial, truth.parameters, steps, seed=0)
-    each = (time.perf_counter() - started) / len(truth) / 8
-    for count in (1, 2, 8):
-        mean = sampler.guard(members[:, :count].mean(dim=1), initial)
-        rows[f"ensemble mean of {count}"] = Row(score(mean, truth), steps * (2 * count - 1), each * count, {})
-    searches: dict[str, tuple[dict[str, Any], CostFunction | None]] = {
-        "representations, beam 2": ({**FREE, "beam": 2}, mean_alone),
-        "representations, beam 3": (FREE, mean_alone),
-        "TTC learned, beam 2": ({**FREE, "beam": 2}, None),
-        "TTC learned, beam 3": (FREE, None),
-        "TTC random reward, beam 3": (FREE, random_reward()),
-        "TTC learned, beam 3, guidance 1": ({**FREE, "guidance_lambda": 1.0}, None),
-        "TTC learned, plan values": ({}, None),
-        "TTC learned, plan values, beam 2": ({"beam": 2}, None),
-        "TTC solver residual, beam 3": ({**FREE, "solver": "residual"}, None),
-        "TTC solver correction, beam 3": ({**FREE, "solver": "correction"}, None),
+def seed_of(surrogate: Surrogate, truth: Trajectories) -> Seed:
+    plan = SearchingPredictor(surrogate, GuardsConfig(), TTCSection())
+    asked = Rivals(plan, truth, noise_seed=0)
+    rows = {"operator": asked.named("operator", 1)}
+    for count in (2, 8):
+        rows[f"ensemble mean of {count}"] = asked.named("ensemble", count)
+    for count in (2, 3):
+        rows[f"representations {count}"] = asked.named("representations", count)
+    rivals: dict[str, dict[str, dict[str, Answer]]] = {}
+    sets: dict[str, dict[str, float | None]] = {}
+    searches = {
+        name: SearchingPredictor(surrogate, GuardsConfig(), TTCSection(**settings))
+        for name, settings in SEARCHES.items()
     }
-    for name, (settings, cost) in searches.items():
-        if quick and name.split(",")[0] in ("TTC random reward", "representations") and "2" in name:
-            continue
-        rows[name] = searched(surrogate, truth, settings, cost)
-        print(name, float(rows[name].nrmse.mean()), rows[name].evaluations, rows[name].about, flush=True)
+    for name, predictor in searches.items():
+        decisions: list[Decision] = []
+        predictor.observe = decisions.append
+        rows[name] = asked.searched(predictor)
+        measured = set_metrics(decisions, truth, bootstrap_samples=SAMPLES)
+        sets[name] = {key: measured[key].value for key in SET_METRICS}
+    for name, predictor in controls(searches[CONTROLLED]).items():
+        rows[name] = asked.searched(predictor)
+    for name in searches:
+        rivals[name] = {kind: asked.at(rows[name].spent, kind) for kind in KINDS}
     rows["classical solver, same grid"] = classical(surrogate, truth)
-    return rows
+    return Seed(rows, rivals, sets)
 
 
-def classical(surrogate: Surrogate, truth: Trajectories) -> Row:
-    """The solver of the loop alone, from the first frame."""
+def controls(search: SearchingPredictor) -> dict[str, SearchingPredictor]:
+    """The same search, and representations alone, acting as often elsewhere."""
+    acts = search.accounts.acts
+    places = {"at random": at_random(acts, seed=0), "first": at_first(acts)}
+    found = {f"{CONTROLLED}, {name}": scheduled(search, where) for name, where in places.items()}
+    for name, where in {"where the reward acts": acts, **places}.items():
+        found[f"representations 2 {name}"] = representations_alone(search, copies=2, schedule=where)
+    return found
+
+
+def classical(surrogate: Surrogate, truth: Trajectories) -> Answer:
+    """The solver of the loop alone, from the first frame; it has no evaluations."""
     field, frames = truth.fields[:, 0, 0], []
     started = time.perf_counter()
     for _ in range(truth.fields.shape[1] - 1):
         field = solved(surrogate, field, truth.parameters, surrogate.architecture.dt_s)
         frames.append(field[:, None])
     seconds = (time.perf_counter() - started) / len(truth)
-    return Row(score(torch.stack(frames, dim=1), truth), 0.0, seconds, {})
+    error, valid, _ = nrmse_frames(torch.stack(frames, dim=1), truth.fields[:, 1:], truth.fields[:, 0])
+    return Answer(mean_valid(error, valid, dims=(1, 2)).nan_to_num(), Spent(0.0, 0.0, seconds), 1)
 
 
-def table(rows: dict[str, Row], groups: tuple[str, ...]) -> dict[str, Any]:
-    reference = {"ensemble mean of 2": rows["ensemble mean of 2"], "operator": rows["operator"]}
-    means = {name: group_means(row.nrmse.double().numpy(), groups)[1] for name, row in rows.items()}
-    found: dict[str, Any] = {}
-    for name, row in rows.items():
-        low, high = mean_interval(means[name], samples=SAMPLES)
+def joint(seeds: list[Seed], groups: tuple[str, ...]) -> dict[str, Any]:
+    """The rows of all seeds in one table."""
+    rows: dict[str, Any] = {}
+    for name in seeds[0].rows:
+        answers = [seed.rows[name] for seed in seeds]
+        means = group_means(pooled(answers).numpy(), groups)[1]
         entry: dict[str, Any] = {
-            "nrmse": float(means[name].mean()),
-            "interval": [low, high],
-            "median": float(row.nrmse.median()),
-            "extra_evaluations": row.evaluations,
-            "seconds_per_trajectory": row.seconds,
-            **row.about,
+            "nrmse": float(means.mean()),
+            "interval": mean_interval(means, samples=SAMPLES),
+            "nrmse_by_seed": [
+                float(group_means(a.nrmse.double().numpy(), groups)[1].mean()) for a in answers
+            ],
+            **{kind: sum(a.spent.of(kind) for a in answers) / len(answers) for kind in KINDS},
+            "gain_over_operator": paired(answers, [seed.rows["operator"] for seed in seeds], groups),
         }
-        for other in reference:
-            scale = float(means[other].mean())
-            gain = (scale - float(means[name].mean())) / scale
-            span = [v / scale for v in paired_interval(means[name], means[other], samples=SAMPLES)]
-            entry[f"gain_over_{other}"] = [gain, *span]
-        found[name] = entry
+        if name in seeds[0].rivals:
+            entry["at_equal"] = {kind: at_equal(seeds, name, kind, groups) for kind in KINDS}
+            entry["sets"] = {k: [seed.sets[name][k] for seed in seeds] for k in SET_METRICS}
+        rows[name] = entry
+    pairs = {
+        f"{one} / {other}": paired([s.rows[one] for s in seeds], [s.rows[other] for s in seeds], groups)
+        for one, other in PAIRS
+    }
+    return {"rows": rows, "pairs": pairs}
+
+
+def at_equal(seeds: list[Seed], name: str, kind: str, groups: tuple[str, ...]) -> dict[str, Any]:
+    """Paired gains over each rival of the budget, and over the best of all seeds together."""
+    others = [seed.rivals[name][kind] for seed in seeds]
+    ours = [seed.rows[name] for seed in seeds]
+    together = {
+        rival: Answer(pooled([o[rival] for o in others]), others[0][rival].spent, others[0][rival].size)
+        for rival in others[0]
+    }
+    strongest = best(together, groups)
+    found: dict[str, Any] = {"best": strongest}
+    for rival in together:
+        found[rival] = {
+            "sizes": [o[rival].size for o in others],
+            **paired(ours, [o[rival] for o in others], groups),
+        }
     return found
 
 
-def with_reward(surrogate: Surrogate, dataset: Dataset) -> float:
-    """Seconds of training the learned reward, 0 where the model brings one."""
-    if surrogate.reward is not None:
-        return 0.0
-    half = dataset.load("calibration_rewards", time_stride=surrogate.architecture.time_stride)
-    started = time.perf_counter()
-    train_reward(surrogate, TTCSection(), GuardsConfig(), half, dataset, seed=0)
-    return time.perf_counter() - started
+def pooled(answers: list[Answer]) -> Tensor:
+    return torch.stack([answer.nrmse.double() for answer in answers]).mean(dim=0)
 
 
-def main(report: Callable[[str], None] = print) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", type=Path)
+def paired(ours: list[Answer], theirs: list[Answer], groups: tuple[str, ...]) -> dict[str, Any]:
+    """Gain of the means over seeds with its interval; and each seed's own."""
+    by_seed = [
+        gain(a.nrmse, b.nrmse, groups, samples=SAMPLES).value for a, b in zip(ours, theirs, strict=True)
+    ]
+    whole = gain(pooled(ours), pooled(theirs), groups, samples=SAMPLES)
+    return {"gain": whole.value, "low": whole.low, "high": whole.high, "by_seed": by_seed}
+
+
+def prepared(path: Path, dataset: Dataset) -> tuple[Surrogate, dict[str, Any]]:
+    """A model with a learned reward, trained here where it brings none, and what it is."""
+    surrogate = load_surrogate(path)
+    about: dict[str, Any] = {"file": str(path), "hash": hash_of(surrogate), "reward_training_s": 0.0}
+    if surrogate.reward is None:
+        half = dataset.load("calibration_rewards", time_stride=surrogate.architecture.time_stride)
+        started = time.perf_counter()
+        train_reward(surrogate, TTCSection(), GuardsConfig(), half, dataset, seed=0)
+        about["reward_training_s"] = time.perf_counter() - started
+    entry = surrogate.architecture.reward
+    if entry is not None:
+        about |= {"hash_with_reward": hash_of(surrogate), "plain_p95": entry.plain_p95, "sets": entry.sets}
+    prices = SearchingPredictor(surrogate, GuardsConfig(), TTCSection()).prices
+    return surrogate, {**about, "prices": dataclasses.asdict(prices)}
+
+
+def refuse_seen(surrogate: Surrogate, truth: Trajectories, path: Path) -> None:
+    architecture = surrogate.architecture
+    fitted = [entry.groups for entry in (architecture.calibration, architecture.reward) if entry is not None]
+    known = set(architecture.seen_groups).union(*fitted)
+    shared = {group for group in truth.groups if group[:GROUP_DIGITS] in known}
+    if shared:
+        raise LeakageError(f"{path}: trained, validated or calibrated on {len(shared)} of these conditions")
+
+
+def told(label: str, table: dict[str, Any]) -> None:
+    print(f"\n{label}\n{'row':44s} nrmse   evals   ops   s/traj  gain over operator")
+    for name, row in table["rows"].items():
+        over = row["gain_over_operator"]
+        print(
+            f"{name:44s} {row['nrmse']:.4f} {row['evaluations']:6.0f} {row['operations']:6.0f} "
+            f"{row['seconds']:7.3f}  {over['gain']:+.3f} ({over['low']:+.3f} to {over['high']:+.3f})"
+        )
+        for kind, found in row.get("at_equal", {}).items():
+            parts = [
+                f"{rival} {found[rival]['sizes']} {found[rival]['gain']:+.3f} "
+                f"({found[rival]['low']:+.3f} to {found[rival]['high']:+.3f})"
+                for rival in found
+                if rival != "best"
+            ]
+            print(f"    at equal {kind}: {'; '.join(parts)}; best {found['best']}")
+    for name, found in table["pairs"].items():
+        print(f"{name}: {found['gain']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})")
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--groups", type=int, default=16)
+    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--groups", type=int, default=32, help="initial conditions (default 32)")
+    parser.add_argument("--split", choices=("selection", "validation"), default="selection")
     parser.add_argument("--regime", help="one regime, e.g. nu=0.01 (default: all)")
-    parser.add_argument("--quick", action="store_true", help="without two rows")
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    surrogate, dataset = load_surrogate(given.model), open_dataset(given.data)
-    spent = with_reward(surrogate, dataset)
-    truth = dataset.load(
-        "validation", time_stride=surrogate.architecture.time_stride, max_groups=given.groups
-    )
-    regimes = {k: v for k, v in truth.regimes().items() if given.regime in (None, k)}
-    tables = {}
-    for label, index in regimes.items():
-        part = truth.subset(index)
-        tables[label] = table(rows_of(surrogate, part, quick=given.quick), part.groups)
-    document = {"model": str(given.model.name), "reward_training_s": spent, "regimes": tables}
-    text = json.dumps(document, indent=1)
-    if given.out is not None:
-        write_atomically(given.out, text + "\n")
-    report(text)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args(words)
+    torch.set_num_threads(given.threads)
+    dataset = open_dataset(given.data)
+    seeds: dict[str, list[Seed]] = {}
+    groups: dict[str, tuple[str, ...]] = {}
+    models = []
+    for path in given.models:
+        surrogate, about = prepared(path, dataset)
+        models.append(about)
+        truth = dataset.load(
+            given.split, time_stride=surrogate.architecture.time_stride, max_groups=given.groups
+        )
+        if given.split != "validation":
+            refuse_seen(surrogate, truth, path)
+        for label, index in truth.regimes().items():
+            if given.regime in (None, label):
+                part = truth.subset(index)
+                groups[label] = part.groups
+                started = time.perf_counter()
+                seeds.setdefault(label, []).append(seed_of(surrogate, part))
+                print(f"{path.parent.name} {label}: {time.perf_counter() - started:.0f} s", flush=True)
+    tables = {label: joint(found, groups[label]) for label, found in seeds.items()}
+    document = {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit(),
+        "code_version": code_version(),
+        "packages": package_versions(),
+        "python": platform.python_version(),
+        "threads": given.threads,
+        "load_average": os.getloadavg(),
+        "data_identity": dataset.identity,
+        "split": given.split,
+        "groups": given.groups,
+        "models": models,
+        "regimes": tables,
+    }
+    write_json(given.out, document)
+    for label, table in tables.items():
+        told(label, table)
 
 
 if __name__ == "__main__":

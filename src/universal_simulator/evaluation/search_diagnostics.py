@@ -68,7 +68,7 @@ def _diagnose(
         found = rivals.searched(predictor)
     finally:
         predictor.observe = before
-    metrics = _of_sets(decisions, truth, summary, predictor.substeps)
+    metrics = set_metrics(decisions, truth, bootstrap_samples=bootstrap_samples, substeps=predictor.substeps)
     accounts = predictor.accounts
     for name, values in (
         ("ttc_evaluations", accounts.evaluations),
@@ -140,10 +140,11 @@ def _at_equal_seconds(rivals: Rivals, found: Answer, summary: Summary) -> dict[s
     return observed
 
 
-def _of_sets(
-    decisions: list[Decision], truth: Trajectories, summary: Summary, substeps: int
+def set_metrics(
+    decisions: list[Decision], truth: Trajectories, *, bootstrap_samples: int, substeps: int = 1
 ) -> dict[str, Metric]:
-    """Gains, spread and rank correlation of the sets at frames that the truth has."""
+    """Gains, spread and rank correlation of the sets at frames that the truth has, SET_METRICS."""
+    summary = Summary(truth.groups, field_unit="1", bootstrap_samples=bootstrap_samples)
     rows: list[Tensor] = []
     pieces: dict[str, list[Tensor]] = {"oracle": [], "answer": [], "mean": [], "spread": [], "spearman": []}
     for decision in decisions:
