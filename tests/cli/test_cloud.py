@@ -18,7 +18,7 @@ from universal_simulator.cli import app
 from universal_simulator.errors import UserError
 from universal_simulator.executors.cloud_ledger import FILE, Ledger
 from universal_simulator.executors.renting import renting_settings, vast_executor
-from universal_simulator.sweep.executor import Job
+from universal_simulator.sweep.executor import Job, JobEnd
 
 
 @pytest.fixture
@@ -45,7 +45,14 @@ def rented(folder: Path, server: LoopbackVast, job: str) -> tuple[Ledger, int]:
     now = server.clock()
     ledger.open("usim", "s", now)
     lease = ledger.intend(
-        job, ("run",), log=folder / "log", machine_class="small", offer_id=1, usd_per_hour=0.8, now=now
+        job,
+        ("run",),
+        log=folder / "log",
+        machine_class="small",
+        offer_id=1,
+        usd_per_hour=0.8,
+        now=now,
+        disk_usd_per_hour=0.1,
     )
     machine = server.rent(lease.label)
     ledger.rented(lease.label, machine.id, now)
@@ -79,6 +86,28 @@ def test_status_and_reap_know_their_own(service: LoopbackVast, tmp_path: Path) -
     assert (told["destroyed"], told["left"]) == ([wanted], [])
     assert list(service.machines) == [other.id]
     assert not Ledger(tmp_path / FILE).live()
+
+
+def test_what_is_kept_is_told_with_its_price_and_its_end_and_destroyed_only_on_demand(
+    service: LoopbackVast, tmp_path: Path
+) -> None:
+    ledger, number = rented(tmp_path, service, "train:a")
+    (lease,) = ledger.live()
+    ledger.kept(lease.label, JobEnd("train:a", -255, 9.0, lost=True), service.clock(), reason="a bad line")
+    service.machines[number].cur_state = service.machines[number].intended_status = "stopped"
+    for command in ("status", "reap"):
+        answer = usim("cloud", command, str(tmp_path))
+        assert f"instance {number} is stopped and KEPT for train:a: a bad line" in answer.output
+        assert (
+            f"$0.1000 an hour until it is destroyed. To fetch it: usim sweep resume {tmp_path}"
+            in answer.output
+        )
+        assert f"usim cloud reap {tmp_path} --all" in answer.output
+        told = json.loads(usim("cloud", command, str(tmp_path), "--json").output)
+        assert len(told["kept"]) == 1
+    assert list(service.machines) == [number]
+    told = json.loads(usim("cloud", "reap", str(tmp_path), "--all", "--json").output)
+    assert (told["destroyed"], told["kept"], service.machines) == ([number], [], {})
 
 
 def test_an_estimate_on_rented_machines_needs_a_folder_that_stays(service: LoopbackVast) -> None:

@@ -13,6 +13,7 @@ requests of search, create, list, one, logs, log_text, destroy, change:
     list:   no success, unsuccessful, null, no total, short, blank (a consistent lie), circle, bad entry
     one:    other (answers with another instance)
     destroy: ghost (unseen once, seen once more, then gone), ignored (says yes, does nothing)
+    change: ignored
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ class LoopbackVast:
         self.leaks: list[str] = []
         #: instances that asked for their own stop, with the key that is good for nothing else
         self.self_stopped: list[int] = []
-        self.faults = 0
+        self.faults: Counter[str] = Counter()
         self._next_id = 100
         self._moods: dict[str, deque[str]] = defaultdict(deque)
         self._late: list[tuple[float, Machine]] = []
@@ -276,7 +277,8 @@ class LoopbackVast:
             self.creates[body["label"]] += 1
         moods = self._moods[endpoint]
         mood = moods.popleft() if moods else "good"
-        self.faults += mood != "good"
+        if mood != "good":
+            self.faults[f"{endpoint}: {mood}"] += 1
         if mood == "drop":
             raise Lost
         if mood.startswith("429"):
@@ -383,7 +385,7 @@ class LoopbackVast:
         if machine is None:
             return 404, {"success": False, "error": "no_such_instance", "msg": "no such instance"}
         machine.label = body.get("label", machine.label)
-        if "state" in body:
+        if "state" in body and mood != "ignored":
             machine.cur_state = machine.intended_status = machine.next_state = body["state"]
             machine.loading_since = self.clock()
             if body["state"] == "stopped":

@@ -79,8 +79,8 @@ class World:
     #: appends to the ledger until the driver is killed: before the line, in it ("torn"), or after it
     kill_in: int | None = None
     kill_where: str = "before"
-    #: the driver is being ended on purpose, or money ends the sweep: unfinished work may be given up
-    giving_up: bool = False
+    #: instances destroyed with something on them that was nowhere else -> what
+    destroyed: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.server.on_end = self.machine_ends
@@ -125,14 +125,19 @@ class World:
             return
         disk.up = False
         if for_good:
-            finished = disk.ending is not None and disk.ending.exit_code == 0
-            if finished and not disk.fetched and self.running(machine) and machine.id not in self.cut:
-                self.breach(f"result of {disk.job} was destroyed with instance {machine.id}, which answered")
+            # whether it answered or not: nobody but the ceiling or the user may destroy what has not come home
+            if disk.job not in self.results and self.holds_something(disk):
+                what = "result" if disk.ending is not None else "unfinished work"
+                self.destroyed[machine.id] = f"{what} of {disk.job}"
             del self.disks[machine.id]
 
+    def holds_something(self, disk: Disk) -> bool:
+        """A result that was not fetched, or a checkpoint newer than the copy at home."""
+        finished = disk.ending is not None and disk.ending.exit_code == 0 and not disk.fetched
+        return finished or disk.saved_s > self.saved_s.get(disk.job, 0.0)
+
     def breach(self, text: str) -> None:
-        if not self.giving_up:
-            self.breaches.append(text)
+        self.breaches.append(text)
 
     def cuts(self, machine: Machine) -> None:
         self.cut.symmetric_difference_update({machine.id})
@@ -158,7 +163,7 @@ class SimulatedWorkplace(Workplace):
         mood = world.moods[0] if world.moods else "good"
         if mood == "before":
             world.moods.popleft()
-            world.counts["transport faults"] += 1
+            world.counts["instance: before"] += 1
         if machine is None or not world.running(machine) or self.instance_id in world.cut or mood == "before":
             raise InstanceUnreachable(f"instance {self.instance_id} does not answer")
         world.settle(machine)
@@ -168,7 +173,7 @@ class SimulatedWorkplace(Workplace):
         mood = self.world.moods.popleft() if self.world.moods else "good"
         if mood == "good":
             return
-        self.world.counts["transport faults"] += 1
+        self.world.counts[f"instance: {mood}"] += 1
         if mood == "refused":
             raise InstanceRefused("no space left on device")
         if mood == "damaged":
@@ -179,6 +184,7 @@ class SimulatedWorkplace(Workplace):
         machine = self._reach()
         world, name, now = self.world, self.job.job_id, self.world.server.clock()
         disk = world.disks.get(self.instance_id)
+        self.begun = True
         if disk is None:
             if name in world.results:
                 world.breach(f"{name} was started again after its result had come home")
@@ -202,16 +208,21 @@ class SimulatedWorkplace(Workplace):
         world.disks[self.instance_id].heard = now
         self._after()
 
+    def _disk(self) -> Disk:
+        if self.instance_id not in self.world.disks:
+            raise InstanceRefused("no job was ever brought there")
+        return self.world.disks[self.instance_id]
+
     def look(self) -> Glance:
         self._reach()
-        disk = self.world.disks[self.instance_id]
+        disk = self._disk()
         disk.heard = self.world.server.clock()
         self._after()
         return Glance(disk.ending, f"{disk.progress_s}", watched=disk.up)
 
     def fetch(self, *, finished: bool) -> int:
         self._reach()
-        disk = self.world.disks[self.instance_id]
+        disk = self._disk()
         self._after()
         name = disk.job
         self.world.saved_s[name] = max(self.world.saved_s.get(name, 0.0), disk.saved_s)
@@ -223,8 +234,8 @@ class SimulatedWorkplace(Workplace):
 
     def halt(self) -> None:
         self._reach()
-        disk = self.world.disks[self.instance_id]
-        if disk.ending is None:
+        disk = self.world.disks.get(self.instance_id)
+        if disk is not None and disk.ending is None:
             disk.ending = Ending(-15, disk.progress_s - disk.began_s)
         self._after()
 

@@ -676,6 +676,8 @@ ENDPOINT_MOODS = {
     ],
     "one": ["other", "drop", "lose", "429", "503", "done 500", "empty", "garbage", "array", "cut", "echo"],
     "destroy": ["ghost", "ignored", "drop", "lose", "429", "503", "done 500", "refuse", "echo", "empty"],
+    "search": ["drop", "429 7", "503", "garbage"],
+    "change": ["ignored", "drop", "lose", "429", "503", "done 500", "empty"],
 }
 FOREIGN = ["usim-s10-run-0-00000001", "usim2-s1-run-0-00000001", "usim-s1", "usim-s1-mine", "mine", None]
 

@@ -99,11 +99,11 @@ def kill_everywhere(service: LoopbackVast, folder: Path, jobs: dict[str, float])
 
 
 def test_killed_at_every_append_one_job_is_paid_once(service: LoopbackVast, tmp_path: Path) -> None:
-    assert kill_everywhere(service, tmp_path, {"train:a": 1200.0}) == 18
+    assert kill_everywhere(service, tmp_path, {"train:a": 1200.0}) == 21
 
 
 @pytest.mark.slow
 def test_killed_at_every_append_no_job_is_paid_twice(service: LoopbackVast, tmp_path: Path) -> None:
     points = kill_everywhere(service, tmp_path, JOBS)
     print(f"{points} kill points, all ending in the results of the uninterrupted sweep, no second repeated")
-    assert points == 48
+    assert points == 57

@@ -13,11 +13,11 @@ from tests.executors.simulated_cloud import SteppedClock, World
 from tests.executors.test_vast_client import KEY
 from tests.executors.test_vast_sweep import Driver
 from universal_simulator.errors import BudgetError, ExecutorError, UserError
-from universal_simulator.executors.cloud_ledger import FILE, Ledger
-from universal_simulator.executors.rental_phase import CEILING
+from universal_simulator.executors.cloud_ledger import CEILING, FILE, Ledger
+from universal_simulator.executors.rental_phase import Phase, phase_of
 from universal_simulator.executors.service_clock import ServiceClock
 from universal_simulator.executors.silence import Silence
-from universal_simulator.sweep.executor import Job, Resources
+from universal_simulator.sweep.executor import Job, JobEnd, Resources
 
 
 class Stage:
@@ -62,6 +62,8 @@ def stage(service: LoopbackVast, tmp_path: Path) -> Iterator[Stage]:
     stage = Stage(service, tmp_path)
     yield stage
     assert not stage.world.breaches
+    told = "\n".join(stage.driver.texts)
+    assert all(f"instance {i} was DESTROYED by the ceiling" in told for i in stage.world.destroyed)
 
 
 def test_a_job_goes_its_way_and_costs_what_its_ledger_says(stage: Stage) -> None:
@@ -76,7 +78,7 @@ def test_a_job_goes_its_way_and_costs_what_its_ledger_says(stage: Stage) -> None
     assert not stage.server.live()
     (lease,) = stage.ledger.leases.values()
     kinds = [event.kind for event in stage.ledger.journal.events]
-    assert kinds == ["opened", "intended", "rented", "placed", "ended", "gone"]
+    assert kinds == ["opened", "intended", "rented", "starting", "placed", "ended", "gone"]
     bill = stage.server.spent_usd("usim-")
     assert bill <= lease.cost_usd <= bill + 0.8 * (stage.server.load_s + 60) / 3600
     assert lease.cost_usd == pytest.approx(0.8, abs=0.05)
@@ -127,22 +129,20 @@ def test_silence_counts_only_with_two_witnesses(stage: Stage) -> None:
     stage.driver.wait(900.0)
     assert stage.codes() == [-255]
     assert stage.driver.ends["train:a"][0].lost
-    assert not stage.server.live()
+    assert machine.cur_state == "stopped"
+    assert [lease.instance_id for lease in stage.ledger.all_kept()] == [machine.id]
 
 
-def test_a_lost_job_is_told_only_when_its_instance_is_seen_gone(stage: Stage) -> None:
+def test_a_lost_job_is_told_only_when_its_instance_is_seen_stopped(stage: Stage) -> None:
     machine = stage.begin()
     assert machine is not None
     stage.server.host_dies(machine)
-    real = stage.server._destroy
-    stage.server._destroy = lambda mood, i, **rest: real("ignored", i, **rest)  # type: ignore[method-assign]
-    try:
-        stage.driver.wait(3600.0)
-        assert stage.codes() == [], "it may still be at work"
-        assert stage.driver.executor is not None
-        assert stage.driver.executor.state("train:a") == "running"
-    finally:
-        del stage.server._destroy
+    stage.server.plan("change", *["ignored"] * 5000)
+    stage.driver.wait(3600.0)
+    assert stage.codes() == [], "it may still be at work"
+    assert stage.driver.executor is not None
+    assert stage.driver.executor.state("train:a") == "running"
+    stage.server.calm()
     stage.driver.wait(300.0)
     assert stage.codes() == [-255]
 
@@ -155,11 +155,15 @@ def test_an_outbid_spot_job_goes_on_elsewhere_from_its_last_copy(stage: Stage) -
     stage.server.outbid(machine)
     stage.driver.wait(2000.0)
     assert stage.codes() == [-255]
+    # the bid stays too low: it is asked for what it holds, and does not start
+    stage.server.plan("change", *["ignored"] * 500)
     stage.driver.submit("train:a")
     stage.driver.wait(5400.0)
     assert stage.codes() == [-255, 0]
     again = stage.world.worked_s["train:a"] - 3600.0
     assert 0 < again <= stage.driver.settings.checkpoint_s + 120
+    stage.driver.wait(60.0)
+    assert not stage.server.live(), "with the result at home nothing is kept"
 
 
 def test_an_instance_that_hears_nothing_stops_itself_and_its_results_come_home(stage: Stage) -> None:
@@ -195,6 +199,185 @@ def test_a_job_cancelled_just_after_its_end_brings_its_result_home_on_a_bad_line
     assert not stage.server.live()
 
 
+def cut_off(stage: Stage, machine: Machine, *, now: bool) -> None:
+    """The line to one instance; everything else is well."""
+    if now != (machine.id in stage.world.cut):
+        stage.world.cuts(machine)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_job_cancelled_on_a_line_that_stays_bad_leaves_its_results_on_a_stopped_disk(
+    stage: Stage, finished: bool
+) -> None:
+    """Not 20 seconds of it, and not the whole patience, destroy what is nowhere else."""
+    machine = stage.begin(wait_s=3500.0 if finished else 1000.0)
+    assert machine is not None
+    cut_off(stage, machine, now=True)
+    stage.clock.sleep(300)
+    asked = stage.clock()
+    stage.driver.cancel("train:a")
+    patience_s = stage.driver.settings.cancel_patience_s
+    assert patience_s < stage.clock() - asked < patience_s + 60
+    assert stage.codes() == [-15]
+    assert (machine.cur_state, list(stage.server.machines)) == ("stopped", [machine.id])
+    (lease,) = stage.ledger.all_kept()
+    assert "is stopped and KEPT for train:a: cancelled" in stage.driver.job("train:a").log.read_text()
+    # its GPU bills no more, its disk does, and the ledger says so
+    billed, known = stage.server.spent_usd("usim-"), lease.spent_usd(stage.clock())
+    stage.clock.sleep(10 * 3600)
+    assert stage.server.spent_usd("usim-") - billed == pytest.approx(10 * 64 * 0.0002)
+    assert lease.spent_usd(stage.clock()) - known == pytest.approx(10 * 0.1)
+    # submitted again it is asked first, and nothing is worked or paid for a second time
+    cut_off(stage, machine, now=False)
+    stage.driver.submit("train:a")
+    stage.driver.wait(4000.0)
+    stage.driver.wait(60.0)
+    assert stage.codes() == [-15, 0]
+    assert stage.world.worked_s["train:a"] <= 3600.0 + 60.0
+    assert len(stage.server.creates) == 1
+    assert not stage.server.live()
+
+
+def test_results_that_arrive_damaged_for_hours_are_kept_and_fetched_by_the_next_driver(stage: Stage) -> None:
+    stage.begin(wait_s=3500.0)
+    (machine,) = stage.server.live("usim-")
+    stage.world.moods.extend(["good", *["damaged"] * 2000])
+    stage.driver.wait(900.0)
+    assert (stage.codes(), machine.cur_state) == ([], "running"), "minutes of it are no reason to give up"
+    stage.driver.wait(2 * 3600.0)
+    assert (stage.codes(), machine.cur_state) == ([-255], "stopped")
+    assert "train:a" not in stage.world.results
+    told = [text for text in stage.driver.texts if "KEPT" in text]
+    assert f"usim cloud reap {stage.folder} --all" in told[-1]
+    # the driver dies and is typed again; its journal says that the job was lost
+    stage.driver.executor = None
+    stage.world.moods.clear()
+    stage.clock.sleep(86400)
+    stage.driver.start()
+    stage.driver.submit("train:a")
+    stage.driver.wait(900.0)
+    stage.driver.wait(60.0)
+    assert stage.codes() == [-255, 0]
+    assert stage.world.worked_s["train:a"] == 3600.0
+    assert not stage.server.live()
+    # two submissions to the driver, neither hours nor dollars of which are told twice
+    lost, done = stage.driver.ends["train:a"]
+    assert lost.submission != done.submission
+    assert lost.seconds > 3600.0
+    assert done.seconds == 0.0
+    assert lost.usd is not None
+    assert done.usd is not None
+    assert done.usd < 0.2
+    assert lost.usd + done.usd <= stage.ledger.spent_usd(stage.clock())
+
+
+def test_what_was_kept_is_brought_home_though_nobody_submits_its_job_again(
+    service: LoopbackVast, tmp_path: Path
+) -> None:
+    stage = Stage(service, tmp_path, {"train:a": 3600.0, "train:b": 3600.0})
+    machine = stage.begin(wait_s=1000.0)
+    assert machine is not None
+    cut_off(stage, machine, now=True)
+    stage.driver.cancel("train:a")
+    before = stage.world.saved_s["train:a"]
+    stage.driver.executor = None
+    cut_off(stage, machine, now=False)
+    stage.driver.start()
+    stage.driver.submit("train:b")
+    stage.driver.wait(300.0)
+    assert stage.world.saved_s["train:a"] > before
+    assert stage.codes("train:a") == [-15], "its end was told once"
+    assert [m.label for m in stage.server.live("usim-") if "train.a" in str(m.label)] == []
+
+
+def test_a_kept_instance_that_does_not_come_back_is_left_for_another_and_goes_when_the_result_is_home(
+    stage: Stage,
+) -> None:
+    dead = stage.begin(wait_s=1000.0)
+    assert dead is not None
+    stage.server.host_dies(dead)
+    stage.driver.wait(2000.0)
+    assert stage.codes() == [-255]
+    stage.driver.submit("train:a")
+    stage.driver.wait(1200.0)
+    assert dead in stage.server.live("usim-")
+    assert len(stage.server.live("usim-")) == 2
+    stage.driver.wait(4000.0)
+    stage.driver.wait(60.0)
+    assert stage.codes() == [-255, 0]
+    assert not stage.server.live()
+
+
+def test_what_is_kept_is_destroyed_by_the_ceiling_alone_and_it_is_told(stage: Stage) -> None:
+    machine = stage.begin(wait_s=1000.0)
+    assert machine is not None
+    cut_off(stage, machine, now=True)
+    stage.driver.cancel("train:a")
+    assert stage.driver.executor is not None
+    stage.driver.executor.cancel_all()
+    assert stage.server.live() == [machine], "the end of a sweep destroys nothing that is nowhere else"
+    stage.settle(ceiling_usd=stage.driver.executor.spent_usd() + 0.5)
+    stage.driver.executor = None
+    stage.clock.sleep(3600)
+    stage.driver.start()
+    stage.driver.submit("train:a")
+    assert stage.driver.spent_out, "waking it could cross the ceiling"
+    assert stage.server.live() == [machine], "and its disk does not yet"
+    stage.driver.executor, stage.driver.spent_out = None, False
+    stage.clock.sleep(6 * 3600)
+    stage.driver.start()
+    stage.driver.submit("train:b")
+    assert stage.driver.spent_out
+    assert not stage.server.live()
+    assert f"instance {machine.id} was DESTROYED by the ceiling" in stage.driver.texts[-1]
+    assert stage.world.destroyed
+
+
+def test_one_instance_that_fails_while_all_are_wound_down_leaves_no_other_alive(
+    service: LoopbackVast, tmp_path: Path
+) -> None:
+    """A disk that is full here, for one of three: the others end, then all failures are told together."""
+    stage = Stage(service, tmp_path, dict.fromkeys(("train:a", "train:b", "train:c"), 9000.0))
+    stage.begin("train:a", "train:b", "train:c", wait_s=600.0)
+    executor = stage.driver.executor
+    assert executor is not None
+    (tenant,) = executor._tenants.values()
+    real = tenant.ledger.ended
+
+    def full(label: str, *rest: Any, **words: Any) -> Any:
+        if "train.a" in label:
+            raise OSError(28, "No space left on device", "ledger.jsonl")
+        return real(label, *rest, **words)
+
+    tenant.ledger.ended = full  # type: ignore[method-assign]
+    with pytest.raises(ExecutorError, match=r"train:a: .*No space left.*asked to stop, its disk is kept"):
+        executor.cancel_all()
+    (left,) = stage.server.live()
+    assert "train.a" in str(left.label)
+    assert left.cur_state == "stopped", "its GPU bills no more"
+    assert executor.state("train:b") == executor.state("train:c") == "ended"
+    tenant.ledger.ended = real  # type: ignore[method-assign]
+    executor.cancel_all()
+    assert not stage.world.destroyed
+
+
+def test_a_driver_killed_while_it_brings_a_job_destroys_nothing_that_may_have_begun(stage: Stage) -> None:
+    """The intent stands in the ledger before the start; the instance stopped itself meanwhile."""
+    stage.world.kill_in = 5
+    stage.driver.start()
+    stage.driver.submit("train:a")
+    stage.driver.wait(600.0)
+    assert stage.driver.executor is None
+    assert [event.kind for event in stage.ledger.journal.events][-1] == "starting"
+    assert stage.world.counts["starts"] == 1
+    stage.clock.sleep(7200)
+    stage.driver.start()
+    stage.driver.cancel("train:a")
+    assert stage.codes() == [-15]
+    assert not stage.world.destroyed
+    assert len(stage.ledger.all_kept()) == 1
+
+
 def test_a_full_disk_at_a_checkpoint_ends_no_sweep(stage: Stage) -> None:
     stage.begin(wait_s=10.0)
     stage.driver.wait(100.0)
@@ -212,7 +395,6 @@ def test_the_ceiling_of_the_sweep_brings_everything_home_before_it_is_crossed(
     stage = Stage(service, tmp_path, {"train:a": 36000.0, "train:b": 36000.0})
     stage.settle(ceiling_usd=4.0)
     stage.begin("train:a", "train:b")
-    stage.world.giving_up = True
     stage.driver.wait(36000.0)
     assert stage.driver.spent_out
     assert "raise the ceiling" in stage.driver.texts[-1]
@@ -400,6 +582,35 @@ def test_a_ledger_is_what_it_was_when_it_is_read_again(tmp_path: Path) -> None:
     again.stray(lease.label, 8, 0.5, 3000.0)
     assert Ledger(path).spent_usd(99999.0) == pytest.approx(1.0)
     assert Ledger(path).spent_usd(99999.0, "train:a/b") == pytest.approx(0.5)
+
+
+def test_what_a_lease_costs_while_it_is_kept_and_woken_is_what_it_costs_when_it_is_read_again(
+    tmp_path: Path,
+) -> None:
+    ledger = Ledger(tmp_path / FILE)
+    ledger.open("usim", "s", 0.0)
+    words: dict[str, Any] = {
+        "log": tmp_path / "l",
+        "machine_class": "small",
+        "offer_id": 1,
+        "usd_per_hour": 1.0,
+    }
+    told = ledger.intend("a", (), **words, disk_usd_per_hour=0.1, now=0.0).label
+    untold = ledger.intend("b", (), **words, now=0.0).label
+    lost = JobEnd("a", -255, 5.0, lost=True)
+    for label in (told, untold):
+        ledger.rented(label, 1, 0.0)
+        ledger.kept(label, lost, 3600.0, reason="bad line")
+    assert ledger.leases[told].spent_usd(2 * 3600.0) == pytest.approx(1.1)
+    assert ledger.leases[untold].spent_usd(2 * 3600.0) == pytest.approx(2.0), "no price of a disk was told"
+    assert phase_of(ledger.leases[told]) is Phase.DONE, "not closed: that would destroy it"
+    ledger.woken(told, 2 * 3600.0)
+    again = Ledger(tmp_path / FILE)
+    assert again.leases == ledger.leases
+    assert (again.leases[told].kept, again.leases[told].end) == (False, None)
+    assert again.leases[told].spent_usd(3 * 3600.0) == pytest.approx(2.1)
+    assert again.gone(told, 3 * 3600.0, reason="done").cost_usd == pytest.approx(2.1)
+    assert [lease.label for lease in again.all_kept()] == [untold]
 
 
 def test_errors_of_money_are_no_executor_errors() -> None:

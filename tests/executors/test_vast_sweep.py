@@ -1,8 +1,11 @@
 """A sweep on rented instances as a state machine, against everything that the service, the hosts, the
 network and the clocks can do to it. What must hold whatever happens:
 
-    no instance outlives the sweep          spend <= ceiling, and never above what the ledger says
-    no run is paid twice                    no result is lost; every end is told once
+    no instance outlives the sweep, but for those stopped, in the ledger and told of with what they hold
+    spend <= ceiling, and never above what the ledger says
+    no run is paid twice; every end is told once
+    no result is lost: nothing that is not at home is destroyed, unless the ceiling says so and it is told;
+    what was kept comes home when the sweep is driven on
 """
 
 from __future__ import annotations
@@ -31,8 +34,8 @@ from tests.executors.loopback_vast import InProcess, LoopbackVast, Machine, offe
 from tests.executors.simulated_cloud import Killed, SteppedClock, World
 from tests.executors.test_vast_client import ENDPOINT_MOODS, FOREIGN, KEY, KeyWatch
 from universal_simulator.errors import BudgetError, ExecutorError, UnreachableError
+from universal_simulator.executors.cloud_ledger import CEILING, FILE, Lease, Ledger
 from universal_simulator.executors.cloud_settings import CloudSettings
-from universal_simulator.executors.rental_phase import CEILING
 from universal_simulator.executors.vast_ai import VastExecutor
 from universal_simulator.executors.vast_client import VastClient
 from universal_simulator.sweep.executor import Job, JobEnd
@@ -149,15 +152,11 @@ class Driver:
     def cancel(self, name: str) -> None:
         def cancelling() -> bool:
             assert self.executor is not None
-            # after several tries a cancelled job's last results may be given up
-            self.world.giving_up = len(self.world.moods) > 3
             try:
                 end = self.executor.cancel(name)
             except UnreachableError as error:
                 self.texts.append(str(error))
                 return False
-            finally:
-                self.world.giving_up = False
             if end is not None:
                 self.told(end)
             return True
@@ -183,7 +182,7 @@ class Driver:
         try:
             return bool(act())
         except Killed:
-            TALLY["drivers killed"] += 1
+            TALLY[f"driver killed: {self.world.kill_where} an append"] += 1
             self.executor = None
         except BudgetError as error:
             self.texts.append(str(error))
@@ -281,7 +280,7 @@ class RentedSweep(RuleBasedStateMachine):
     def drive_again(self, gone_s: float, wall: float) -> None:
         self.clock.sleep(gone_s)
         self.driver.wall_off_s = wall
-        TALLY["clock jumps"] += wall != 0.0
+        TALLY["clock: set"] += wall != 0.0
         self.world.kill_in = None
         self.driver.start()
 
@@ -290,7 +289,7 @@ class RentedSweep(RuleBasedStateMachine):
     def the_laptop_sleeps(self, seconds: float) -> None:
         """Its monotonic clock stands still meanwhile; then only dated answers can tell how long."""
         self.server.dated = True
-        TALLY["clock jumps"] += 1
+        TALLY["clock: the laptop slept"] += 1
         self.clock.sleep(seconds)
         self.driver.asleep_s += seconds
         self.driver.drowsy = True
@@ -366,32 +365,101 @@ class RentedSweep(RuleBasedStateMachine):
         assert not self.watch.caught
         assert not self.server.leaks
 
+    @invariant()
+    def nothing_was_destroyed_that_is_nowhere_else(self) -> None:
+        """But by the ceiling, which says so."""
+        for number, what in self.world.destroyed.items():
+            told = any(
+                f"instance {number} was DESTROYED by the ceiling" in text for text in self.driver.texts
+            )
+            assert told, f"{what} was destroyed with instance {number}, and nobody said why"
+
     def teardown(self) -> None:
         logging.getLogger().removeHandler(self.watch)
         if not hasattr(self, "driver"):
             return
+        self.good_times()
+        self.end_the_sweep()
+        self.whatever_is_left_is_kept_and_told()
+        if self.kept() and not self.driver.spent_out:
+            self.drive_on_until_it_is_home()
+        self.nothing_was_breached()
+        self.nothing_was_destroyed_that_is_nowhere_else()
+        self.the_bill_is_below_the_ceiling()
+        ledger = self.driver.folder / FILE
+        assert not ledger.exists() or KEY not in ledger.read_text()
+        TALLY.update(self.server.faults)
+        TALLY.update(self.world.counts)
+        TALLY["faults of the service"] += self.server.faults.total()
+        TALLY["results at home"] += len(self.world.results)
+        TALLY["requests"] += len(self.server.requests)
+
+    def good_times(self) -> None:
         self.server.calm()
+        self.server.offers = [
+            offer(1),
+            offer(2, dph_total=0.9),
+            offer(3, dph_total=0.95),
+            offer(4, dph_total=1.0),
+        ]
         self.world.moods.clear()
         self.world.kill_in = None
         self.world.cut.clear()
+        self.server.dated = True
+        for machine in self.mine():
+            machine.stuck = machine.frozen = False
         self.clock.sleep(120)
+
+    def end_the_sweep(self) -> None:
         if self.driver.executor is None:
             self.driver.start()
-        assert self.driver.executor is not None
-        self.world.giving_up = True
-        self.driver.executor.attach("train:a", self.driver.folder)
-        self.driver.executor.cancel_all()
-        assert not self.mine(), "an instance outlived the sweep"
+        if self.driver.executor is not None:
+            self.driver.executor.attach("train:a", self.driver.folder)
+            self.driver.executor.cancel_all()
+
+    def kept(self) -> list[Lease]:
+        return Ledger(self.driver.folder / FILE).all_kept()
+
+    def whatever_is_left_is_kept_and_told(self) -> None:
+        """The one exception to "no instance outlives the sweep"."""
+        kept = {lease.instance_id: lease for lease in self.kept()}
+        TALLY["instances kept at the end"] += len(kept)
+        assert self.mine() == [m for m in self.mine() if m.id in kept], "an instance outlived the sweep"
+        for machine in self.mine():
+            assert machine.cur_state == "stopped"
+            words = f"instance {machine.id} is stopped and KEPT for {kept[machine.id].job_id}"
+            assert any(words in text for text in self.driver.texts), "nobody was told"
         self.the_ledger_knows_of_all_that_was_billed()
-        ledger = self.driver.folder / "cloud" / "ledger.jsonl"
-        assert not ledger.exists() or KEY not in ledger.read_text()
-        self.the_bill_is_below_the_ceiling()
-        TALLY["faults of the service"] += self.server.faults
-        TALLY.update(self.world.counts)
-        TALLY["requests"] += len(self.server.requests)
+
+    def drive_on_until_it_is_home(self) -> None:
+        """The same command again, in good times."""
+        self.driver.executor = None
+        self.driver.at_work.clear()
+        self.driver.start()
+        for name in sorted({lease.job_id for lease in self.kept()}):
+            if self.drives() and not self.driver.finished(name):
+                self.driver.submit(name)
+        TALLY["sweeps driven on for what was kept"] += 1
+        for _ in range(30):
+            if not self.drives() or not (self.driver.at_work or self.kept()):
+                break
+            self.driver.wait(3600.0)
+            self.driver.wait(60.0)
+            for name in sorted({lease.job_id for lease in self.kept()} - self.driver.at_work):
+                # its host is dead: what was told lost is run again elsewhere, as a driver would
+                if self.drives() and not self.driver.finished(name):
+                    self.driver.submit(name)
+        if self.driver.executor is not None:
+            self.driver.executor.cancel_all()
+        if self.driver.spent_out:
+            return
+        dead = {machine.id for machine in self.mine() if machine.silent_since is not None}
+        assert not {machine.id for machine in self.mine()} - dead, "what was kept did not come home"
+        TALLY["sweeps whose kept results all came home"] += not dead
 
 
 def run_profile(service: LoopbackVast, folders: Path, *, examples: int, steps: int) -> None:
+    """The same examples each time, so that what they meet can be asserted."""
     RentedSweep.service, RentedSweep.folders = service, folders
     TALLY.clear()
     bounds = settings(
@@ -400,6 +468,7 @@ def run_profile(service: LoopbackVast, folders: Path, *, examples: int, steps: i
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         database=None,
+        derandomize=True,
         # a sweep is long: shrinking one takes longer than reading it
         phases=[Stage.generate],
     )
@@ -407,10 +476,35 @@ def run_profile(service: LoopbackVast, folders: Path, *, examples: int, steps: i
     print("\n" + "\n".join(f"{count:8} {what}" for what, count in sorted(TALLY.items())))
 
 
+def never_happened(*parts: str) -> set[str]:
+    """Which of these kinds of event, told by how they begin, never occurred."""
+    return {part for part in parts if not any(name.startswith(part) and n for name, n in TALLY.items())}
+
+
+#: what every profile must meet, or its invariants were not tested
+OCCURRED = (
+    *(f"{endpoint}: " for endpoint in ENDPOINT_MOODS),
+    *(f"instance: {mood}" for mood in ("before", "after", "damaged", "refused")),
+    *(f"weather: {what}" for what in ("outbid", "dies", "stuck", "frozen", "cut")),
+    *("driver killed: ", "clock: set", "clock: the laptop slept", "stopped themselves"),
+    *("ends told: 0", "ends told: 3", "ends told: -15", "ends told: lost"),
+    *(
+        "instances kept at the end",
+        "sweeps whose kept results all came home",
+        "sweeps ended by their ceiling",
+    ),
+)
+
+
 def test_a_rented_sweep_survives(service: LoopbackVast, tmp_path: Path) -> None:
-    run_profile(service, tmp_path, examples=12, steps=15)
+    run_profile(service, tmp_path, examples=80, steps=40)
+    assert not never_happened(*OCCURRED)
 
 
 @pytest.mark.slow
 def test_a_rented_sweep_survives_at_length(service: LoopbackVast, tmp_path: Path) -> None:
+    """Every kind of fault at every endpoint occurs, and every place of a kill."""
     run_profile(service, tmp_path, examples=400, steps=40)
+    each = [f"{endpoint}: {mood}" for endpoint, moods in ENDPOINT_MOODS.items() for mood in moods]
+    killed = [f"driver killed: {where} an append" for where in ("before", "torn", "after")]
+    assert not never_happened(*OCCURRED, *each, *killed)

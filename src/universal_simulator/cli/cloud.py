@@ -68,9 +68,12 @@ def status(
 ) -> None:
     """What is rented, by the service's own complete list, and what the sweep has spent by its ledger.
 
+    Of a sweep also what is stopped and kept because its results have not come home: why, its price, how it ends.
+
     Example: usim cloud status runs/sota
     """
     from universal_simulator.executors.cloud_settings import CloudSettings
+    from universal_simulator.executors.kept_results import telling
 
     ledger = None if folder is None else _ledger(folder)
     project = CloudSettings(ceiling_usd=1.0).project if ledger is None else ledger.project
@@ -91,11 +94,14 @@ def status(
                 "spent_usd": lease and round(lease.spent_usd(now), 4),
             }
         )
+    kept = [] if ledger is None or folder is None else [telling(x, folder) for x in ledger.all_kept()]
     if as_json:
         spent = None if ledger is None else round(ledger.spent_usd(now), 4)
-        typer.echo(json.dumps({"instances": rows, "spent_usd": spent}, indent=1))
+        typer.echo(json.dumps({"instances": rows, "spent_usd": spent, "kept": kept}, indent=1))
         return
     _print(rows, False, "nothing is rented")
+    for words in kept:
+        typer.echo(words)
     if ledger is not None:
         typer.echo(f"${ledger.spent_usd(now):.2f} spent by {len(ledger.leases)} lease(s) of {folder}")
 
@@ -105,19 +111,22 @@ def reap(
     folder: Annotated[Path, typer.Argument(help="the sweep's folder")],
     everything: Annotated[
         bool,
-        typer.Option("--all", help="also what its jobs are at work on: work that has not come home is lost"),
+        typer.Option(
+            "--all", help="also what its jobs are at work on or left: what has not come home is lost"
+        ),
     ] = False,
     key_file: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Destroy what was rented for a sweep and nobody wants any more, and see it gone from the list.
 
-    Refused while a driver is at work in the folder. What a dead driver's jobs are at work on is kept for
-    `usim sweep resume`, unless --all is given.
+    Refused while a driver is at work in the folder. What a dead driver's jobs are at work on, and what is stopped
+    with results that have not come home, is left for `usim sweep resume`, unless --all is given.
 
     Example: usim cloud reap runs/sota --all
     """
     from universal_simulator.executors.cloud_settings import CloudSettings
+    from universal_simulator.executors.kept_results import telling
     from universal_simulator.executors.tenant import Tenant
     from universal_simulator.sweep.lock import locked
 
@@ -129,14 +138,18 @@ def reap(
         for lease in ledger.live() if everything else ():
             destroyed += [lease.instance_id] if lease.instance_id else []
             tenant.release(lease, "reaped by hand")
-        left = [{"id": lease.instance_id, "job": lease.job_id} for lease in ledger.live()]
+        left = [{"id": x.instance_id, "job": x.job_id} for x in ledger.live() if not x.kept]
+        kept = [telling(lease, folder) for lease in ledger.all_kept()]
     spent = round(tenant.spent_usd(), 4)
     if as_json:
-        typer.echo(json.dumps({"destroyed": destroyed, "left": left, "spent_usd": spent}, indent=1))
+        told = {"destroyed": destroyed, "left": left, "kept": kept, "spent_usd": spent}
+        typer.echo(json.dumps(told, indent=1))
         return
     typer.echo(f"destroyed and seen gone: {', '.join(map(str, destroyed)) or 'nothing'}; ${spent:.2f} spent")
     for row in left:
         typer.echo(f"still rented: {row['id']} for {row['job']} (usim sweep resume, or --all)")
+    for words in kept:
+        typer.echo(words)
 
 
 def _client(key_file: Path | None) -> VastClient:

@@ -3,13 +3,17 @@
     opened      the sweep's name in labels
     intended    a label, before an instance of it is asked for
     rented      its id, once a listing has shown it
+    starting    its job is about to be brought there: from now on it may be at work
     placed      its job was started there
     ended       its job ended there, and what it left lies here, verified
+    kept        it is stopped, and its disk holds what has not come home; its GPU bills no more
+    woken       it is started again, to bring that home
     gone        it is verified to be gone (or was never made); what it has cost
     stray       an instance of ours that nobody wanted was destroyed
 
 A lease is what these say of one label. Money: a lease costs its hourly price from the intent to
-its end, GPU and disk, as if it ran all the time; the service bills less while an instance loads.
+its end, GPU and disk, as if it ran all the time; the service bills less while an instance loads. While it is
+kept it costs its disk: total minus GPU price of the offer; where the offer did not tell, all of it.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from universal_simulator.sweep.executor import JobEnd
 from universal_simulator.sweep.journal import Event, Journal
 
 FILE = Path("cloud") / "ledger.jsonl"
+#: exit code of a job that its own ceiling ended (EX_TEMPFAIL): it did not fail, and money would finish it
+CEILING = 75
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Lease:
     """One label. Times are seconds of the service's clock, prices USD per hour.
 
     `end` is how its job ended here, `gone_at` when it was verified to be gone; `cost_usd` counts then.
+    `kept_at`: since when it stands still with what is not here; `past_usd`: what it cost until `priced_at`.
     """
 
     label: str
@@ -43,12 +50,21 @@ class Lease:
     usd_per_hour: float
     began: float
     instance_id: int | None = None
+    starting: bool = False
     placed_at: float | None = None
     end: JobEnd | None = None
     gone_at: float | None = None
     cost_usd: float = 0.0
-    #: why it is gone
+    #: why it is gone, or kept
     reason: str = ""
+    disk_usd_per_hour: float | None = None
+    kept_at: float | None = None
+    #: wakings, and what had been told of it by the last one
+    woken: int = 0
+    usd_before_wake: float = 0.0
+    seconds_before_wake: float = 0.0
+    past_usd: float = 0.0
+    priced_at: float | None = None
 
     @property
     def live(self) -> bool:
@@ -60,8 +76,34 @@ class Lease:
         """Asked for in doubt and never listed: it could still turn up."""
         return not self.live and self.instance_id is None and self.reason == UNSEEN
 
+    @property
+    def kept(self) -> bool:
+        """Stopped, verified; what its disk holds is not here."""
+        return self.live and self.kept_at is not None
+
+    @property
+    def submission(self) -> str:
+        """Its job's submission: one that is asked again for what it holds is another."""
+        return f"{self.label}+{self.woken}" if self.woken else self.label
+
+    @property
+    def settled(self) -> bool:
+        """Its job ended by itself with an exit code, and what it left lies here."""
+        return self.end is not None and not self.end.lost and 0 <= self.end.exit_code != CEILING
+
+    @property
+    def rate_usd_per_hour(self) -> float:
+        """What it costs now."""
+        stands_still = self.kept_at is not None and self.disk_usd_per_hour is not None
+        return self.disk_usd_per_hour or 0.0 if stands_still else self.usd_per_hour
+
     def spent_usd(self, now: float) -> float:
-        return self.usd_per_hour * max(0.0, now - self.began) / 3600 if self.live else self.cost_usd
+        since = self.began if self.priced_at is None else self.priced_at
+        return (
+            self.past_usd + self.rate_usd_per_hour * max(0.0, now - since) / 3600
+            if self.live
+            else self.cost_usd
+        )
 
 
 UNSEEN = "never seen in a listing"
@@ -99,6 +141,7 @@ class Ledger:
         offer_id: int,
         usd_per_hour: float,
         now: float,
+        disk_usd_per_hour: float | None = None,
     ) -> Lease:
         run = "".join(c if c.isalnum() or c in "_.-" else "." for c in job_id if c.isascii())[-120:]
         attempt = sum(lease.job_id == job_id for lease in self.leases.values())
@@ -113,11 +156,16 @@ class Ledger:
             machine_class=machine_class,
             offer=offer_id,
             usd_per_hour=usd_per_hour,
+            disk_usd_per_hour=disk_usd_per_hour,
         )
         return self.leases[label]
 
     def rented(self, label: str, instance_id: int, now: float) -> Lease:
         self._append("rented", now, label=label, instance=instance_id)
+        return self.leases[label]
+
+    def starting(self, label: str, now: float) -> Lease:
+        self._append("starting", now, label=label)
         return self.leases[label]
 
     def placed(self, label: str, now: float) -> Lease:
@@ -137,6 +185,24 @@ class Ledger:
         )
         return self.leases[label]
 
+    def kept(self, label: str, end: JobEnd, now: float, *, reason: str) -> Lease:
+        """Seen stopped, with something on its disk that is not here; `end` is how its job is told to have ended."""
+        self._append(
+            "kept",
+            now,
+            label=label,
+            exit_code=end.exit_code,
+            seconds=round(end.seconds, 3),
+            lost=end.lost,
+            reason=reason,
+        )
+        return self.leases[label]
+
+    def woken(self, label: str, now: float) -> Lease:
+        """Before it is started again: from now on it costs its full price, and its job has not ended."""
+        self._append("woken", now, label=label)
+        return self.leases[label]
+
     def gone(self, label: str, now: float, *, reason: str) -> Lease:
         """Verified: it bills no more. Costs nothing where nothing was made."""
         lease = self.leases[label]
@@ -151,7 +217,11 @@ class Ledger:
     # --- what it adds up to ---
 
     def live(self) -> list[Lease]:
+        """What may bill, kept ones too."""
         return [lease for lease in self.leases.values() if lease.live]
+
+    def all_kept(self) -> list[Lease]:
+        return [lease for lease in self.leases.values() if lease.kept]
 
     def of_job(self, job_id: str) -> list[Lease]:
         """In the order they were asked for."""
@@ -189,6 +259,7 @@ class Ledger:
                 data["offer"],
                 data["usd_per_hour"],
                 data["now"],
+                disk_usd_per_hour=data.get("disk_usd_per_hour"),
             )
         else:
             self._change(event)
@@ -202,14 +273,28 @@ class Ledger:
             )
         if event.kind == "rented":
             lease = replace(lease, instance_id=data["instance"])
+        elif event.kind == "starting":
+            lease = replace(lease, starting=True)
         elif event.kind == "placed":
             lease = replace(lease, placed_at=data["now"])
-        elif event.kind == "ended":
+        elif event.kind in ("ended", "kept"):
+            end = JobEnd(lease.job_id, data["exit_code"], data["seconds"], lost=data["lost"])
+            lease = replace(lease, end=end)
+            if event.kind == "kept":
+                lease = _repriced(lease, data["now"], kept_at=data["now"], reason=data["reason"])
+        elif event.kind == "woken":
+            told_s = lease.seconds_before_wake + (lease.end.seconds if lease.end is not None else 0.0)
+            lease = _repriced(replace(lease, end=None), data["now"], kept_at=None, reason="")
             lease = replace(
-                lease, end=JobEnd(lease.job_id, data["exit_code"], data["seconds"], lost=data["lost"])
+                lease, woken=lease.woken + 1, usd_before_wake=lease.past_usd, seconds_before_wake=told_s
             )
         elif event.kind == "gone":
             lease = replace(lease, gone_at=data["now"], cost_usd=data["usd"], reason=data["reason"])
         else:
             raise IntegrityError(f"{self.path}: line {event.number + 1}: no {event.kind!r} is known here")
         self.leases[lease.label] = lease
+
+
+def _repriced(lease: Lease, now: float, *, kept_at: float | None, reason: str) -> Lease:
+    """What it cost so far is settled at the old rate."""
+    return replace(lease, past_usd=lease.spent_usd(now), priced_at=now, kept_at=kept_at, reason=reason)

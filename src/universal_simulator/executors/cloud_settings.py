@@ -56,6 +56,10 @@ class CloudSettings(BaseModel):
     heartbeat_s: Positive = 1800.0
     unreachable_s: Positive = 900.0
     checkpoint_s: Positive = 900.0
+    #: results that are on an instance and cannot be taken are asked for again for this long, unless a ceiling
+    #: comes first; then it is stopped and its disk kept. cancel_patience_s: the same where the work was cancelled
+    results_patience_s: Positive = 3600.0
+    cancel_patience_s: Positive = 300.0
     silence_s: Positive = 1800.0
     reserve_s: Positive = 900.0
     #: how long a create in doubt is looked for before another is sent

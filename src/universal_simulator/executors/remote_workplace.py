@@ -103,7 +103,13 @@ class RemoteWorkplace(Workplace):
             made = {f"data/{name}.hdf5" for name in self.outfit.data}
             sent |= {n: path for n, path in data_files(self.errand).items() if n not in made}
             self.root.put_files({f"sweep/{name}": path for name, path in sent.items()})
-        self.root.put(json.dumps(self._spec(words)).encode(), "job/spec.json")
+        self.begun = True
+        try:
+            self.root.put(json.dumps(self._spec(words)).encode(), "job/spec.json")
+        except InstanceRefused:
+            # it did not arrive, so no watch has anything to begin
+            self.begun = False
+            raise
         self._watch()
 
     def _begun(self) -> bool:
@@ -111,6 +117,7 @@ class RemoteWorkplace(Workplace):
         answer = self.root.run("if [ -f job/spec.json ]; then echo yes; else echo no; fi")
         if answer.strip() != b"yes":
             return False
+        self.begun = True
         self._watch()
         return True
 

@@ -10,8 +10,6 @@ from universal_simulator.executors.cloud_ledger import Lease
 BEFORE_THE_JOB = ("setup", "code", "data")
 #: of work that the instance ended itself because it had not heard from the driver
 DESERTED = -254
-#: of a job that its own ceiling ended (EX_TEMPFAIL): it did not fail, and money would finish it
-CEILING = 75
 
 
 class Phase(enum.Enum):
@@ -20,14 +18,17 @@ class Phase(enum.Enum):
     LOADING = "loading"
     DISCARDING = "discarding"
     WORKING = "working"
+    ENDING = "ending"
     COLLECTING = "collecting"
+    KEEPING = "keeping"
+    RECLAIMING = "reclaiming"
     CLOSING = "closing"
     DONE = "done"
 
 
 def phase_of(lease: Lease) -> Phase:
     """Where the ledger says that its job is."""
-    if not lease.live:
+    if not lease.live or lease.kept:
         return Phase.DONE
     if lease.end is not None:
         return Phase.CLOSING

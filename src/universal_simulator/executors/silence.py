@@ -3,7 +3,8 @@
     the instance   does not answer over its shell, several times, over `unreachable_s` seconds
     the service    says, several times, that it is stopped, offline, unknown or not there
 
-Both together give it up; at once where complete listings do not show it any more. Where the service calls
+Both together give it up: it is stopped and its disk kept; at once, and as gone, where complete listings do
+not show it any more. Where the service calls
 it well, four times as long is waited; while the service does not answer either, the fault may be this
 machine's own network, and the time does not count.
 """
@@ -58,9 +59,14 @@ class Silence:
         )
 
     @property
+    def gone(self) -> bool:
+        """Complete listings do not show it any more."""
+        return min(self.unanswered, self.called_absent) >= WITNESSES
+
+    @property
     def verdict(self) -> str | None:
         """Why it may be given up, or None while it may not."""
-        if min(self.unanswered, self.called_absent) >= WITNESSES:
+        if self.gone:
             return f"silent, and {self.called_absent} times in a row the service knew no such instance"
         if min(self.unanswered, self.called_ill) >= WITNESSES and self.quiet_s >= self.unreachable_s:
             return f"silent for {self.quiet_s:.0f} s, and the service says {self.called_ill} times it is not running"

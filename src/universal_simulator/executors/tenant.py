@@ -62,7 +62,7 @@ class Tenant:
     def reserve_usd(self) -> float:
         """Kept back for what is rented, and for what may turn up although it was never seen."""
         now, settings = self.now(), self.settings
-        prices = [lease.usd_per_hour for lease in self.ledger.live()]
+        prices = [lease.rate_usd_per_hour for lease in self.ledger.live()]
         reserve = sum(prices) * settings.held_back_s / 3600
         since = max(0.0, now - (self.reaped_at or now)) + settings.held_back_s
         unseen = [lease.usd_per_hour for lease in self.ledger.leases.values() if lease.unseen]
@@ -120,6 +120,11 @@ class Tenant:
             return max(bid, offer.dph_total)
         return bid + max(0.0, offer.dph_total - offer.dph_base)
 
+    def disk_price_of(self, offer: Offer) -> float | None:
+        """USD per hour of a stopped instance: the difference between all and GPU alone; None where not told."""
+        disk = 0.0 if offer.dph_base is None else offer.dph_total - offer.dph_base
+        return disk if disk > 0 else None
+
     def _bid(self, offer: Offer) -> float:
         return round(offer.price_usd_per_hour(spot=True) * self.settings.bid_factor, 4)
 
@@ -132,6 +137,7 @@ class Tenant:
             machine_class=job.resources.machine_class,
             offer_id=offer.id,
             usd_per_hour=price,
+            disk_usd_per_hour=self.disk_price_of(offer),
             now=self.now(),
         )
         outcome = self.client.create(
@@ -179,6 +185,14 @@ class Tenant:
         assert lease.instance_id is not None
         self.client.destroy_and_verify(lease.instance_id, deadline_s=DESTROY_S)
         return self.ledger.gone(lease.label, self.now(), reason=reason)
+
+    def wake(self, lease: Lease) -> Lease:
+        """Start a kept instance again. Raises BudgetError where its rent could cross a ceiling."""
+        assert lease.instance_id is not None
+        self.refuse_unaffordable(lease.usd_per_hour, lease.job_id)
+        lease = self.ledger.woken(lease.label, self.now())
+        self.client.start(lease.instance_id or 0)
+        return lease
 
     def reap(self) -> Verdict:
         """Adopt what was asked for and is there, destroy what nobody wants, verified."""

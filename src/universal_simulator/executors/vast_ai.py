@@ -15,11 +15,14 @@ from universal_simulator.errors import BudgetError, ExecutorError, UnreachableEr
 from universal_simulator.executors.cloud_ledger import FILE, Lease, Ledger
 from universal_simulator.executors.cloud_settings import CloudSettings
 from universal_simulator.executors.job_files import read_errand
+from universal_simulator.executors.kept_results import telling
 from universal_simulator.executors.rental_phase import Phase
-from universal_simulator.executors.rented_job import RentedJob, WorkplaceOf
+from universal_simulator.executors.rental_state import WorkplaceOf
+from universal_simulator.executors.rented_job import RentedJob
 from universal_simulator.executors.tenant import Tenant
 from universal_simulator.executors.vast_client import VastClient
 from universal_simulator.executors.vast_replies import CloudError
+from universal_simulator.executors.winding_down import destroy_above_the_ceiling, failing, give_back
 from universal_simulator.sweep.executor import Executor, Job, JobEnd, JobState, Resources, Use
 from universal_simulator.sweep.job_log import tail
 from universal_simulator.sweep.journal import Journal
@@ -33,8 +36,11 @@ _STATES: dict[Phase, JobState] = {
     Phase.RENTING: "waiting",
     Phase.LOADING: "waiting",
     Phase.DISCARDING: "waiting",
+    Phase.RECLAIMING: "waiting",
     Phase.WORKING: "running",
+    Phase.ENDING: "running",
     Phase.COLLECTING: "running",
+    Phase.KEEPING: "running",
     Phase.CLOSING: "running",
 }
 
@@ -65,6 +71,8 @@ class VastExecutor(Executor):
         self._journal_of = journal_of
         self._tenants: dict[Path, Tenant] = {}
         self._jobs: dict[str, RentedJob] = {}
+        #: what earlier submissions left rented: being closed, or kept and to be brought home
+        self._aside: list[RentedJob] = []
         self._untold: list[str] = []
         self._said: dict[str, str] = {}
 
@@ -90,17 +98,20 @@ class VastExecutor(Executor):
             raise ExecutorError(f"{job.job_id} is at work already; wait for its end or cancel it")
         tenant = self._tenant(folder, make=True)
         assert tenant is not None
+        kept = self._recalled(job.job_id, tenant)
         history = tenant.ledger.of_job(job.job_id)
-        if any(lease.live and lease.end is None for lease in history):
+        if any(lease.live and lease.end is None and lease != kept for lease in history):
             raise ExecutorError(f"{job.job_id} is at work already, for another driver; attach to it")
         losses = sum(lease.end is not None and lease.end.lost for lease in history)
-        if losses > self._settings.losses_per_run:
+        if losses > self._settings.losses_per_run and kept is None:
             raise ExecutorError(
                 f"{job.job_id} has lost {losses} instances at work, at most {self._settings.losses_per_run} "
                 "are replaced (losses_per_run); see its log for what became of them"
             )
         self._set_aside(job.job_id)
-        self._jobs[job.job_id] = RentedJob(job, tenant, self._workplace_of)
+        self._jobs[job.job_id] = RentedJob(
+            job, tenant, self._workplace_of, lease=kept, reclaim=kept is not None
+        )
         self._step()
 
     def attach(self, job_id: str, folder: Path | str) -> bool:
@@ -115,6 +126,7 @@ class VastExecutor(Executor):
         history = tenant.ledger.of_job(job_id)
         if not history or (history[-1].end is None and not history[-1].live):
             return False
+        self._aside = [rental for rental in self._aside if rental.lease != history[-1]]
         self._take_over(history[-1], tenant, Path(folder))
         return True
 
@@ -136,7 +148,7 @@ class VastExecutor(Executor):
 
     def _idle_s(self) -> float:
         """Until something is due, a moment at least."""
-        due = [job.due - job.now() for job in self._jobs.values() if job.at_work]
+        due = [rental.due - rental.now() for rental in self._rentals() if rental.at_work]
         return min(max(min(due, default=TICK_S), TICK_S / 10), 5 * TICK_S)
 
     def state(self, job_id: str) -> JobState:
@@ -156,7 +168,9 @@ class VastExecutor(Executor):
         if job is None:
             return Use()
         lease = job.lease and job.tenant.ledger.leases.get(job.lease.label)
-        return Use(usd=lease.spent_usd(job.now()) if lease else 0.0)
+        if lease is None or job.needs_room:
+            return Use(usd=0.0)
+        return Use(usd=lease.spent_usd(job.now()) - lease.usd_before_wake)
 
     def billed_usd(self, folder: Path | str) -> float | None:
         tenant = self._tenants.get(Path(folder).absolute())
@@ -184,22 +198,10 @@ class VastExecutor(Executor):
         return tail(job.job.log, lines) if job is not None and job.job.log.exists() else ""
 
     def cancel_all(self) -> None:
-        """Also gives back what nobody drives any more, and raises ExecutorError, naming the instances,
-        if it cannot be verified that everything is gone: then they may still bill."""
-        if self._local is not None:
-            self._local.cancel_all()
-        troubles: list[str] = []
-        for tenant in self._tenants.values():
-            for lease in tenant.ledger.live():
-                if not any(
-                    job.lease is not None and job.lease.label == lease.label for job in self._jobs.values()
-                ):
-                    self._take_over(lease, tenant, tenant.ledger.path.parents[1])
-        until = self._client.clock() + LAST_S
-        troubles += [said for job in self._jobs.values() if (said := self._give_back(job, until))]
-        self._untold.clear()
-        for tenant in self._tenants.values():
-            troubles += self._last_look(tenant)
+        """Also gives back what nobody drives any more. What could not be brought home is kept, stopped, and
+        told; ExecutorError, naming the instances, where others are not verified to be gone: they may bill."""
+        troubles = self._end_all()
+        self._tell_kept()
         if troubles:
             raise ExecutorError(
                 "not everything is verified to be gone; run `usim cloud reap FOLDER` again:\n"
@@ -237,20 +239,45 @@ class VastExecutor(Executor):
         except CloudError as error:
             raise UnreachableError(f"{folder}: nobody can say what is rented for it: {error}") from error
         self._tenants[folder] = tenant
+        self._recall(tenant, folder)
         return tenant
 
     def _take_over(self, lease: Lease, tenant: Tenant, folder: Path) -> None:
-        resources = Resources(gpus=1, machine_class=lease.machine_class)
-        job = Job(lease.job_id, lease.arguments, Path(lease.log), folder, resources)
-        self._jobs[lease.job_id] = RentedJob(job, tenant, self._workplace_of, lease=lease)
+        self._jobs[lease.job_id] = self._rental_of(lease, tenant, folder)
         if lease.end is not None:
             self._untold.append(lease.job_id)
+
+    def _rental_of(self, lease: Lease, tenant: Tenant, folder: Path, *, recall: bool = False) -> RentedJob:
+        resources = Resources(gpus=1, machine_class=lease.machine_class)
+        job = Job(lease.job_id, lease.arguments, Path(lease.log), folder, resources)
+        return RentedJob(job, tenant, self._workplace_of, lease=lease, wanted=not recall, reclaim=recall)
+
+    def _recall(self, tenant: Tenant, folder: Path) -> None:
+        """What earlier drivers had to leave on stopped instances is asked for again, or not needed any more."""
+        for lease in tenant.ledger.all_kept():
+            rental = self._rental_of(lease, tenant, folder, recall=True)
+            if any(other.settled for other in tenant.ledger.of_job(lease.job_id)):
+                rental.reason = "the result of its job is here"
+                rental.phase, rental.end = Phase.CLOSING, lease.end
+            self._aside.append(rental)
+
+    def _recalled(self, job_id: str, tenant: Tenant) -> Lease | None:
+        """The instance that holds what this job left there; from now on it is this submission's to ask."""
+        for rental in self._aside:
+            if rental.job.job_id == job_id and rental.reclaim and rental.end is None and rental.lease:
+                self._aside.remove(rental)
+                return tenant.ledger.leases[rental.lease.label]
+        kept = [lease for lease in tenant.ledger.of_job(job_id) if lease.kept]
+        return kept[-1] if kept else None
 
     def _set_aside(self, job_id: str) -> None:
         """An earlier submission whose end was told, and whose instance is not yet seen gone, is closed on."""
         before = self._jobs.pop(job_id, None)
-        if before is not None and before.lease is not None and before.phase is not Phase.DONE:
-            self._jobs[f"{job_id} on {before.lease.label}"] = before
+        if before is not None and before.phase is not Phase.DONE:
+            self._aside.append(before)
+
+    def _rentals(self) -> list[RentedJob]:
+        return [*self._jobs.values(), *self._aside]
 
     def _step(self) -> None:
         """Everything that is due, as far as it goes. Raises BudgetError when a ceiling ends the sweep."""
@@ -260,21 +287,41 @@ class VastExecutor(Executor):
             if tenant.now() - (tenant.reaped_at or 0.0) > self._settings.reap_s:
                 self._look_for_strays(tenant)
         for name, job in list(self._jobs.items()):
-            if job.phase is Phase.QUEUED and not self._has_room():
+            if job.needs_room and not self._has_room():
                 continue
+            told = job.tellable
             try:
-                told = job.tellable
                 job.step()
             except BudgetError as error:
-                if not any(other.at_work for other in self._jobs.values()):
+                if not any(other.at_work for other in self._rentals()):
                     raise
                 job.due, job.trouble = job.now() + self._settings.poll_s, str(error)
             if job.tellable and not told and name not in self._untold:
                 self._untold.append(name)
             self._say(name, job)
+        self._step_aside()
+
+    def _step_aside(self) -> None:
+        """These never end a sweep, and never get in the way of a job of the driver's."""
+        for rental in list(self._aside):
+            if rental.needs_room and (not self._has_room() or self._is_at_work(rental)):
+                continue
+            try:
+                rental.step()
+            except BudgetError as error:
+                self._aside.remove(rental)
+                rental.trouble = f"not woken for what it holds: {error}"
+            if rental.phase is Phase.DONE and rental in self._aside:
+                self._aside.remove(rental)
+            self._say(f"{rental.job.job_id} (left by an earlier attempt)", rental)
+
+    def _is_at_work(self, rental: RentedJob) -> bool:
+        """Its job is, on another instance: two may not write into one run folder."""
+        leases = rental.tenant.ledger.of_job(rental.job.job_id)
+        return any(lease.live and lease.end is None for lease in leases)
 
     def _has_room(self) -> bool:
-        return sum(job.at_work for job in self._jobs.values()) < self.slots
+        return sum(rental.at_work for rental in self._rentals()) < self.slots
 
     def _ends(self) -> list[JobEnd]:
         ended = [self._jobs[name] for name in self._untold]
@@ -282,9 +329,9 @@ class VastExecutor(Executor):
         return [self._with_bill(job, job.end) for job in ended if job.end is not None]
 
     def _with_bill(self, job: RentedJob, end: JobEnd) -> JobEnd:
-        """Named by its lease; what that has cost by now."""
-        label = job.lease.label if job.lease is not None else ""
-        return replace(end, usd=self.use(job.job.job_id).usd, submission=label)
+        """Named by its lease and how often that was woken; what it has cost by now."""
+        name = job.lease.submission if job.lease is not None else ""
+        return replace(end, usd=self.use(job.job.job_id).usd, submission=name)
 
     def _say(self, name: str, job: RentedJob) -> None:
         text = f"{name}: {job.phase.value}" + (f" ({job.trouble})" if job.trouble else "")
@@ -300,35 +347,43 @@ class VastExecutor(Executor):
             self._tell(f"no complete look at what is rented: {error}")
 
     def _wind_down(self, reason: str) -> None:
-        """Everything home and given back, then the end."""
+        """Everything home or kept, and given back, then the end. What the ceiling cannot hold is destroyed."""
+        troubles = self._end_all()
+        for tenant in self._tenants.values():
+            troubles += destroy_above_the_ceiling(tenant)
         told = (
             f"{reason}, so all instances were given back, their results copied before; finished runs are "
             "kept: raise the ceiling and type the command again to go on"
         )
-        try:
-            self.cancel_all()
-        except ExecutorError as error:
-            raise BudgetError(f"{told}. But {error}") from error
-        raise BudgetError(told)
+        raise BudgetError("\n".join([told, *self._tell_kept(), *troubles]))
 
-    def _give_back(self, job: RentedJob, until: float) -> str | None:
-        """Cancel it and see its instance gone, or say what is in the way when time is up."""
-        while job.end is None or job.phase is not Phase.DONE:
-            try:
-                job.cancel()
-                trouble = job.trouble
-            except CloudError as error:
-                trouble = str(error)
-            if job.phase is not Phase.DONE:
-                if self._client.clock() > until:
-                    return f"{job.job.job_id}: {trouble}"
-                self._client.pause(TICK_S)
-        return None
+    def _end_all(self) -> list[str]:
+        """Everything at work to its end, one failure no matter to the others; what went wrong, in words."""
+        troubles: list[str] = []
+        if self._local is not None:
+            troubles += failing(self._local.cancel_all)
+        for tenant in self._tenants.values():
+            held = {rental.lease.label for rental in self._rentals() if rental.lease is not None}
+            for lease in tenant.ledger.live():
+                if not lease.kept and lease.label not in held:
+                    self._take_over(lease, tenant, tenant.ledger.path.parents[1])
+        # what still stands still is left so
+        self._aside = [rental for rental in self._aside if not rental.needs_room]
+        troubles += give_back(self._rentals(), self._client, LAST_S)
+        self._untold.clear()
+        for tenant in self._tenants.values():
+            troubles += failing(tenant.reap)
+            left = [lease for lease in tenant.ledger.live() if not lease.kept]
+            troubles += [f"{lease.label} (instance {lease.instance_id})" for lease in left]
+        return troubles
 
-    def _last_look(self, tenant: Tenant) -> list[str]:
-        try:
-            tenant.reap()
-        except CloudError as error:
-            return [str(error)]
-        live = [lease for lease in tenant.ledger.live()]
-        return [f"{lease.label} (instance {lease.instance_id})" for lease in live]
+    def _tell_kept(self) -> list[str]:
+        """Once each, loudly: who pays has to know."""
+        words = []
+        for folder, tenant in self._tenants.items():
+            for lease in tenant.ledger.all_kept():
+                words.append(telling(lease, folder))
+                if self._said.get(lease.label) != words[-1]:
+                    self._said[lease.label] = words[-1]
+                    self._tell(words[-1])
+        return words

@@ -174,6 +174,11 @@ class Instance(Reply):
         return self.actual_status in ("unknown", "offline")
 
     @property
+    def at_rest(self) -> bool:
+        """Asked to stand still, and not seen to run: its GPU bills no more, nothing works there."""
+        return self.intended_status == "stopped" and not self.bills_gpu
+
+    @property
     def bills_gpu(self) -> bool:
         return self.actual_status in ("running", "frozen")
 

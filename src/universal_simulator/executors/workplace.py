@@ -26,7 +26,11 @@ class Glance:
 
 class Workplace(abc.ABC):
     """Every method raises InstanceUnreachable where no answer came, which says nothing about the job,
-    and ExecutorError where the instance answered and what was asked of it failed."""
+    and ExecutorError where the instance answered and what was asked of it failed.
+
+    `begun`: a `start` got so far that the job may be at work there, although no answer told so."""
+
+    begun: bool = False
 
     @abc.abstractmethod
     def start(self) -> None:
