@@ -1,15 +1,67 @@
-"""The real thing: a driver killed with SIGKILL again and again ends in the same results."""
+"""The real thing: a driver killed with SIGKILL ends in the same results, and owns up to what it spent."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "kill_sweep.py"
+from tests.sweep.killed_drivers import HOW
+from universal_simulator.sweep.work_clock import GRACE_S
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "benchmarks" / "kill_sweep.py"
+
+
+def killed(folder: Path, kind: str, points: Sequence[str]) -> list[dict[str, Any]]:
+    words = [sys.executable, "-m", "tests.sweep.killed_drivers", str(folder), kind, *points]
+    answer = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=590)
+    assert answer.returncode == 0, answer.stderr
+    return [json.loads(line) for line in answer.stdout.splitlines()]
+
+
+def held(found: Sequence[dict[str, Any]]) -> None:
+    """Same results; one paid end for each intent; never charged less than was worked, and little more."""
+    whole = found[0]
+    for point in found:
+        assert point["digest"] == whole["digest"], point
+        assert point["paid"] == point["intents"], point
+        assert point["attempts"] >= point["launches"] >= whole["launches"], point
+        # ends are journalled to the millisecond
+        assert point["seconds"] >= point["worked_s"] - 0.001 * len(point["paid"]), point
+        # an intent's time is rounded down to the second
+        assert point["seconds"] <= point["worked_s"] + (GRACE_S + 1) * point["abandoned"] + 0.1, point
+
+
+@pytest.mark.parametrize(
+    ("kind", "points"),
+    [("mortal", ["before:6", "torn:13", "after:16"]), ("lasting", ["before:8", "after:5", "torn:20"])],
+)
+def test_a_driver_killed_at_an_append_doubles_nothing_and_hides_nothing(
+    tmp_path: Path, kind: str, points: list[str]
+) -> None:
+    found = killed(tmp_path, kind, points)
+    held(found)
+    assert len(found) == 1 + len(points)
+    if kind == "mortal":
+        assert all(point["abandoned"] for point in found[1:])
+        assert all(point["launches"] > found[0]["launches"] for point in found[1:3])
+    else:  # what goes on without a driver is never launched twice
+        assert all(point["launches"] == found[0]["launches"] for point in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mortal", "lasting"])
+@pytest.mark.parametrize("how", HOW)
+def test_killed_at_every_append(tmp_path: Path, kind: str, how: str) -> None:
+    found = killed(tmp_path, kind, [f"{how}:all"])
+    held(found)
+    assert len(found) == 1 + found[0]["events"] > 30
 
 
 @pytest.mark.slow
