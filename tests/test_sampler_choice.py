@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.model.test_corrector import fields, surrogate
+from tests.model.small_models import fields, surrogate
 from universal_simulator import sampler_choice
 from universal_simulator.configuration.schema import EnsembleValidation, GuardsConfig
 from universal_simulator.data.batch import Trajectories

@@ -13,7 +13,7 @@ import xarray
 from markupsafe import escape
 from typer.testing import CliRunner
 
-from tests.model.test_members import architecture
+from tests.model.small_models import architecture
 from tests.training.test_training import STOCHASTIC, tiny
 from universal_simulator import assessment, experiment, rollout_file
 from universal_simulator.cli import app

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from universal_simulator.configuration.documents import read_mapping, validate
 from universal_simulator.configuration.schema import EvaluationConfig, GuardsConfig, RunConfig, TTCSection
-from universal_simulator.data.batch import GROUP_DIGITS, Trajectories
-from universal_simulator.data.dataset import OFFICIAL_TEST, Dataset, open_dataset
+from universal_simulator.data.batch import Trajectories
+from universal_simulator.data.dataset import OFFICIAL_TEST, open_dataset
 from universal_simulator.device import describe, resolve
-from universal_simulator.errors import DataError, IntegrityError, LeakageError, UserError
+from universal_simulator.errors import IntegrityError, UserError
 from universal_simulator.evaluation.answering import asked_predictor, described
 from universal_simulator.evaluation.contract import FieldPredictor, stochastic
 from universal_simulator.evaluation.ensemble import EnsembleRules
-from universal_simulator.evaluation.evaluator import Evaluator
+from universal_simulator.evaluation.evaluator import Evaluator, Examples
 from universal_simulator.evaluation.protocols import PDEBENCH, FrameChoice, protocol_of, rollout_frames
 from universal_simulator.evaluation.references import Rows, cached_reference_rows, reference_rows
+from universal_simulator.evaluation.refusals import refuse_calibrated, refuse_foreign, refuse_seen
 from universal_simulator.evaluation.report import write_report
 from universal_simulator.evaluation.search_diagnostics import diagnose, with_diagnoses
+from universal_simulator.inference.predictor import SurrogatePredictor
 from universal_simulator.inference.test_time_compute import SearchingPredictor
 from universal_simulator.model.surrogate import Surrogate, hash_of, load_surrogate
 from universal_simulator.physics.reference import classical_method
@@ -30,6 +33,7 @@ from universal_simulator.run_record import (
     EvaluationRecord,
     EvaluationResult,
     Protocol,
+    RegimeResult,
     RunFolder,
     RunRecord,
     read_document,
@@ -85,11 +89,7 @@ def evaluate(
     another number of members. search: with test-time compute, a predictor of its own whose record
     stands beside the plain one as `{suite}_ttc` with its diagnostics. device: as in a config (None: the run's own). The test split answers only to a sweep's journalled `opening`.
     """
-    _refuse_unasked(suite, data_file, opening)
-    if search and (members is not None or suite == "test"):
-        raise UserError(
-            "--ttc is one predictor without members, and the sealed split answers the headline's alone"
-        )
+    _refuse_unasked(suite, data_file, opening, members, search=search)
     subject = subject_of(path)
     file = data_file or subject.data_file
     if file is None:
@@ -102,23 +102,8 @@ def evaluate(
     references_s = time.monotonic() - started
     label = SUITES[suite][0] + ("_ttc" if search else "")
     configured = evaluation.small_members if suite == "small" else evaluation.members
-    predictor = asked_predictor(
-        subject.surrogate,
-        subject.guards,
-        truth.frame_spacing_s,
-        members=members or configured,
-        noise_seed=evaluation.noise_seed,
-        ttc=subject.ttc if search else None,
-    )
+    predictor, rules = _asked(subject, truth, protocol, members=members or configured, search=search)
     refuse_members(predictor, members)
-    rules = EnsembleRules.of(
-        truth,
-        subject.surrogate.calibration,
-        first_frame=protocol.first_frame,
-        headline=evaluation.headline,
-        noise_seed=evaluation.noise_seed,
-        groups=evaluation.ensemble_groups,
-    )
     evaluator = Evaluator(
         truth,
         rows,
@@ -129,17 +114,7 @@ def evaluate(
         on_batch=None if progress is None else lambda done, total: progress(label, done, total),
     )
     regimes, examples = evaluator.run(predictor)
-    observed: dict[str, dict[str, float]] = {}
-    if isinstance(predictor, SearchingPredictor):
-        regimes, observed = with_diagnoses(
-            regimes,
-            diagnose(
-                predictor,
-                truth.to(place).of_first_groups(DIAGNOSED_GROUPS),
-                bootstrap_samples=evaluation.bootstrap_samples,
-                noise_seed=evaluation.noise_seed,
-            ),
-        )
+    regimes, searched = _diagnosed(predictor, regimes, truth, evaluation, place)
     record = EvaluationRecord(
         suite=label,
         run_id=subject.name,
@@ -153,24 +128,86 @@ def evaluate(
             "wall_clock_s": time.monotonic() - started - references_s,
             "references_s": references_s,
             "classical_s_per_trajectory": seconds,
-            "rollout_s_per_trajectory": evaluator.rollout_s,
-            "device": describe(place),
-            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "opening": opening,
-            **({"ttc": observed} if search else {}),
+            **_observed(evaluator, place),
+            **searched,
         },
     )
     folder, as_configured = subject.folder, members in (None, configured)
     if folder is not None and as_configured and (data_file is None or suite in PDEBENCH_SUITES):
-        write_json(folder.evaluation(label), record)
-        summary = read_document(folder.summary, RunRecord)
-        summary = summary.model_copy(update={"evaluations": {**summary.evaluations, label: record}})
-        write_json(folder.summary, summary)
-        peers = _peers(folder, label, protocol)
         # the page keeps showing what decided: the opened test split stands on the sweep's page
-        drawn = label if suite != "test" and not search else None
-        write_report(folder, summary, drawn, truth=truth, predictions=examples, peers=peers)
+        _keep(folder, record, truth, examples, on_page=suite != "test" and not search)
     return record
+
+
+def _asked(
+    subject: Subject, truth: Trajectories, protocol: Protocol, *, members: int, search: bool
+) -> tuple[SurrogatePredictor, EnsembleRules]:
+    """Who answers about a subject, and how its ensembles are read."""
+    evaluation = subject.evaluation
+    predictor = asked_predictor(
+        subject.surrogate,
+        subject.guards,
+        truth.frame_spacing_s,
+        members=members,
+        noise_seed=evaluation.noise_seed,
+        ttc=subject.ttc if search else None,
+    )
+    rules = EnsembleRules.of(
+        truth,
+        subject.surrogate.calibration,
+        first_frame=protocol.first_frame,
+        headline=evaluation.headline,
+        noise_seed=evaluation.noise_seed,
+        groups=evaluation.ensemble_groups,
+    )
+    return predictor, rules
+
+
+def _diagnosed(
+    predictor: SurrogatePredictor,
+    regimes: dict[str, RegimeResult],
+    truth: Trajectories,
+    evaluation: EvaluationConfig,
+    place: torch.device,
+) -> tuple[dict[str, RegimeResult], dict[str, Any]]:
+    """The results of test-time compute with its diagnostics, and what was observed; else as they are."""
+    if not isinstance(predictor, SearchingPredictor):
+        return regimes, {}
+    found = diagnose(
+        predictor,
+        truth.to(place).of_first_groups(DIAGNOSED_GROUPS),
+        bootstrap_samples=evaluation.bootstrap_samples,
+        noise_seed=evaluation.noise_seed,
+    )
+    told, observed = with_diagnoses(regimes, found)
+    return told, {"ttc": observed}
+
+
+def _observed(evaluator: Evaluator, place: torch.device) -> dict[str, Any]:
+    return {
+        "rollout_s_per_trajectory": evaluator.rollout_s,
+        "device": describe(place),
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _keep(
+    folder: RunFolder,
+    record: EvaluationRecord,
+    truth: Trajectories,
+    examples: Mapping[str, Examples],
+    *,
+    on_page: bool,
+) -> None:
+    """Write the answer into its run: beside the others, into the summary and the reports."""
+    label = record.suite
+    write_json(folder.evaluation(label), record)
+    summary = read_document(folder.summary, RunRecord)
+    summary = summary.model_copy(update={"evaluations": {**summary.evaluations, label: record}})
+    write_json(folder.summary, summary)
+    peers = _peers(folder, label, record.result.protocol)
+    write_report(folder, summary, label if on_page else None, truth=truth, predictions=examples, peers=peers)
 
 
 def refuse_members(predictor: FieldPredictor, members: int | None) -> None:
@@ -200,7 +237,13 @@ def _peers(folder: RunFolder, label: str, protocol: Protocol) -> dict[str, Evalu
     return found
 
 
-def _refuse_unasked(suite: str, data_file: Path | None, opening: str | None) -> None:
+def _refuse_unasked(
+    suite: str, data_file: Path | None, opening: str | None, members: int | None, *, search: bool
+) -> None:
+    if search and (members is not None or suite == "test"):
+        raise UserError(
+            "--ttc is one predictor without members, and the sealed split answers the headline's alone"
+        )
     if suite not in SUITES:
         raise UserError(f"no suite {suite!r}; suites: {', '.join(SUITES)}")
     if suite == "test" and not opening:
@@ -269,33 +312,10 @@ def question_of(
         num_frames=frames.num_frames,
         max_groups={"small": evaluation.small_groups, "full": evaluation.full_groups}.get(suite),
     )
-    _refuse_calibrated(subject.surrogate, truth, file)
+    refuse_calibrated(subject.surrogate, truth, file)
     if split != "validation":
-        _refuse_seen(subject.surrogate, truth, file)
+        refuse_seen(subject.surrogate, truth, file)
     return truth, protocol_of(frames, truth, dataset_identity=dataset.identity, split=split)
-
-
-def _refuse_seen(surrogate: Surrogate, truth: Trajectories, file: Path) -> None:
-    """Only small-eval is about a split that training looked at (validation), and only of its own data."""
-    seen = set(surrogate.architecture.seen_groups)
-    shared = {group for group in truth.groups if group[:GROUP_DIGITS] in seen}
-    if shared:
-        raise LeakageError(
-            f"{file}: {len(shared)} of {len(set(truth.groups))} initial conditions were trained or validated "
-            "on; evaluate on others"
-        )
-
-
-def _refuse_calibrated(surrogate: Surrogate, truth: Trajectories, file: Path) -> None:
-    """Uncertainty and rewards are never scored where they were fitted, whatever the suite."""
-    entries = (surrogate.architecture.calibration, surrogate.architecture.reward)
-    fitted = {group for entry in entries if entry is not None for group in entry.groups}
-    used = {group for group in truth.groups if group[:GROUP_DIGITS] in fitted}
-    if used:
-        raise LeakageError(
-            f"{file}: the model's ensembles or rewards were calibrated on {len(used)} of {len(set(truth.groups))} initial "
-            "conditions; evaluate on others"
-        )
 
 
 def _frames(subject: Subject, suite: str) -> FrameChoice:
@@ -306,42 +326,6 @@ def _frames(subject: Subject, suite: str) -> FrameChoice:
         first_frame=subject.evaluation.first_frame,
         steps=subject.evaluation.steps,
     )
-
-
-def refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
-    """A data set of another equation, grid or parameter range is not what the model knows."""
-    architecture = surrogate.architecture
-    if dataset.equation.name != architecture.equation:
-        raise DataError(
-            f"{dataset.path} holds {dataset.equation.name!r}, the model was trained on "
-            f"{architecture.equation!r}"
-        )
-    if dataset.grid.points != architecture.points:
-        raise DataError(
-            f"{dataset.path} has {dataset.grid.points} points, the model was trained on {architecture.points}"
-        )
-    length = dataset.grid.lengths[0]
-    if abs(length - architecture.lengths[0]) > 1e-3 * architecture.lengths[0]:
-        raise DataError(
-            f"{dataset.path} is {length:g} m long, the model was trained on {architecture.lengths[0]:g} m"
-        )
-    names = tuple(spec.name for spec in dataset.equation.parameters)
-    fields = tuple(spec.name for spec in dataset.equation.fields)
-    if (fields, names) != (architecture.field_names, architecture.parameter_names):
-        raise DataError(
-            f"{dataset.path} holds fields {fields} under parameters {names}, the model knows "
-            f"{architecture.field_names} under {architecture.parameter_names}"
-        )
-    if dataset.identity == architecture.data_identity:
-        return  # splits of one data set need not have the same extremes
-    for name, column, (low, high) in zip(
-        names, dataset.header.parameters.T, architecture.parameter_range, strict=True
-    ):
-        if column.min() < low - 1e-6 * abs(low) or column.max() > high + 1e-6 * abs(high):
-            raise DataError(
-                f"{dataset.path}: {name} {column.min():g} to {column.max():g} leaves the trained "
-                f"range {low:g} to {high:g}"
-            )
 
 
 def references_of(

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from universal_simulator.assessment import Subject, refuse_foreign, refuse_members, subject_of
+from universal_simulator.assessment import Subject, refuse_members, subject_of
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import open_dataset
 from universal_simulator.errors import UserError
 from universal_simulator.evaluation.contract import EnsemblePredictor, stochastic
 from universal_simulator.evaluation.ensemble import EnsembleRules, guard_members
 from universal_simulator.evaluation.recalibration import Recalibration
+from universal_simulator.evaluation.refusals import refuse_foreign
 from universal_simulator.evaluation.uncertainty import ensemble_mean
 from universal_simulator.inference.ensemble import predictor_of
 from universal_simulator.model.surrogate import hash_of

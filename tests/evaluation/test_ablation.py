@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.evaluation.stochastic_world import Exact, predictive_std, world
-from tests.model.test_corrector import fields, surrogate
+from tests.model.small_models import fields, surrogate
 from universal_simulator.configuration.schema import GuardsConfig
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import UserError

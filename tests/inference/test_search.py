@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.model.test_corrector import fields, surrogate
+from tests.model.small_models import fields, surrogate
 from universal_simulator.configuration.schema import GuardsConfig, TTCSection
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.errors import UserError

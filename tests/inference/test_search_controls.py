@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.inference.test_search import STEPS, model, plain, predictor, rolled
-from tests.model.test_corrector import fields
+from tests.model.small_models import fields
 from universal_simulator.inference.ensemble import StochasticPredictor
 from universal_simulator.inference.rewards import Question
 from universal_simulator.inference.search_controls import (

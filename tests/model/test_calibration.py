@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from tests.model.test_members import architecture
+from tests.model.small_models import architecture
 from universal_simulator.errors import IntegrityError
 from universal_simulator.model.calibration import Calibration, CalibrationEntry
 from universal_simulator.model.surrogate import (
@@ -59,22 +59,7 @@ FIRST_HASH = "e5f52570ec3114d82afc16030029121b74e5189c5a3f914528df577759a2ae0b"
 
 
 def plain() -> Architecture:
-    return Architecture(
-        import_path="p.m:C",
-        options={},
-        canonical_frame=("galilean",),
-        reencode_every=8,
-        equation="burgers",
-        field_names=("u",),
-        parameter_names=("nu",),
-        lengths=(1.0,),
-        points=(64,),
-        origin=(0.0,),
-        dt_s=0.02,
-        time_stride=2,
-        data_identity="x",
-        parameter_range=((0.01, 0.1),),
-    )
+    return architecture("p.m:C", ("galilean",), 8)
 
 
 def test_a_model_without_calibration_keeps_the_hash_it_always_had() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
+from tests.model.small_models import CORRECTOR, fields, surrogate
 from universal_simulator.configuration.schema import CorrectorOptions, GuardsConfig
 from universal_simulator.errors import UserError
 from universal_simulator.inference.ensemble import StochasticPredictor, trajectory_noise
@@ -16,43 +16,9 @@ from universal_simulator.inference.rollout import persistent, rollout_fields
 from universal_simulator.model.contract import Conditions
 from universal_simulator.model.corrector import Corrector
 from universal_simulator.model.flow import flow_matching_loss, jump_field, student_loss, trajectory
-from universal_simulator.model.surrogate import Architecture, Surrogate, load_surrogate, save_surrogate
+from universal_simulator.model.surrogate import load_surrogate, save_surrogate
 from universal_simulator.training.segments import Segments
 from universal_simulator.training.stochastic import fit_units
-
-SMALL = CorrectorOptions(hidden=32, layers=1, heads=2, group_size=8, teacher_steps=3)
-
-
-def surrogate(*, corrected: bool = True) -> Surrogate:
-    torch.manual_seed(0)
-    model = Surrogate(
-        Architecture(
-            import_path="universal_simulator.model.latent_surrogate:LatentSurrogate",
-            options={"latent_tokens": 8, "latent_dim": 8},
-            canonical_frame=("galilean",),
-            reencode_every=4,
-            equation="burgers",
-            field_names=("u",),
-            parameter_names=("nu",),
-            lengths=(1.0,),
-            points=(32,),
-            origin=(0.0,),
-            dt_s=0.02,
-            time_stride=2,
-            data_identity="none",
-            parameter_range=((0.01, 0.1),),
-        )
-    )
-    if corrected:
-        corrector = model.add_corrector(SMALL)
-        corrector.residual_scale.fill_(0.05)
-    return model.eval()
-
-
-def fields(count: int) -> tuple[Tensor, Tensor]:
-    x = (torch.arange(32) + 0.5) / 32
-    phases = torch.arange(1, count + 1)[:, None, None]
-    return torch.sin(2 * torch.pi * (x + 0.3 * phases)) + 0.2, torch.full((count, 1), 0.05)
 
 
 def test_without_noise_the_operator_goes_alone() -> None:
@@ -152,7 +118,7 @@ def test_what_carries_no_tokens_or_no_segments_is_refused() -> None:
         rollout_fields(model, *fields(1), steps=2, noise=torch.zeros(1, 1, 8, 8))
     model.architecture = model.architecture.model_copy(update={"reencode_every": None})
     with pytest.raises(UserError, match="reencode_every"):
-        model.add_corrector(SMALL)
+        model.add_corrector(CORRECTOR)
 
 
 # A linear-Gaussian problem. Truth: z_1 = z_0 + 0.1 G (h z_0 + A e), e ~ N(0, I) per token, with

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.model.small_models import architecture
 from universal_simulator.configuration.schema import GuardsConfig
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import ConfigurationError, IntegrityError, UserError
@@ -19,7 +20,6 @@ from universal_simulator.model.canonical import CanonicalFrame
 from universal_simulator.model.contract import Conditions, Problem, interpolation_matrix
 from universal_simulator.model.latent_surrogate import LatentSurrogate
 from universal_simulator.model.surrogate import (
-    Architecture,
     Surrogate,
     hash_of,
     load_surrogate,
@@ -29,8 +29,6 @@ from universal_simulator.physics.domain import Grid
 from universal_simulator.physics.equations import ADVECTION, BURGERS
 from universal_simulator.physics.initial_conditions import draw_sine_family
 from universal_simulator.physics.spectral import fourier_shift, resample
-
-LATENT = "universal_simulator.model.latent_surrogate:LatentSurrogate"
 
 
 class Halver(nn.Module):
@@ -42,27 +40,6 @@ class Halver(nn.Module):
 
     def forward(self, fields: torch.Tensor, parameters: torch.Tensor, dt: torch.Tensor) -> torch.Tensor:
         return self.factor * fields
-
-
-def architecture(
-    import_path: str = LATENT, frame: tuple[str, ...] = (), every: int | None = None, **options: object
-) -> Architecture:
-    return Architecture(
-        import_path=import_path,
-        options=options,
-        canonical_frame=frame,
-        reencode_every=every,
-        equation="burgers",
-        field_names=("u",),
-        parameter_names=("nu",),
-        lengths=(1.0,),
-        points=(64,),
-        origin=(0.0,),
-        dt_s=0.02,
-        time_stride=2,
-        data_identity="x",
-        parameter_range=((0.01, 0.1),),
-    )
 
 
 def initial(count: int = 4, points: int = 64) -> torch.Tensor:

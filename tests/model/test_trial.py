@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.model.test_members import architecture
+from tests.model.small_models import architecture
 from universal_simulator.errors import UserError
 from universal_simulator.model.conditioning import ConditionEmbedding
 from universal_simulator.model.contract import Conditions, Problem

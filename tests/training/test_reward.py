@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.model.test_corrector import fields, surrogate
+from tests.model.small_models import fields, surrogate
 from tests.training.test_training import STOCHASTIC, tiny
 from universal_simulator import assessment, experiment
 from universal_simulator.configuration.schema import GuardsConfig, RewardWeights, TTCSection

@@ -18,7 +18,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from tests.model.test_corrector import surrogate as corrected
+from tests.model.small_models import surrogate as corrected
 from universal_simulator import assessment, experiment, sampler_choice, stages
 from universal_simulator.configuration import LoadedConfig, load_config
 from universal_simulator.configuration.schema import (
