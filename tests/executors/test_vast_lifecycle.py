@@ -308,6 +308,27 @@ def test_a_kept_instance_that_does_not_come_back_is_left_for_another_and_goes_wh
     assert not stage.server.live()
 
 
+def test_a_job_cancelled_before_its_instance_was_woken_is_told_no_cost_of_the_earlier_attempt(
+    stage: Stage,
+) -> None:
+    machine = stage.begin(wait_s=1000.0)
+    assert machine is not None
+    cut_off(stage, machine, now=True)
+    stage.driver.cancel("train:a")
+    executor = stage.driver.executor
+    assert executor is not None
+    executor.slots = 0
+    stage.driver.submit("train:a")
+    assert executor.state("train:a") == "waiting"
+    assert executor.use("train:a").usd == 0.0
+    stage.driver.cancel("train:a")
+    first, second = stage.driver.ends["train:a"]
+    assert first.usd is not None
+    assert first.usd > 0.2
+    assert (second.usd, second.seconds, second.submission) == (0.0, 0.0, "")
+    assert len(stage.ledger.all_kept()) == 1
+
+
 def test_what_is_kept_is_destroyed_by_the_ceiling_alone_and_it_is_told(stage: Stage) -> None:
     machine = stage.begin(wait_s=1000.0)
     assert machine is not None

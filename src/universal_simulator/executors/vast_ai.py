@@ -352,8 +352,8 @@ class VastExecutor(Executor):
         for tenant in self._tenants.values():
             troubles += destroy_above_the_ceiling(tenant)
         told = (
-            f"{reason}, so all instances were given back, their results copied before; finished runs are "
-            "kept: raise the ceiling and type the command again to go on"
+            f"{reason}, so all instances were given back, what they held copied before but for what is named "
+            "here; finished runs are kept: raise the ceiling and type the command again to go on"
         )
         raise BudgetError("\n".join([told, *self._tell_kept(), *troubles]))
 
