@@ -3,11 +3,11 @@
     python benchmarks/ttc_ablation.py DATA MODEL [MODEL ...] --out FILE [--groups 32] [--regime nu=0.01]
 
 Each MODEL is a run's model.safetensors with corrector (and student), one for each seed, all trained on
-DATA; where it brings no learned reward one is trained on its half of the calibration split. Guarded rollouts
+DATA; where it brings no learned reward or combination they are fitted on their half of the calibration split. Guarded rollouts
 from frame 0 to the end on the selection split, one table per regime:
 
-    operator; ensembles of 2 and 8; representations alone; the search with the learned reward; the same
-    acting at random or in the first segments as often; representations alone where the reward would act, at
+    operator; ensembles of 2 and 8; representations alone; the search with the learned reward, or with a
+    regressed answer; the first acting at random or in the first segments as often; representations alone where the reward would act, at
     random and first; solver in the loop; the classical solver on the same grid.
 
 nrmse is the mean over seeds of each initial condition; intervals are 95 % over initial conditions, gains are
@@ -51,6 +51,7 @@ from universal_simulator.inference.solver_in_the_loop import solved
 from universal_simulator.inference.test_time_compute import SearchingPredictor
 from universal_simulator.model.surrogate import Surrogate, hash_of, load_surrogate
 from universal_simulator.run_record import write_json
+from universal_simulator.training.combination import fit_combination
 from universal_simulator.training.reward import train_reward
 
 SAMPLES = 2000
@@ -60,6 +61,8 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "TTC learned, plan values": {},
     "TTC learned, beam 2": {"beam": 2},
     "TTC learned, beam 2, everywhere": {"beam": 2, **FREE},
+    "TTC regressed, beam 2": {"beam": 2, "combine": "regress"},
+    "TTC regressed, beam 2, everywhere": {"beam": 2, "combine": "regress", **FREE},
     "TTC solver residual, beam 2": {"beam": 2, "solver": "residual"},
     "TTC solver correction, beam 2": {"beam": 2, "solver": "correction"},
 }
@@ -71,6 +74,8 @@ PAIRS = (
     ("TTC learned, beam 2", "TTC learned, beam 2, first"),
     ("TTC learned, beam 2", "representations 2 where the reward acts"),
     ("TTC learned, beam 2, everywhere", "representations 2"),
+    ("TTC regressed, beam 2, everywhere", "representations 2"),
+    ("TTC regressed, beam 2", "representations 2 where the reward acts"),
     ("representations 2 where the reward acts", "representations 2 at random"),
     ("representations 2 where the reward acts", "representations 2 first"),
     ("representations 2", "representations 2 where the reward acts"),
@@ -197,11 +202,15 @@ def prepared(path: Path, dataset: Dataset) -> tuple[Surrogate, dict[str, Any]]:
     """A model with a learned reward, trained here where it brings none, and what it is."""
     surrogate = load_surrogate(path)
     about: dict[str, Any] = {"file": str(path), "hash": hash_of(surrogate), "reward_training_s": 0.0}
+    half = dataset.load("calibration_rewards", time_stride=surrogate.architecture.time_stride)
+    started = time.perf_counter()
     if surrogate.reward is None:
-        half = dataset.load("calibration_rewards", time_stride=surrogate.architecture.time_stride)
-        started = time.perf_counter()
         train_reward(surrogate, TTCSection(), GuardsConfig(), half, dataset, seed=0)
         about["reward_training_s"] = time.perf_counter() - started
+    if surrogate.combination is None:
+        regress = TTCSection(beam=2, combine="regress")
+        fit_combination(surrogate, regress, GuardsConfig(), half, dataset, seed=0)
+        about["fitting_s"] = time.perf_counter() - started - about["reward_training_s"]
     entry = surrogate.architecture.reward
     if entry is not None:
         about |= {"hash_with_reward": hash_of(surrogate), "plain_p95": entry.plain_p95, "sets": entry.sets}
@@ -211,7 +220,8 @@ def prepared(path: Path, dataset: Dataset) -> tuple[Surrogate, dict[str, Any]]:
 
 def refuse_seen(surrogate: Surrogate, truth: Trajectories, path: Path) -> None:
     architecture = surrogate.architecture
-    fitted = [entry.groups for entry in (architecture.calibration, architecture.reward) if entry is not None]
+    entries = (architecture.calibration, architecture.reward, architecture.combination)
+    fitted = [entry.groups for entry in entries if entry is not None]
     known = set(architecture.seen_groups).union(*fitted)
     shared = {group for group in truth.groups if group[:GROUP_DIGITS] in known}
     if shared:

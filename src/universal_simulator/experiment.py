@@ -44,6 +44,7 @@ from universal_simulator.sampler_choice import make_sampler
 from universal_simulator.source_tree import archive_hash, lock_hash
 from universal_simulator.stages import train_stages
 from universal_simulator.training.batches import CanonicalBatches
+from universal_simulator.training.combination import fit_combination
 from universal_simulator.training.loop import StageOutcome
 from universal_simulator.training.reward import train_reward
 
@@ -239,12 +240,15 @@ def _train(
 def _learn_reward(config: RunConfig, dataset: Dataset, surrogate: Surrogate) -> None:
     """The learned reward of test-time compute, where it is on, on the other half of calibration."""
     ttc = config.ttc
-    if not ttc.enabled or not ttc.reward_steps:
+    if not ttc.enabled or not (ttc.reward_steps or ttc.combine == "regress"):
         return
     truth = dataset.load(
         CALIBRATION_HALVES[1], time_stride=config.data.time_stride, device=surrogate.offset.device
     )
-    train_reward(surrogate, ttc, config.guards, truth, dataset, seed=config.seed)
+    if ttc.reward_steps:
+        train_reward(surrogate, ttc, config.guards, truth, dataset, seed=config.seed)
+    if ttc.combine == "regress":
+        fit_combination(surrogate, ttc, config.guards, truth, dataset, seed=config.seed)
 
 
 def _training_data(

@@ -16,11 +16,12 @@ from universal_simulator.data.batch import Trajectories
 from universal_simulator.errors import UserError
 from universal_simulator.evaluation.search_diagnostics import diagnose, reward_informs, spearman
 from universal_simulator.inference import test_time_compute
+from universal_simulator.inference.candidates import combination
 from universal_simulator.inference.predictor import SurrogatePredictor
 from universal_simulator.inference.rewards import CostFunction, Question
 from universal_simulator.inference.search_accounts import Decision
 from universal_simulator.inference.solver_in_the_loop import solved
-from universal_simulator.inference.test_time_compute import SearchingPredictor, combination
+from universal_simulator.inference.test_time_compute import SearchingPredictor
 from universal_simulator.model.reward import RewardEntry
 from universal_simulator.model.surrogate import Surrogate
 from universal_simulator.physics.invariants import burgers_residual
@@ -75,6 +76,7 @@ def indifferent(question: Question) -> Tensor:
         {"noise_schedule": ()},
         {"guidance_lambda": 1.0},
         {"combine": "pick"},
+        {"combine": "regress"},
         {"temperature": 0.1},
         {"projection": False},
         {"solver": "residual"},

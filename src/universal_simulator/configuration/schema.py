@@ -289,8 +289,9 @@ class TTCSection(Section):
     #: share of the chosen displacement by which the partial trajectories themselves are moved: 0 leaves
     #: them as they are (a reward that errs would drive them off, LOG.md 2026-11-25)
     guidance_lambda: NonNegative = 0.0
-    #: the answer is the average weighted by cost^(-1/temperature), or the candidate that costs least
-    combine: Literal["average", "pick"] = "average"
+    #: the answer is the average weighted by cost^(-1/temperature), the candidate that costs least, or
+    #: regressed: the mean moved along its directions by weights that were fitted to the state
+    combine: Literal["average", "pick", "regress"] = "average"
     temperature: Positive = 0.5
     #: project the answer of each segment onto the declared conserved integrals before it goes on
     projection: bool = True

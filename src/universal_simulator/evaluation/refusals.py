@@ -23,7 +23,8 @@ def refuse_seen(surrogate: Surrogate, truth: Trajectories, file: Path) -> None:
 
 def refuse_calibrated(surrogate: Surrogate, truth: Trajectories, file: Path) -> None:
     """Uncertainty and rewards are never scored where they were fitted, whatever the suite."""
-    entries = (surrogate.architecture.calibration, surrogate.architecture.reward)
+    architecture = surrogate.architecture
+    entries = (architecture.calibration, architecture.reward, architecture.combination)
     fitted = {group for entry in entries if entry is not None for group in entry.groups}
     used = {group for group in truth.groups if group[:GROUP_DIGITS] in fitted}
     if used:

@@ -143,5 +143,15 @@ def pass_size(schedule: Sequence[float], unit: float, index: int) -> float:
     return schedule[min(index, len(schedule) - 1)] / unit if schedule else 1.0
 
 
+def combination(cost: Tensor, combine: str, temperature: float) -> Tensor:
+    """Weights (B, n) of each sample's candidates from its own costs alone; 0 of what costs inf."""
+    logs = -(cost + TINY).log()
+    if combine == "pick":
+        best = torch.nn.functional.one_hot(logs.nan_to_num(neginf=-1e30).argmax(dim=1), cost.shape[1])
+        return torch.where(torch.isfinite(cost), best.to(cost), 0.0)
+    scaled = logs / temperature
+    return torch.where(torch.isfinite(cost), scaled.softmax(dim=1).nan_to_num(), 0.0)
+
+
 def _rms(values: Tensor) -> Tensor:
     return values.square().mean(dim=(-2, -1)).sqrt().clamp_min(TINY)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from universal_simulator.inference.directions import Directions
 from universal_simulator.inference.operations import Prices
 from universal_simulator.inference.rewards import Question
 
@@ -15,7 +16,8 @@ from universal_simulator.inference.rewards import Question
 class Decision:
     """One pass over candidates: cost (b, n), weights (b, n), answer (b, C, X), of the samples `rows`.
 
-    step: rollout steps done where it was taken, in the model's own steps.
+    step: rollout steps done where it was taken, in the model's own steps. directions: what a regressed
+    answer was moved along.
     """
 
     step: int
@@ -26,6 +28,7 @@ class Decision:
     cost: Tensor
     weights: Tensor
     answer: Tensor
+    directions: Directions | None = None
 
 
 @dataclass

@@ -21,7 +21,7 @@ def representations_alone(
     predictor: SearchingPredictor, *, copies: int, schedule: Tensor | None = None
 ) -> SearchingPredictor:
     """The mean of `copies` partial trajectories of the same model: no candidates, corrector or reward."""
-    settings = {**UNLIMITED, "beam": copies, "solver": "off"}
+    settings = {**UNLIMITED, "beam": copies, "solver": "off", "combine": "average"}
     return _like(predictor, predictor.ttc.model_copy(update=settings), rewarded=False, schedule=schedule)
 
 

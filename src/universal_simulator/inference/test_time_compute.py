@@ -9,7 +9,9 @@ per sample (`inference/rewards.py`) and combined,
     answer = sum_i w_i c_i,   w_i ~ cost_i^(-1/temperature)      or the candidate that costs least,
 
 and the partial trajectories go on from ends_b + guidance_lambda (answer - mean of ends) (combine:
-average) or from the P candidates that cost least (pick). Within the segment the frames are the mean
+average) or from the P candidates that cost least (pick). A third way (regress) asks no reward about
+candidates: the answer is the mean moved along its directions by weights fitted to the state
+(`model/combination.py`). Within the segment the frames are the mean
 of the partial trajectories, moved to the answer in proportion to time.
 
 It acts on a sample while its `max_evaluations` last and only where the plain rollout's cost exceeds
@@ -38,12 +40,14 @@ from universal_simulator.errors import UserError
 from universal_simulator.inference.candidates import (
     Representation,
     Stem,
+    combination,
     first_pool,
     pass_size,
     refined_pool,
     representations,
     spread,
 )
+from universal_simulator.inference.directions import directions_of
 from universal_simulator.inference.ensemble import trajectory_noise
 from universal_simulator.inference.operations import Prices, evaluations_per_sample, prices
 from universal_simulator.inference.partial_trajectories import Rolled, corrected_ends, roll
@@ -53,8 +57,6 @@ from universal_simulator.inference.rollout import num_segments
 from universal_simulator.inference.search_accounts import Accounts, Decision
 from universal_simulator.inference.solver_in_the_loop import ResidualCost, residual_step
 from universal_simulator.model.surrogate import Surrogate
-
-TINY = 1e-12
 
 
 class SearchingPredictor(SurrogatePredictor):
@@ -83,6 +85,12 @@ class SearchingPredictor(SurrogatePredictor):
             raise UserError(
                 "ttc.residual_threshold is a share of the learned reward's 95th percentile, and this model has "
                 "no learned reward; train it with ttc.enabled=true, or set ttc.residual_threshold=0"
+            )
+        fitted = surrogate.architecture.combination
+        if ttc.combine == "regress" and fitted is not None and fitted.beam != ttc.beam:
+            raise UserError(
+                f"this model's combination was fitted for ttc.beam={fitted.beam}, asked is {ttc.beam}; "
+                "ask for the same beam, or train it anew"
             )
         self.ttc = ttc
         self.guards_config = guards
@@ -139,7 +147,7 @@ class _Search:
         self.segment = surrogate.architecture.reencode_every or steps
         self.views = predictor.views
         self.noise: Tensor | None = None
-        if surrogate.corrector is not None and predictor.rewarded:
+        if surrogate.corrector is not None and predictor.rewarded and self.ttc.combine != "regress":
             self.noise = trajectory_noise(
                 surrogate, initial, steps, len(self.views), seed=predictor.noise_seed
             )
@@ -224,7 +232,8 @@ class _Search:
             accounts.ends[here] += len(self.views)
         if not self.predictor.rewarded:
             return whole.mean(dim=1), stem.mean, stem_ends, self._lost(whole[:, :, -1].mean(dim=1), rows)
-        answer, pool, cost = self._decide(rows, done, count, stem, alive)
+        decide = self._regress if self.ttc.combine == "regress" else self._decide
+        answer, pool, cost = decide(rows, done, count, stem, alive)
         shift = answer - stem.mean
         ramp = torch.arange(1, count + 1, device=answer.device).to(answer) / count
         frames = whole.mean(dim=1) + ramp[:, None, None] * shift[:, None]
@@ -278,6 +287,33 @@ class _Search:
             )
         return answer, first, first_cost
 
+    def _regress(
+        self, rows: Tensor, done: int, count: int, stem: Stem, alive: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean moved along its directions; seen by an observer as one more candidate, which is chosen."""
+        start, parameters = self.accepted[rows], self.parameters[rows]
+        size, grid = self._size(stem), self.surrogate.grid
+        found = directions_of(stem, start=start, parameters=parameters, step=done, size=size, grid=grid)
+        answer = mean = stem.mean
+        if self.surrogate.combination is not None:
+            weights = self.surrogate.combination(found.features)
+            moved = mean + torch.einsum("bk,bkcx->bcx", weights, found.fields)
+            answer = torch.where(torch.isfinite(moved), moved, mean)
+        pool = self._projected(torch.cat([stem.ends, mean[:, None], answer[:, None]], dim=1), rows)
+        names = (*(f"end{index}" for index in range(stem.ends.shape[1])), "mean", "regressed")
+        chosen = torch.zeros(pool.shape[:2], device=pool.device).to(pool)
+        chosen[:, -1] = 1.0
+        question = self._question(start, pool, parameters, count, len(names) - 2)
+        cost, answer = 2.0 - chosen, pool[:, -1]
+        cost[:, : stem.ends.shape[1]] = torch.where(alive, 2.0, torch.inf)
+        if self.ttc.solver == "correction":
+            answer = residual_step(self.surrogate, stem.before, answer, parameters, self.predictor.dt_s)
+        if self.predictor.observe is not None:
+            self.predictor.observe(
+                Decision(done, 0, rows, names, question, cost, chosen, answer, directions=found)
+            )
+        return answer, pool, cost
+
     def _cost(self, question: Question) -> Tensor:
         """Mean over `horizon` segments: the candidate's own, and plain ones rolled from it."""
         cost = self.predictor.cost(question)
@@ -313,6 +349,8 @@ class _Search:
         """Evaluations of one segment that is acted on, beyond the plain one."""
         views, ttc = len(self.views), self.ttc
         if not self.predictor.rewarded:
+            return (views - 1) * count
+        if ttc.combine == "regress":
             return (views - 1) * count
         lookahead = (ttc.horizon - 1) * self.segment * ttc.candidates * ttc.steps
         return (views - 1) * count + lookahead + self._sampled()
@@ -351,16 +389,6 @@ class _Search:
 
     def _lost(self, end: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
         return end.mean(dim=-1, keepdim=True) - self.initial[rows].mean(dim=-1, keepdim=True)
-
-
-def combination(cost: Tensor, combine: str, temperature: float) -> Tensor:
-    """Weights (B, n) of each sample's candidates from its own costs alone; 0 of what costs inf."""
-    logs = -(cost + TINY).log()
-    if combine == "pick":
-        best = torch.nn.functional.one_hot(logs.nan_to_num(neginf=-1e30).argmax(dim=1), cost.shape[1])
-        return torch.where(torch.isfinite(cost), best.to(cost), 0.0)
-    scaled = logs / temperature
-    return torch.where(torch.isfinite(cost), scaled.softmax(dim=1).nan_to_num(), 0.0)
 
 
 def _filled(values: Tensor, alive: Tensor) -> Tensor:

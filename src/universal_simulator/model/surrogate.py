@@ -25,6 +25,7 @@ from universal_simulator.configuration.schema import CorrectorOptions
 from universal_simulator.errors import IntegrityError, UserError
 from universal_simulator.model.calibration import Calibration, CalibrationEntry
 from universal_simulator.model.canonical import CanonicalFrame, FrameState
+from universal_simulator.model.combination import Combination, CombinationEntry
 from universal_simulator.model.conditioning import ConditionEmbedding
 from universal_simulator.model.contract import Conditions, GridStepper, Problem, Simulator
 from universal_simulator.model.corrector import Corrector
@@ -37,7 +38,7 @@ from universal_simulator.run_record import write_atomically
 FORMAT = "usim-model-1"
 #: entries that came after the first files of this format: written and hashed only where they say
 #: something, so that a file without them keeps its bytes and its hash
-LATER_ENTRIES = ("calibration", "corrector", "sampler", "reward")
+LATER_ENTRIES = ("calibration", "corrector", "sampler", "reward", "combination")
 
 
 class Architecture(BaseModel):
@@ -73,6 +74,8 @@ class Architecture(BaseModel):
     sampler: Literal["teacher", "student"] | None = None
     #: on what the learned reward of test-time compute was trained, where it was
     reward: RewardEntry | None = None
+    #: on what the learned combination of test-time compute was fitted, where it was
+    combination: CombinationEntry | None = None
 
     def canonical_json(self) -> str:
         """What is stored and hashed."""
@@ -110,6 +113,9 @@ class Surrogate(nn.Module):
         self.reward: LearnedReward | None = None
         if architecture.reward is not None:
             self.add_reward(architecture.reward)
+        self.combination: Combination | None = None
+        if architecture.combination is not None:
+            self.add_combination(architecture.combination)
         if architecture.calibration is not None:
             rows = (len(architecture.calibration.regimes), architecture.calibration.steps)
             self._hold_calibration(torch.ones(rows).double(), torch.zeros(*rows, problem.num_fields).double())
@@ -186,6 +192,16 @@ class Surrogate(nn.Module):
         ).to(self.offset.device)
         self.architecture = self.architecture.model_copy(update={"reward": entry})
         return self.reward
+
+    def add_combination(self, entry: CombinationEntry) -> Combination:
+        """Give the model a combination that answers with the mean until it is fitted."""
+        self.combination = Combination(entry).to(self.offset.device)
+        self.architecture = self.architecture.model_copy(update={"combination": entry})
+        return self.combination
+
+    def forget_combination(self) -> None:
+        self.combination = None
+        self.architecture = self.architecture.model_copy(update={"combination": None})
 
     def num_parameters(self) -> int:
         """Of what a stochastic rollout uses: the member, and its corrector without the unused sampler."""

@@ -66,7 +66,7 @@ def train_reward(
     seed: int,
 ) -> None:
     """Add a learned reward to `surrogate`, trained on `truth`, which must lie in its half of calibration."""
-    _refuse_others(truth, dataset)
+    refuse_others(truth, dataset)
     sets = candidate_sets(surrogate, ttc, guards, truth, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -155,8 +155,7 @@ def _rollouts(
     surrogate: Surrogate, truth: Trajectories, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """True frames (b, T, C, X), augmented, with parameters: whole, and short ones from anywhere."""
-    declared = [name for name in ("shift", "reflection") if name in truth.equation.symmetries]
-    augment = Augmentation(declared, truth.equation, truth.grid)
+    augment = _augmentation(truth)
     frames = truth.fields.shape[1]
     segment = surrogate.architecture.reencode_every or frames - 1
     short = min(frames, SEGMENTS_FROM_ANYWHERE * segment + 1)
@@ -167,6 +166,18 @@ def _rollouts(
         window = (first[:, None] + torch.arange(short)).to(fields.device)
         chosen = fields[torch.arange(len(rows), device=fields.device)[:, None], window]
         yield augment(chosen, generator), parameters
+
+
+def whole_rollouts(truth: Trajectories, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """True frames (b, T, C, X), augmented, with parameters, from the initial condition on."""
+    augment = _augmentation(truth)
+    for rows in torch.arange(len(truth)).split(ROWS_AT_ONCE):
+        yield augment(truth.fields[rows], generator), truth.parameters[rows]
+
+
+def _augmentation(truth: Trajectories) -> Augmentation:
+    declared = [name for name in ("shift", "reflection") if name in truth.equation.symmetries]
+    return Augmentation(declared, truth.equation, truth.grid)
 
 
 def _labelled(surrogate: Surrogate, decision: Decision, truth: Tensor) -> CandidateSets | None:
@@ -232,7 +243,7 @@ def _joined(parts: list[CandidateSets]) -> CandidateSets:
     )
 
 
-def _refuse_others(truth: Trajectories, dataset: Dataset) -> None:
+def refuse_others(truth: Trajectories, dataset: Dataset) -> None:
     half = CALIBRATION_HALVES[1]
     allowed = {dataset.groups[row] for row in dataset.rows(half)}
     others = set(truth.groups) - allowed
