@@ -198,4 +198,7 @@ class Executor(abc.ABC):
 
     @abc.abstractmethod
     def cancel_all(self) -> None:
-        """End every job at work here; idempotent. Their ends are not reported."""
+        """End every job at work here; idempotent. Their ends are not reported by this one.
+
+        A driver that wants them (to pay for them) calls `cancel` for each job first, this one last.
+        """
