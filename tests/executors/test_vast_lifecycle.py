@@ -10,7 +10,7 @@ import pytest
 
 from tests.executors.loopback_vast import LoopbackVast, Machine, offer
 from tests.executors.simulated_cloud import SteppedClock, World
-from tests.executors.test_vast_client import KEY
+from tests.executors.test_vast_client import ENDPOINT_MOODS, KEY
 from tests.executors.test_vast_sweep import Driver
 from universal_simulator.errors import BudgetError, ExecutorError, UserError
 from universal_simulator.executors.cloud_ledger import CEILING, FILE, Ledger
@@ -327,6 +327,36 @@ def test_a_job_cancelled_before_its_instance_was_woken_is_told_no_cost_of_the_ea
     assert first.usd > 0.2
     assert (second.usd, second.seconds, second.submission) == (0.0, 0.0, "")
     assert len(stage.ledger.all_kept()) == 1
+
+
+def test_each_kind_of_fault_at_each_endpoint_is_met_and_survived(
+    service: LoopbackVast, tmp_path: Path
+) -> None:
+    """The state machine draws faults by chance; here none can stay out."""
+    for endpoint, moods in ENDPOINT_MOODS.items():
+        for number, mood in enumerate(moods):
+            stage = Stage(service, tmp_path / f"{endpoint}{number}", {"train:a": 600.0})
+            service.offers = [offer(i, dph_total=0.8 + i / 100) for i in range(1, 5)]
+            foreign = service.rent("mine")
+            service.plan(endpoint, mood)
+            stage.begin(wait_s=300.0)
+            if endpoint == "change":
+                (machine,) = service.live("usim-")
+                cut_off(stage, machine, now=True)
+                stage.driver.cancel("train:a")
+                cut_off(stage, machine, now=False)
+                stage.driver.submit("train:a")
+            for _ in range(4):
+                stage.driver.wait(600.0)
+            stage.driver.wait(60.0)
+            assert service.faults[f"{endpoint}: {mood}"] == 1, f"{endpoint}: {mood} did not occur"
+            assert stage.codes()[-1] == 0, f"{endpoint}: {mood}"
+            assert "train:a" in stage.world.results
+            assert stage.driver.executor is not None
+            stage.driver.executor.cancel_all()
+            assert service.live() == [foreign], f"{endpoint}: {mood}"
+            assert not stage.world.breaches + list(stage.world.destroyed.values())
+            assert all(count == 1 for count in service.creates.values())
 
 
 def test_what_is_kept_is_destroyed_by_the_ceiling_alone_and_it_is_told(stage: Stage) -> None:

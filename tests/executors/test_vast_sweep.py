@@ -503,8 +503,7 @@ def test_a_rented_sweep_survives(service: LoopbackVast, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_rented_sweep_survives_at_length(service: LoopbackVast, tmp_path: Path) -> None:
-    """Every kind of fault at every endpoint occurs, and every place of a kill."""
+    """With kills at every place; each single kind of fault has its turn in `test_vast_lifecycle`."""
     run_profile(service, tmp_path, examples=400, steps=40)
-    each = [f"{endpoint}: {mood}" for endpoint, moods in ENDPOINT_MOODS.items() for mood in moods]
     killed = [f"driver killed: {where} an append" for where in ("before", "torn", "after")]
-    assert not never_happened(*OCCURRED, *each, *killed)
+    assert not never_happened(*OCCURRED, *killed)
