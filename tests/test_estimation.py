@@ -8,7 +8,7 @@ import pytest
 
 from universal_simulator.configuration import load_config
 from universal_simulator.errors import TrainingError
-from universal_simulator.estimation import STEPS_PER_LENGTH, calibrate, measured, short_words
+from universal_simulator.estimation import STEPS_PER_LENGTH, calibrate, measured, short_words, without_lengths
 from universal_simulator.experiment import run
 from universal_simulator.training.loop import rollout_length
 
@@ -43,6 +43,17 @@ def test_a_length_that_was_not_measured_is_no_guess() -> None:
     training = load_config("rerun_txxoc8a8", words, profile="smoke").config.training
     with pytest.raises(TrainingError, match="no step at rollout length 0"):
         measured(training, ("codec",), [(1, 1.0), (2, 2.0)])
+
+
+def test_a_member_that_says_its_own_length_is_measured_all_the_same() -> None:
+    """Epochs of a plan's overrides and the short training's steps are one word too many for the loader."""
+    words = ["training.operator.epochs=60", "training.codec.steps=9", "training.operator.learning_rate=1e-4"]
+    plain = load_config("rerun_txxoc8a8", words, profile="smoke").config.training
+    short = [*without_lengths(words), *short_words(plain)]
+    config = load_config("rerun_txxoc8a8", short, profile="smoke").config.training
+    assert config.operator.steps == STEPS_PER_LENGTH * len(config.rollout_curriculum)
+    assert config.codec.steps == STEPS_PER_LENGTH
+    assert without_lengths(words) == words[2:]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ stochastic stages have one length. Early stopping is not foreseen: the forecast 
 from __future__ import annotations
 
 import json
+import re
 import resource
 import statistics
 import tempfile
@@ -63,7 +64,11 @@ def calibrate(
     whole = load_config(name, overrides, profile=profile)
     data = whole.config.data
     dataset = prepare_dataset(str(data.file or data.dataset), folder)
-    words = [*overrides, *short_words(whole.config.training), f"data.file={json.dumps(str(dataset.path))}"]
+    words = [
+        *without_lengths(overrides),
+        *short_words(whole.config.training),
+        f"data.file={json.dumps(str(dataset.path))}",
+    ]
     short = load_config(name, words, profile=profile)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -77,6 +82,11 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix="calibration-", dir=folder) as scratch:
         record = run(short, Path(scratch), progress=watch)
     return _forecast(whole, short, dataset, record, moments, startup_s, time.monotonic() - started)
+
+
+def without_lengths(overrides: Sequence[str]) -> list[str]:
+    """The words without those that say how long a stage trains: `short_words` says it, and once is allowed."""
+    return [word for word in overrides if not re.match(r"training\.\w+\.(epochs|steps)=", word)]
 
 
 def short_words(training: TrainingConfig) -> list[str]:
