@@ -59,7 +59,7 @@ PAIRS = (
     ("student", "perturbed"),
     ("student", "teacher"),
 )
-ERRORS: tuple[Error, ...] = ("nrmse", "crps")
+ERRORS: tuple[Error, ...] = ("nrmse", "nrmse_raw", "crps")
 #: of rms(u(0)), from which the perturbed operator takes the lowest CRPS on validation
 AMPLITUDES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 #: a control with a smaller share of the operations is no control
@@ -206,7 +206,10 @@ def table(rows: Rows, truth: Trajectories, *, lyapunov_time_s: float | None, sam
         answers = rows[label]
         gains: dict[str, Any] = {}
         for ours, theirs in PAIRS:
-            if len(answers.get(ours, ())) == len(answers.get(theirs, ())) > 0:
+            counts = [len(answers.get(name, ())) for name in (ours, theirs)]
+            if counts[0] != counts[1] and min(counts) > 0:
+                print(f"{label} {ours} over {theirs}: {counts[0]} and {counts[1]} answers, so no pairs")
+            if counts[0] == counts[1] > 0:
                 gains[f"{ours} over {theirs}"] = {
                     of: {
                         span: told(answers[ours], answers[theirs], groups, of, frames, samples)
@@ -242,6 +245,7 @@ def written(found: Answer) -> dict[str, Any]:
     """Errors per trajectory and by lead time, and everything measured of the ensemble."""
     return {
         "nrmse": float(found.nrmse.nanmean()),
+        "nrmse_raw": float(found.nrmse_raw.nanmean()),
         "crps_relative": float(found.crps.nanmean()),
         "nrmse_by_lead_time": found.nrmse.nanmean(dim=0).tolist(),
         "crps_by_lead_time": found.crps.nanmean(dim=0).tolist(),
@@ -257,7 +261,7 @@ def written(found: Answer) -> dict[str, Any]:
 def tell(result: dict[str, Any]) -> None:
     for label, regime in result.items():
         for name, seeds in regime["answers"].items():
-            shown = [f"nrmse {one['nrmse']:.4g} crps {one['crps_relative']:.4g}" for one in seeds]
+            shown = [f"nrmse {one['nrmse']:.4g} ({one['nrmse_raw']:.4g} raw) crps {one['crps_relative']:.4g}" for one in seeds]
             print(f"{label} {name}: {'; '.join(shown)}; {seeds[0]['inference_flops']:.3g} operations")
         for pair, gains in regime["gains"].items():
             for of, spans in gains.items():

@@ -57,12 +57,14 @@ def world(model: Surrogate, *, sampled: bool = True) -> Trajectories:
     return Trajectories(whole, 0.02 * torch.arange(9.0), parameters, groups, model.grid, model.equation)
 
 
-def chosen(model: Surrogate, truth: Trajectories) -> tuple[StochasticResult, float]:
+def chosen(
+    model: Surrogate, truth: Trajectories, rules: EnsembleValidation = RULES
+) -> tuple[StochasticResult, float]:
     return choose_sampler(
         model,
         guards=GUARDS,
         truth=truth,
-        rules=RULES,
+        rules=rules,
         bootstrap_samples=200,
         weights=WEIGHTS,  # type: ignore[arg-type] # plain strings
     )
@@ -83,6 +85,14 @@ def test_a_student_that_keeps_the_gain_stays(model: Surrogate) -> None:
     assert (found.groups, found.members, found.weights) == (12, 6, WEIGHTS)
     assert set(found.noise) == {"teacher", "student"}
     assert flops > 0
+
+
+def test_a_teacher_may_be_given_its_students_noise(model: Surrogate) -> None:
+    truth = world(model)
+    _, searched = chosen(model, truth)
+    found, given = chosen(model, truth, RULES.model_copy(update={"teacher_noise": "of_student"}))
+    assert found.noise["teacher"] == found.noise["student"]
+    assert given < 0.5 * searched, "the teacher's search is what is dear"
 
 
 def test_cheat_a_student_that_outputs_zero_is_caught_and_the_teacher_answers(

@@ -145,14 +145,17 @@ def choose_sampler(
     from the model.
     """
     corrector = _corrector(surrogate)
-    samplers: tuple[Sampler, ...] = ("teacher",) if corrector.student is None else ("teacher", "student")
+    samplers: tuple[Sampler, ...] = ("teacher",) if corrector.student is None else ("student", "teacher")
     ask = functools.partial(ensemble_errors, surrogate, guards=guards, truth=truth, rules=rules)
     errors = {"operator": operator_errors(surrogate, guards=guards, truth=truth, rules=rules)}
     noise: dict[str, NoiseChoice] = {}
     flops = 0.0
     for sampler in samplers:
         surrogate.use_sampler(sampler)
-        noise[sampler], asked = choose_noise(surrogate, guards=guards, truth=truth, rules=rules)
+        if rules.teacher_noise == "of_student" and "student" in noise:
+            noise[sampler], asked = noise["student"], 0
+        else:
+            noise[sampler], asked = choose_noise(surrogate, guards=guards, truth=truth, rules=rules)
         with FlopCounterMode(display=False) as counter:
             errors[sampler] = ask()
         flops += (asked + 1) * float(counter.get_total_flops())

@@ -359,6 +359,16 @@ def test_recalibrated_pieces_are_those_of_the_recalibrated_ensemble() -> None:
     assert torch.equal(plain["coverage"], plain["coverage_raw"])
 
 
+def test_a_broken_operator_without_a_share_of_the_centre_breaks_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ensemble, truth = torch.randn(2, 6, 3, 1, 8, generator=generator), torch.randn(2, 3, 1, 8)
+    broken = torch.full_like(truth, math.nan)
+    calibration = RegimeCalibration(torch.ones(3).double(), torch.ones(3, 1).double(), 6)
+    pieces = measure_ensemble(ensemble, truth, calibration, x_stride=1, operator=broken).pieces
+    assert all(bool(torch.isfinite(values).all()) for values in pieces.values())
+    assert torch.equal(calibration.centred(truth, broken), truth)
+
+
 def test_the_centre_is_the_mixture_with_the_lowest_nrmse() -> None:
     generator = torch.Generator().manual_seed(3)
     truth, one, two = (torch.randn(40, 5, 1, 32, generator=generator) for _ in range(3))

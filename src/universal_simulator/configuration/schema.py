@@ -178,6 +178,8 @@ class EnsembleValidation(Section):
     groups: Count = 16
     #: rollout steps (None: to the end of the trajectory)
     steps: Count | None = None
+    #: a teacher, several times as dear, gets a noise of its own or that of its student
+    teacher_noise: Literal["searched", "of_student"] = "searched"
 
 
 class TrainingConfig(Section):

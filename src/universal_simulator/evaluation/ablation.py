@@ -7,7 +7,9 @@ all seeds together, over any part of the rollout:
 
 s: seeds, b: groups of initial conditions, t: lead times. The interval resamples groups, the same for
 both and for all seeds; what seeds alone do is listed beside. CRPS counts relative to each frame's
-rms, as nrmse does; a single answer's is its mean absolute error.
+rms, as nrmse does; a single answer's is its mean absolute error. It is that of the raw members: fair
+CRPS takes the sampling noise of their mean out, which a centre moved to the operator does not have, so
+recalibrated it would be up to 1 / (2 M) too low.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from universal_simulator.evaluation.measurement import nrmse_of
 from universal_simulator.evaluation.summary import Summary
 from universal_simulator.run_record import Metric
 
-Error = Literal["nrmse", "crps"]
+Error = Literal["nrmse", "nrmse_raw", "crps"]
 Verdict = Literal["better", "worse", "indistinguishable", "not evaluable"]
 
 
@@ -46,11 +48,12 @@ Verdict = Literal["better", "worse", "indistinguishable", "not evaluable"]
 class Answer:
     """One predictor, one regime, one seed.
 
-    nrmse, crps (B, T): of the centre or the single answer; of the members, recalibrated where they
-    are. metrics, curves: of the ensemble (`ensemble_metrics`). seconds, flops: per trajectory.
+    nrmse, nrmse_raw, crps (B, T): of the recalibrated centre or the single answer; of the members' own
+    mean; of the members as they are. metrics, curves: of the ensemble (`ensemble_metrics`). seconds, flops: per trajectory.
     """
 
     nrmse: Tensor
+    nrmse_raw: Tensor
     crps: Tensor
     metrics: Mapping[str, Metric]
     curves: Curves
@@ -58,7 +61,7 @@ class Answer:
     flops: float
 
     def __post_init__(self) -> None:
-        if self.nrmse.shape != self.crps.shape or self.nrmse.ndim != 2:
+        if not self.nrmse.shape == self.nrmse_raw.shape == self.crps.shape or self.nrmse.ndim != 2:
             raise ValueError(
                 f"errors must be (B, T), got {tuple(self.nrmse.shape)} and {tuple(self.crps.shape)}"
             )
@@ -76,14 +79,14 @@ def answer(
     """What a predictor says of one regime's trajectories, all of one length and one label."""
     sampler = stochastic(predictor)
     size = batch_size if sampler is None else min(batch_size, rows_at_once(sampler.members, regime))
-    nrmse, crps, measured, seconds = [], [], [], 0.0
+    nrmse, nrmse_raw, crps, measured, seconds = [], [], [], [], 0.0
     for start in range(0, len(regime), size):
         batch = regime.subset(torch.arange(start, min(start + size, len(regime))))
         started = time.perf_counter()
         raw = predictor.rollout(batch.fields[:, 0], batch.parameters, batch.fields.shape[1] - 1)
         synchronise(raw.device)
         alone_s = time.perf_counter() - started
-        guarded = predictor.guard(raw, batch.fields[:, 0])
+        guarded = mean = predictor.guard(raw, batch.fields[:, 0])
         if sampler is None:
             seconds += alone_s
             score = (guarded - batch.fields[:, 1:]).abs().double().mean(dim=(-2, -1))
@@ -97,11 +100,12 @@ def answer(
                 x_stride=bins_stride(regime),
                 operator=(raw, guarded),
             )
-            guarded, score = found.guarded, found.measured.pieces["crps"]
+            guarded, mean, score = found.guarded, found.mean, found.measured.pieces["crps_raw"]
             measured.append(found.measured)
             # a centre between mean and operator needs the operator's rollout too
             seconds += found.seconds + (alone_s if calibration is not None and calibration.centre else 0.0)
         nrmse.append(nrmse_of(batch, guarded)[1].double())
+        nrmse_raw.append(nrmse_of(batch, mean)[1].double())
         crps.append(_relative(score, batch))
     metrics: dict[str, Metric] = {}
     curves: Curves = {}
@@ -118,6 +122,7 @@ def answer(
         )
     return Answer(
         torch.cat(nrmse),
+        torch.cat(nrmse_raw),
         torch.cat(crps),
         metrics,
         curves,

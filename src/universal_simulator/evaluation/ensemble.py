@@ -225,7 +225,7 @@ def measure_ensemble(
         calibration = calibration.at(ensemble.shape[1])
         scale = calibration.scale.to(spread)
         mean = ensemble.double().mean(dim=1)
-        moved = truth - calibration.centre * (operator - mean)
+        moved = truth - (calibration.centred(mean, operator) - mean)
         seen = Recalibration(scale).seen_from_raw(mean, moved)
         pieces |= _scores(rising, seen)
         pieces["crps"] = scale * pieces["crps"]

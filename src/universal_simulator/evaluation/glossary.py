@@ -44,7 +44,9 @@ ENTRIES: dict[str, Entry] = {
     "ece": Entry("mean distance of the coverage of central intervals from their level, recalibrated"),
     "ece_raw": Entry("the same before recalibration"),
     "crps_fair": Entry(
-        "continuous ranked probability score, recalibrated, as of infinitely many members", _FIELD
+        "continuous ranked probability score, recalibrated, as of infinitely many members; with an "
+        "ensemble_operator_share above 0 up to 1 / (2 M) too low: compare the raw one",
+        _FIELD,
     ),
     "crps_fair_raw": Entry("the same before recalibration", _FIELD),
     "crps_skill": Entry(
@@ -71,10 +73,12 @@ ENTRIES: dict[str, Entry] = {
         "says so a point between it and the operator"
     ),
     "nrmse_ensemble_mean_raw": Entry("nrmse of the mean of the guarded members"),
+    "ensemble_operator_share": Entry("share of the operator in the ensemble's centre, by calibration; 1: its own answer"),
     "ensemble_gain": Entry(
-        "nrmse saved by the ensemble's mean, as a share of the operator's", better="higher"
+        "nrmse saved by the ensemble's centre, as a share of the operator's; 0 where ensemble_operator_share is 1",
+        better="higher",
     ),
-    "ensemble_gain_raw": Entry("the same of the members' own mean", better="higher"),
+    "ensemble_gain_raw": Entry("the same of the members' own mean, which calibration did not move", better="higher"),
     "ensemble_gain_late": Entry("the same over the second half of the rollout", better="higher"),
     "ttc_oracle_gain": Entry(
         "what the best of each candidate set would save of its mean's error: the bound of test-time compute",

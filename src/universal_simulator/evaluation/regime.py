@@ -78,6 +78,8 @@ def regime_result(
         )
         metrics |= uncertain
         curves |= lines
+        share = 0.0 if calibration is None else calibration.centre
+        metrics["ensemble_operator_share"] = summary.number("ensemble_operator_share", share)
         for suffix in ("", "_raw"):
             metrics[f"ensemble_gain{suffix}"] = gain_over_operator(
                 summary,

@@ -62,7 +62,10 @@ class RegimeCalibration:
     centre: float = 0.0
 
     def centred(self, mean: Tensor, operator: Tensor) -> Tensor:
-        """mean + w (operator - mean), (B, T, C, X), in the mean's dtype."""
+        """mean + w (operator - mean), (B, T, C, X), in the mean's dtype; at w = 0 no operator is looked at,
+        which may be broken where the members are not."""
+        if not self.centre:
+            return mean
         return torch.lerp(mean.double(), operator.double(), self.centre).to(mean)
 
     def at(self, members: int) -> RegimeCalibration:
@@ -74,7 +77,7 @@ class RegimeCalibration:
             (M + 1) / M  s_M^2 = r + k / M,    width_M^2 ~ r + k / M
 
         Exact for Gaussian spreads. Where the truth lay nearer to the centre than that can be
-        known, r = 0.
+        known, r = 0. w is that of the calibrated size.
         """
         if members == self.members:
             return self
