@@ -37,6 +37,7 @@ from universal_simulator.data.dataset import Dataset, open_dataset
 from universal_simulator.errors import LeakageError
 from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames
 from universal_simulator.evaluation.bootstrap import group_means, mean_interval
+from universal_simulator.evaluation.ensemble import EnsembleRules
 from universal_simulator.evaluation.equal_cost import KINDS, Answer, Rivals, Spent, best, gain
 from universal_simulator.evaluation.search_diagnostics import SET_METRICS, set_metrics
 from universal_simulator.identity import code_version, commit, package_versions
@@ -91,9 +92,10 @@ class Seed:
     sets: dict[str, dict[str, float | None]]
 
 
-def seed_of(surrogate: Surrogate, truth: Trajectories) -> Seed:
+def seed_of(surrogate: Surrogate, truth: Trajectories, label: str) -> Seed:
     plan = SearchingPredictor(surrogate, GuardsConfig(), TTCSection())
-    asked = Rivals(plan, truth, noise_seed=0)
+    calibrations = EnsembleRules.of(truth, surrogate.calibration, first_frame=0).calibrations
+    asked = Rivals(plan, truth, noise_seed=0, calibration=calibrations.get(label))
     rows = {"operator": asked.named("operator", 1)}
     for count in (2, 8):
         rows[f"ensemble mean of {count}"] = asked.named("ensemble", count)
@@ -276,7 +278,7 @@ def main(words: list[str] | None = None) -> None:
                 part = truth.subset(index)
                 groups[label] = part.groups
                 started = time.perf_counter()
-                seeds.setdefault(label, []).append(seed_of(surrogate, part))
+                seeds.setdefault(label, []).append(seed_of(surrogate, part, label))
                 print(f"{path.parent.name} {label}: {time.perf_counter() - started:.0f} s", flush=True)
     tables = {label: joint(found, groups[label]) for label, found in seeds.items()}
     document = {

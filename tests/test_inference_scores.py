@@ -74,6 +74,7 @@ def test_only_settings_of_test_time_compute_are_taken() -> None:
         (["training.operator.learning_rate=1"], "training: only keys below ttc need no training"),
         (["ttc.residual_treshold=1"], "residual_treshold"),
         (["ttc=1"], "expected ttc.key=value"),
+        (["ttc.combine=regress", "ttc.candidates=12"], "ttc.candidates: the answer is regressed"),
     ):
         with pytest.raises(ConfigurationError) as caught:
             with_settings(TTCSection(), words)

@@ -114,7 +114,7 @@ def evaluate(
         on_batch=None if progress is None else lambda done, total: progress(label, done, total),
     )
     regimes, examples = evaluator.run(predictor)
-    regimes, searched = _diagnosed(predictor, regimes, truth, evaluation, place)
+    regimes, searched = _diagnosed(predictor, regimes, truth, evaluation, rules, place)
     record = EvaluationRecord(
         suite=label,
         run_id=subject.name,
@@ -169,6 +169,7 @@ def _diagnosed(
     regimes: dict[str, RegimeResult],
     truth: Trajectories,
     evaluation: EvaluationConfig,
+    rules: EnsembleRules,
     place: torch.device,
 ) -> tuple[dict[str, RegimeResult], dict[str, Any]]:
     """The results of test-time compute with its diagnostics, and what was observed; else as they are."""
@@ -179,6 +180,7 @@ def _diagnosed(
         truth.to(place).of_first_groups(DIAGNOSED_GROUPS),
         bootstrap_samples=evaluation.bootstrap_samples,
         noise_seed=evaluation.noise_seed,
+        calibrations=rules.calibrations,
     )
     told, observed = with_diagnoses(regimes, found)
     return told, {"ttc": observed}

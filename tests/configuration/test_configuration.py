@@ -208,6 +208,32 @@ def test_test_time_compute_is_part_of_a_run_only_where_it_is_on() -> None:
     assert not {key: rule for key, _, _, rule in on.rows()}["ttc.gamma"]
 
 
+def test_a_regressed_answer_leaves_keys_unread_and_the_plan_still_loads() -> None:
+    """They are told, change no hash and are refused by nothing; what nothing can act on is refused."""
+    words = ["ttc.enabled=true", "ttc.combine=regress"]
+    whole = load_config("sweep_aggressive_sota", words, profile="embedded")
+    rules = {key: rule for key, _, _, rule in whole.rows()}
+    for key in ("steps", "horizon", "temperature"):
+        assert rules[f"ttc.{key}"].startswith("not read: the answer is regressed")
+    assert not rules["ttc.candidates"], "its learned reward is trained on candidates"
+    assert (
+        load_config("sweep_aggressive_sota", [*words, "ttc.steps=1"], profile="embedded").hash == whole.hash
+    )
+    assert (
+        load_config("sweep_aggressive_sota", [*words, "ttc.candidates=9"], profile="embedded").hash
+        != whole.hash
+    )
+    bare = [*words, "ttc.reward_steps=0", "ttc.residual_threshold=0"]
+    alone = load_config("rerun_txxoc8a8", bare, profile="smoke")
+    rules = {key: rule for key, _, _, rule in alone.rows()}
+    assert all("not read" in rules[f"ttc.{key}"] for key in ("candidates", "tau_range", "noise_std", "gamma"))
+    assert not rules["ttc.beam"]
+    for same in ("ttc.candidates=2", "ttc.tau_range=[0.8, 0.2]", "ttc.gamma=3"):
+        assert load_config("rerun_txxoc8a8", [*bare, same], profile="smoke").hash == alone.hash
+    with pytest.raises(ConfigurationError, match=r"ttc\.solver: residual is a cost"):
+        load_config("rerun_txxoc8a8", [*bare, "ttc.solver=residual"], profile="smoke")
+
+
 def test_hash_is_what_changes_results() -> None:
     base = load_config("rerun_txxoc8a8", profile="smoke").hash
     for same in ("seed=5", "threads=2", "tags=[x]", "ttc.gamma=3.0", "tracking.group=mine"):

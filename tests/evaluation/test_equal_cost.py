@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from tests.inference.test_search import knowing, predictor, world
+from universal_simulator import assessment
+from universal_simulator.configuration.schema import EvaluationConfig, GuardsConfig
+from universal_simulator.evaluation import search_diagnostics
+from universal_simulator.evaluation.ensemble import EnsembleRules
 from universal_simulator.evaluation.equal_cost import Answer, Rivals, Spent, best, gain
 from universal_simulator.evaluation.search_diagnostics import diagnose
+from universal_simulator.inference.ensemble import StochasticPredictor
+from universal_simulator.inference.predictor import SurrogatePredictor
+from universal_simulator.model.calibration import RegimeCalibration
 
 
 def test_rivals_have_two_members_at_least_and_never_spend_less() -> None:
@@ -26,6 +33,40 @@ def test_rivals_have_two_members_at_least_and_never_spend_less() -> None:
     assert cheap["ensemble"].size == cheap["representations"].size == 2
     double = rivals.at(Spent(4 * 70.0, 0.0, 0.0), "evaluations")  # 10 steps and 60 Heun evaluations a member
     assert double["ensemble"].size == 4
+
+
+def test_the_ensemble_is_the_projects_own_with_its_centre_and_pays_for_it() -> None:
+    """Brute force: guarded members' mean moved to the guarded operator, whose one rollout is charged once."""
+    truth, asked, centre = world(2), predictor(beam=2), 0.25
+    steps = truth.fields.shape[1] - 1
+    learned = RegimeCalibration(torch.ones(steps), torch.ones(steps, 1), 4, centre)
+    bare, moved = (Rivals(asked, truth, noise_seed=0, calibration=c) for c in (None, learned))
+    initial = truth.fields[:, 0]
+    sampler = StochasticPredictor(asked.surrogate, GuardsConfig(), members=2)
+    drawn = sampler.rollout_members(initial, truth.parameters, steps, seed=0)
+    mean = sum(asked.guard(drawn[:, index], initial) for index in range(2)) / 2
+    operator = SurrogatePredictor.rollout(asked, initial, truth.parameters, steps)
+    expected = (1 - centre) * mean + centre * asked.guard(operator, initial)
+    error = (expected - truth.fields[:, 1:]).square().mean(dim=-1).sqrt()
+    nrmse = (error / truth.fields[:, 1:].square().mean(dim=-1).sqrt()).mean(dim=(1, 2))
+    found, plain = moved.named("ensemble", 2), bare.named("ensemble", 2)
+    torch.testing.assert_close(found.nrmse.to(nrmse), nrmse, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(found.nrmse, plain.nrmse, rtol=1e-4)
+    assert found.spent.evaluations == plain.spent.evaluations + steps == 2 * 70 + 10
+    assert found.spent.operations == plain.spent.operations + steps
+    for budget, members in ((140.0, 2), (150.0, 2), (151.0, 3), (220.0, 3), (221.0, 4)):
+        assert moved._size("ensemble", Spent(budget, 0.0, 0.0), "evaluations") == members, "never cheaper"
+
+
+def test_diagnoses_and_evaluations_hand_the_calibration_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth, asked = world(1), predictor(beam=2)
+    calibrations = {"nu=0.05": RegimeCalibration(torch.ones(10), torch.ones(10, 1), 4, 0.5)}
+    monkeypatch.setattr(search_diagnostics, "_diagnose", lambda rivals, samples: rivals.calibration)
+    monkeypatch.setattr(assessment, "with_diagnoses", lambda regimes, found: (regimes, found))
+    _, told = assessment._diagnosed(
+        asked, {}, truth, EvaluationConfig(), EnsembleRules(calibrations=calibrations), torch.device("cpu")
+    )
+    assert told["ttc"] == calibrations
 
 
 def test_the_reference_is_the_best_rival_not_a_noisy_member() -> None:

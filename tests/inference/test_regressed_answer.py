@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.inference.test_search import STEPS, indifferent, plain, predictor
 from tests.model.small_models import fields, surrogate
+from universal_simulator.configuration.documents import flatten
 from universal_simulator.configuration.schema import GuardsConfig, TTCSection
+from universal_simulator.configuration.unread_settings import unread
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import LeakageError, UserError
+from universal_simulator.evaluation.search_diagnostics import set_metrics
 from universal_simulator.inference.search_accounts import Decision
 from universal_simulator.inference.search_controls import representations_alone
 from universal_simulator.inference.test_time_compute import SearchingPredictor
@@ -104,12 +109,111 @@ def test_without_weights_it_is_the_mean_and_an_observer_sees_a_candidate_more() 
     torch.testing.assert_close(none, plain(), rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_not_finite_is_replaced_by_the_mean_and_counted() -> None:
+    model = surrogate()
+    alone = representations_alone(SearchingPredictor(model, GuardsConfig(), REGRESS), copies=2)
+    expected = alone.rollout(*fields(3), STEPS)
+    seen: list[Decision] = []
+    SearchingPredictor(model, GuardsConfig(), REGRESS, observe=seen.append).rollout(*fields(3), STEPS)
+    assert seen[0].directions is not None
+    directions, features = seen[0].directions.fields.shape[1], seen[0].directions.features.shape[1]
+    model.add_combination(entry(directions, features)).weights.fill_(torch.inf)
+    asked = SearchingPredictor(model, GuardsConfig(), REGRESS)
+    torch.testing.assert_close(asked.rollout(*fields(3), STEPS), expected)
+    assert asked.accounts.dropped.tolist() == [3, 3, 3], "one answer in each of three segments"
+
+
+@pytest.mark.parametrize("beam", [1, 2])
+def test_what_ranks_and_bounds_a_choice_is_not_applicable_to_a_regressed_answer(beam: int) -> None:
+    model = surrogate()
+    truth = leaning(model, 3, amount=0.5)
+    regress = REGRESS.model_copy(update={"beam": beam})
+    asked = SearchingPredictor(model, GuardsConfig(), regress)
+    decisions: list[Decision] = []
+    asked.observe = decisions.append
+    asked.rollout(truth.fields[:, 0], truth.parameters, STEPS)
+    metrics = set_metrics(decisions, truth, bootstrap_samples=20)
+    for name in ("ttc_oracle_gain", "ttc_spearman"):
+        assert metrics[name].value is None
+        assert not metrics[name].applicable
+        assert "regressed" in metrics[name].reason
+    assert metrics["ttc_answer_gain"].value == pytest.approx(0.0, abs=1e-6), "unfitted, it is the mean"
+    assert metrics["ttc_spread_over_error"].value is not None
+    far = [
+        replace(d, question=replace(d.question, fields=_with_last(d.question.fields, 1e3))) for d in decisions
+    ]
+    spreads = [
+        set_metrics(told, truth, bootstrap_samples=20)["ttc_spread_over_error"].value
+        for told in (decisions, far)
+    ]
+    assert spreads[0] == spreads[1], "the answer is none of the candidates it is measured about"
+
+
+def _with_last(fields: torch.Tensor, value: float) -> torch.Tensor:
+    return torch.cat([fields[:, :-1], torch.full_like(fields[:, -1:], value)], dim=1)
+
+
+UNREAD = ({"steps": 2}, {"horizon": 2}, {"temperature": 0.1})
+OF_CANDIDATES = (
+    {"candidates": 9},
+    {"tau_range": (0.3, 0.6)},
+    {"noise_schedule": (0.01,)},
+    {"noise_std": 0.5},
+)
+
+
+@pytest.mark.parametrize(
+    "setting", [*UNREAD, *OF_CANDIDATES, {"gamma": 9.0}, {"reward_weights": {"energy": 3.0}}], ids=str
+)
+def test_keys_that_are_told_as_unread_change_nothing(setting: dict[str, Any]) -> None:
+    """And what is told as read changes something, as `test_search` shows."""
+    model = surrogate()
+    model.add_combination(entry(*_size(model))).weights.normal_(generator=torch.Generator().manual_seed(0))
+    own = {**REGRESS.model_dump(), "reward_steps": 0}
+    base, other = (TTCSection(**{**own, **more}) for more in ({}, setting))
+    answers = [
+        SearchingPredictor(model, GuardsConfig(), ttc).rollout(*fields(2), STEPS) for ttc in (base, other)
+    ]
+    assert torch.equal(*answers)
+    effective = flatten({"ttc": other.model_dump(mode="json")})
+    changed = [
+        key
+        for key, value in effective.items()
+        if value != flatten({"ttc": base.model_dump(mode="json")})[key]
+    ]
+    assert changed
+    for key in changed:
+        assert "regressed" in str(unread(key, effective))
+        assert unread(key, {**effective, "ttc.combine": "average"}) is None
+        trained = unread(key, {**effective, "ttc.reward_steps": 300})
+        assert (trained is not None) == (setting in UNREAD), "a reward is trained on candidates"
+        assert unread(key, {**effective, "ttc.reward_steps": 300}, trains_reward=False) is not None
+
+
+def _size(model: Surrogate) -> tuple[int, int]:
+    seen: list[Decision] = []
+    SearchingPredictor(model, GuardsConfig(), REGRESS, observe=seen.append).rollout(*fields(1), 4)
+    assert seen[0].directions is not None
+    return seen[0].directions.fields.shape[1], seen[0].directions.features.shape[1]
+
+
+def test_noise_std_and_the_rewards_weights_are_read_where_they_are() -> None:
+    effective = flatten({"ttc": {**REGRESS.model_dump(mode="json"), "reward_steps": 0}})
+    assert unread("ttc.noise_std", {**effective, "ttc.beam": 1}) is None
+    assert unread("ttc.gamma", {**effective, "ttc.residual_threshold": 0.35}) is None
+    for key in ("beam", "guidance_lambda", "max_evaluations", "projection", "residual_threshold", "solver"):
+        assert unread(f"ttc.{key}", effective) is None
+
+
 def test_a_combination_is_part_of_the_model_file_and_belongs_to_its_beam(tmp_path: Path) -> None:
     model, bare = surrogate(), surrogate()
     model.add_combination(entry(4, 5)).weights.fill_(0.25)
     path = tmp_path / "model.safetensors"
-    digest = save_surrogate(model, path)
+    digest = save_surrogate(model, path, plain_checkpoint=tmp_path / "operator_ema.pt")
     again = load_surrogate(path)
+    state = torch.load(tmp_path / "operator_ema.pt", weights_only=True)["state"]
+    assert state
+    assert not any(name.startswith("combination") for name in state), "the plan's file is the operator's"
     assert hash_of(again) == digest != hash_of(bare)
     assert again.combination is not None
     assert float(again.combination.weights.mean()) == 0.25

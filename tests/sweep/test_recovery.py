@@ -83,6 +83,18 @@ def test_failing_physics_with_test_time_compute_on() -> None:
     }
 
 
+def test_failing_physics_leaves_weights_that_a_regressed_answer_does_not_read() -> None:
+    config = {**effective(), "ttc.enabled": True, "ttc.combine": "regress", "ttc.reward_steps": 0}
+    healing = heal_physics("bc_violation", {**config, "ttc.residual_threshold": 0.0})
+    assert healing is not None
+    assert healing.after == {"training.loss.lambda_spectral": 0.1}
+    for name in ("mass", "energy"):
+        assert "regressed" in healing.left[f"ttc.reward_weights.{name}"]
+    asked = heal_physics("bc_violation", config)
+    assert asked is not None
+    assert "ttc.reward_weights.mass" in asked.after, "its threshold asks a reward"
+
+
 def test_a_reward_that_is_not_finite_is_named_and_weighs_nothing() -> None:
     config = {**effective(), "ttc.enabled": True}
     evidence = str(RewardError("energy", "nan in 3 of 8 candidates"))

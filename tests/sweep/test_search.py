@@ -51,6 +51,11 @@ def test_box_is_the_plans_share_around_effective_values_and_says_what_it_left_ou
     assert box.keys == PLAN_KEYS[:3]
     assert "off for this member" in box.left_out["ttc.residual_threshold"]
     assert make_box(PLAN_KEYS, {**effective, "ttc.enabled": True}, width=0.2).keys == PLAN_KEYS
+    regressed = {**effective, "ttc.enabled": True, "ttc.combine": "regress"}
+    box = make_box(["ttc.residual_threshold", "ttc.candidates", "ttc.temperature"], regressed, width=0.2)
+    assert box.keys == ("ttc.residual_threshold",)
+    assert set(box.left_out) == {"ttc.candidates", "ttc.temperature"}
+    assert dead_because("ttc.candidates", regressed) is None, "a refinement trains its reward on them"
     assert "no such key" in str(dead_because("training.operator.lr", effective))
     assert "share of nothing" in str(dead_because("training.operator.eta_min", effective))
     assert "no codec stage" in str(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from universal_simulator.configuration.documents import merge, parse_overrides, validate
+from universal_simulator.configuration.documents import flatten, merge, parse_overrides, validate
 from universal_simulator.configuration.schema import TTCSection
+from universal_simulator.configuration.unread_settings import unread
 from universal_simulator.errors import ConfigurationError
 from universal_simulator.run_record import content_hash
 
@@ -27,7 +28,13 @@ def with_settings(ttc: TTCSection, words: Sequence[str]) -> TTCSection:
             or ["ttc: expected ttc.key=value, e.g. ttc.residual_threshold=0.3"],
         )
     values = merge(ttc.model_dump(mode="json"), given.get("ttc", {})) | {"enabled": True}
-    return validate(TTCSection, values, "settings of test-time compute")
+    asked = validate(TTCSection, values, "settings of test-time compute")
+    effective = flatten({"ttc": asked.model_dump(mode="json")})
+    reasons = {key: unread(key, effective, trains_reward=False) for key in flatten(given)}
+    faults = [f"{key}: {reason}; ask for a key that is read" for key, reason in reasons.items() if reason]
+    if faults:
+        raise ConfigurationError("settings of test-time compute", faults)
+    return asked
 
 
 def settings_hash(ttc: TTCSection) -> str:

@@ -28,6 +28,7 @@ from universal_simulator.configuration.schema import (
     LatentSurrogateOptions,
     RunConfig,
 )
+from universal_simulator.configuration.unread_settings import unread, without_unread
 from universal_simulator.errors import ConfigurationError
 from universal_simulator.run_record import content_hash
 
@@ -75,6 +76,8 @@ class LoadedConfig:
                 rule = "not run: only a steady problem has this stage"
             if section == "ttc" and key != "ttc.enabled" and not self.config.ttc.enabled:
                 rule = "not read: test-time compute is off (ttc.enabled)"
+            elif (reason := unread(key, effective)) is not None:
+                rule = f"not read: {reason}"
             rows.append((key, plan.get(aliases.get(key, key)), value, rule))
         return rows
 
@@ -86,8 +89,9 @@ def config_hash(config: RunConfig) -> str:
     for key in (*_WITHOUT_EFFECT, *PENDING_SECTIONS):
         values.pop(key)
     values["data"].pop("resident_gib")
-    if not config.ttc.enabled:
-        values.pop("ttc")
+    ttc = values.pop("ttc")
+    if config.ttc.enabled:
+        values["ttc"] = ttc if config.ttc.combine != "regress" else without_unread(flatten({"ttc": ttc}))
     for key in ("dataset", "file"):
         # its content counts, by the data identity; where it lies does not
         if _is_file(values["data"][key]):
@@ -286,12 +290,22 @@ def _impossible_search(config: RunConfig) -> list[str]:
     ttc, faults = config.ttc, []
     if not ttc.enabled:
         return []
-    if ttc.candidates <= ttc.beam:
+    effective = flatten({"ttc": ttc.model_dump(mode="json")})
+
+    def live(key: str) -> bool:
+        return unread(key, effective) is None
+
+    if ttc.combine == "regress" and ttc.solver == "residual" and ttc.residual_threshold == 0:
+        faults.append(
+            "ttc.solver: residual is a cost, and a regressed answer without a threshold asks none; "
+            "set ttc.residual_threshold, or take ttc.solver=correction or off"
+        )
+    if ttc.candidates <= ttc.beam and live("ttc.candidates"):
         faults.append(
             f"ttc.candidates: {ttc.candidates} leave no room beside {ttc.beam} partial trajectories (ttc.beam) "
             "for their mean; give at least one more than the beam"
         )
-    if ttc.tau_range[0] >= ttc.tau_range[1]:
+    if ttc.tau_range[0] >= ttc.tau_range[1] and live("ttc.tau_range"):
         faults.append(f"ttc.tau_range: expected a lower and a higher share, got {list(ttc.tau_range)}")
     if config.model.reencode_every is None:
         faults.append("model.reencode_every: test-time compute needs it, it acts where a segment ends")

@@ -266,7 +266,10 @@ class RewardWeights(Section):
 
 
 class TTCSection(Section):
-    """Test-time compute (`inference/test_time_compute.py`); acts at the end of each segment."""
+    """Test-time compute (`inference/test_time_compute.py`); acts at the end of each segment.
+
+    A regressed answer (combine) leaves some keys unread: `configuration/unread_settings.py` says which.
+    """
 
     #: passes per segment: the first over all candidates, each further one about what was chosen
     steps: Count = 1

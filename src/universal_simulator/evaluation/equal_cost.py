@@ -1,7 +1,9 @@
 """What a search is compared with at equal cost, so that nothing but its search can explain a gain.
 
-Rivals need no reward: the operator alone, the mean of an ensemble of at least two members (one noisy member
-would flatter whatever stands beside it) and the mean over symmetric representations. A rival's size is
+Rivals need no reward: the operator alone, the centre of an ensemble of at least two members (one noisy member
+would flatter whatever stands beside it) and the mean over symmetric representations. An ensemble's centre is
+the project's own: the guarded members' mean, and where the model is calibrated for that regime and its `centre`
+is above 0, a point between it and the guarded operator, whose one rollout is charged as well. A rival's size is
 the budget over what one member or copy costs, rounded up: in case of doubt the rival has more. Budgets
 include the plain rollout and are counted in three ways, since they do not agree:
 
@@ -15,6 +17,7 @@ The gain over representations alone is the learned reward's own.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -26,12 +29,14 @@ from torch import Tensor
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames
 from universal_simulator.evaluation.bootstrap import resample_weights
+from universal_simulator.evaluation.ensemble import guard_members
 from universal_simulator.inference.candidates import Representation
 from universal_simulator.inference.ensemble import StochasticPredictor
 from universal_simulator.inference.operations import evaluations_per_sample
 from universal_simulator.inference.predictor import SurrogatePredictor
 from universal_simulator.inference.search_controls import representations_alone
 from universal_simulator.inference.test_time_compute import SearchingPredictor
+from universal_simulator.model.calibration import RegimeCalibration
 
 Kind = Literal["evaluations", "operations", "seconds"]
 KINDS: tuple[Kind, ...] = ("evaluations", "operations", "seconds")
@@ -54,23 +59,53 @@ class Spent:
         """Of one of `size` members or copies."""
         return Spent(self.evaluations / size, self.operations / size, self.seconds / size)
 
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            self.evaluations + other.evaluations,
+            self.operations + other.operations,
+            self.seconds + other.seconds,
+        )
+
+
+NOTHING = Spent(0.0, 0.0, 0.0)
+
 
 @dataclass(frozen=True)
 class Answer:
-    """nrmse (B,) of guarded rollouts; size: members or copies."""
+    """nrmse (B,) of guarded rollouts; size: members or copies, each of which costs `each`; once: spent
+    beside them, whatever their number. `spent` is all of it."""
 
     nrmse: Tensor
     spent: Spent
     size: int
+    once: Spent = NOTHING
+
+    @property
+    def each(self) -> Spent:
+        own, once = self.spent, self.once
+        return Spent(
+            own.evaluations - once.evaluations, own.operations - once.operations, own.seconds - once.seconds
+        ).share(self.size)
 
 
 class Rivals:
-    """Answers that need no reward, to the same question, asked once for each size."""
+    """Answers that need no reward, to the same question, asked once for each size.
 
-    def __init__(self, predictor: SearchingPredictor, truth: Trajectories, *, noise_seed: int) -> None:
+    calibration: what the model's calibration says of the one regime `truth` is of, under this protocol.
+    """
+
+    def __init__(
+        self,
+        predictor: SearchingPredictor,
+        truth: Trajectories,
+        *,
+        noise_seed: int,
+        calibration: RegimeCalibration | None = None,
+    ) -> None:
         self.predictor = predictor
         self.truth = truth
         self.noise_seed = noise_seed
+        self.calibration = calibration
         self.frames = truth.fields.shape[1] - 1
         self.steps = self.frames * predictor.substeps
         self.answers: dict[tuple[str, int], Answer] = {}
@@ -88,7 +123,7 @@ class Rivals:
         return Answer(self._score(raw), spent, len(predictor.views))
 
     def named(self, name: str, size: int) -> Answer:
-        """The operator, the mean of an ensemble of `size` members, or of `size` representations."""
+        """The operator, the centre of an ensemble of `size` members, or the mean of `size` representations."""
         if (name, size) not in self.answers:
             ask = {"operator": self._operator, "ensemble": self._ensemble}
             self.answers[name, size] = ask.get(name, self._representations)(size)
@@ -107,17 +142,23 @@ class Rivals:
         if name == "operator":
             return 1
         fewest = self.named(name, FEWEST)
-        size = math.ceil(budget.of(kind) / fewest.spent.share(fewest.size).of(kind) - 1e-9)
+        left = budget.of(kind) - fewest.once.of(kind)
+        size = math.ceil(left / fewest.each.of(kind) - 1e-9)
         size = min(MOST, max(FEWEST, size))
         return len(self._views(size)) if name == "representations" else size
 
     def _operator(self, size: int) -> Answer:
+        raw, spent = self._plain
+        return Answer(self._score(raw), spent, size)
+
+    @functools.cached_property
+    def _plain(self) -> tuple[Tensor, Spent]:
+        """The operator's rollout before any guard, and what it costs."""
         started = time.perf_counter()
         raw = SurrogatePredictor.rollout(
             self.predictor, self.truth.fields[:, 0], self.truth.parameters, self.frames
         )
-        seconds = (time.perf_counter() - started) / len(self.truth)
-        return Answer(self._score(raw), Spent(self.steps, self.steps, seconds), size)
+        return raw, Spent(self.steps, self.steps, (time.perf_counter() - started) / len(self.truth))
 
     def _ensemble(self, size: int) -> Answer:
         predictor, truth = self.predictor, self.truth
@@ -134,7 +175,12 @@ class Rivals:
         seconds = (time.perf_counter() - started) / len(truth)
         evaluations = size * self.steps * (1 + evaluations_per_sample(predictor.surrogate))
         operations = size * self.steps * predictor.prices.member_step
-        return Answer(self._score(drawn.mean(dim=1)), Spent(evaluations, operations, seconds), size)
+        centre, once = guard_members(sampler, drawn, truth.fields[:, 0]).mean(dim=1), NOTHING
+        if self.calibration is not None and self.calibration.centre > 0:
+            raw, once = self._plain
+            centre = self.calibration.centred(centre, predictor.guard(raw, truth.fields[:, 0]))
+        spent = Spent(evaluations, operations, seconds) + once
+        return Answer(self._error(centre), spent, size, once)
 
     def _representations(self, size: int) -> Answer:
         return self.searched(representations_alone(self.predictor, copies=size))
@@ -143,8 +189,10 @@ class Rivals:
         return representations_alone(self.predictor, copies=size).views
 
     def _score(self, raw: Tensor) -> Tensor:
-        initial = self.truth.fields[:, 0]
-        error, valid, _ = nrmse_frames(self.predictor.guard(raw, initial), self.truth.fields[:, 1:], initial)
+        return self._error(self.predictor.guard(raw, self.truth.fields[:, 0]))
+
+    def _error(self, guarded: Tensor) -> Tensor:
+        error, valid, _ = nrmse_frames(guarded, self.truth.fields[:, 1:], self.truth.fields[:, 0])
         return mean_valid(error, valid, dims=(1, 2)).nan_to_num()
 
 

@@ -81,7 +81,7 @@ ENTRIES: dict[str, Entry] = {
     "ensemble_gain_raw": Entry("the same of the members' own mean, which calibration did not move", better="higher"),
     "ensemble_gain_late": Entry("the same over the second half of the rollout", better="higher"),
     "ttc_oracle_gain": Entry(
-        "what the best of each candidate set would save of its mean's error: the bound of test-time compute",
+        "what the best of each candidate set would save of its mean's error: the bound of what picks or weighs",
         better="higher",
     ),
     "ttc_answer_gain": Entry("the same of what was chosen", better="higher"),
@@ -93,7 +93,7 @@ ENTRIES: dict[str, Entry] = {
         better="higher",
     ),
     "ttc_gain_equal_evaluations": Entry(
-        "nrmse saved of the best rival without a reward (operator, ensemble's mean, representations) at as many "
+        "nrmse saved of the best rival without a reward (operator, ensemble's centre, representations) at as many "
         "evaluations or more",
         better="higher",
     ),
@@ -102,7 +102,8 @@ ENTRIES: dict[str, Entry] = {
     ),
     "ttc_gain_over_operator": Entry("nrmse saved of the plain operator's", better="higher"),
     "ttc_gain_over_ensemble": Entry(
-        "nrmse saved of the mean of two members or more, at as many evaluations or more", better="higher"
+        "nrmse saved of the recalibrated centre of two members or more, at as many evaluations or more",
+        better="higher",
     ),
     "ttc_gain_over_ensemble_equal_operations": Entry(
         "the same at as many floating-point operations", better="higher"
@@ -116,11 +117,13 @@ ENTRIES: dict[str, Entry] = {
         "the same at as many floating-point operations", better="higher"
     ),
     "ttc_gain_over_random": Entry(
-        "nrmse saved of the same search acting as often, at random: what knowing where is worth",
+        "nrmse saved of the same search acting as often, at random, which pays no threshold questions: what "
+        "knowing where is worth",
         better="higher",
     ),
     "ttc_gain_over_first": Entry(
-        "nrmse saved of the same search acting as often, in the first segments", better="higher"
+        "nrmse saved of the same search acting as often, in the first segments, without threshold questions",
+        better="higher",
     ),
     "ttc_operations": Entry(
         "floating-point operations per rollout beyond the plain one, in operator steps, reward included",

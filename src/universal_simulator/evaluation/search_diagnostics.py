@@ -8,14 +8,20 @@ Per regime, over the first pass of every segment acted on (a candidate *set*), w
     ttc_spearman          rank correlation of reward and -error within a set, mean over sets; a random
                           reward scores 0, and `reward_informs` asks its interval to exclude that
 
+A regressed answer picks and ranks nothing: its pool holds the answer itself and costs that no reward gave, so
+bound and rank correlation are not applicable, and the spread is that of the others.
+
 Whole guarded rollouts are compared with rivals that need no reward (`evaluation/equal_cost.py`): 1 - nrmse
-over that of the operator, of the ensemble's mean, of representations alone, and of the best of them, at
-equal evaluations and at equal operations; and of the same search acting at random as often. The gain at
-equal seconds belongs to one machine: it is an observation.
+over that of the operator, of the ensemble's centre, of representations alone, and of the best of them, at
+equal evaluations and at equal operations; and of the same search acting as often at random, or in the first
+segments. These two controls are told where to act: they ask no threshold and pay no question of it, so
+operations are not equal, in the control's favour. The gain at equal seconds belongs to one machine: it is an
+observation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +36,7 @@ from universal_simulator.evaluation.summary import Summary, undeclared
 from universal_simulator.inference.search_accounts import Decision
 from universal_simulator.inference.search_controls import at_first, at_random, scheduled
 from universal_simulator.inference.test_time_compute import SearchingPredictor
+from universal_simulator.model.calibration import RegimeCalibration
 from universal_simulator.run_record import Metric, RegimeResult
 
 #: why a rival is missing
@@ -37,6 +44,8 @@ MISSING = {
     "ensemble": "the model is deterministic: it has no ensemble",
     "representations": "the equation declares no symmetry to represent a field by",
 }
+#: why sets of a regressed answer have no bound and no rank correlation
+REGRESSED = "the answer is regressed (ttc.combine): nothing is picked, and no reward ranks its candidates"
 
 
 @dataclass(frozen=True)
@@ -48,20 +57,32 @@ class Diagnosis:
 
 
 def diagnose(
-    predictor: SearchingPredictor, truth: Trajectories, *, bootstrap_samples: int, noise_seed: int
+    predictor: SearchingPredictor,
+    truth: Trajectories,
+    *,
+    bootstrap_samples: int,
+    noise_seed: int,
+    calibrations: Mapping[str, RegimeCalibration] | None = None,
 ) -> dict[str, Diagnosis]:
-    """By regime. The predictor's own observer is set aside while it is watched."""
-    return {
-        label: _diagnose(predictor, truth.subset(rows), bootstrap_samples, noise_seed)
-        for label, rows in truth.regimes().items()
-    }
+    """By regime. The predictor's own observer is set aside while it is watched.
+
+    calibrations: by regime, what places the rival ensemble's centre; its members' mean where there is none.
+    """
+    found = {}
+    for label, rows in truth.regimes().items():
+        rivals = Rivals(
+            predictor,
+            truth.subset(rows),
+            noise_seed=noise_seed,
+            calibration=(calibrations or {}).get(label),
+        )
+        found[label] = _diagnose(rivals, bootstrap_samples)
+    return found
 
 
-def _diagnose(
-    predictor: SearchingPredictor, truth: Trajectories, bootstrap_samples: int, noise_seed: int
-) -> Diagnosis:
+def _diagnose(rivals: Rivals, bootstrap_samples: int) -> Diagnosis:
+    predictor, truth = rivals.predictor, rivals.truth
     summary = Summary(truth.groups, field_unit="1", bootstrap_samples=bootstrap_samples)
-    rivals = Rivals(predictor, truth, noise_seed=noise_seed)
     decisions: list[Decision] = []
     before, predictor.observe = predictor.observe, decisions.append
     try:
@@ -111,7 +132,7 @@ def _at_equal(
 def _controls(
     predictor: SearchingPredictor, rivals: Rivals, found: Answer, summary: Summary
 ) -> dict[str, Metric]:
-    """The same search acting as often at random, or in the first segments."""
+    """The same search acting as often at random, or in the first segments; neither pays threshold questions."""
     acts = predictor.accounts.acts
     metrics = {}
     for name, schedule in (("random", at_random(acts, seed=0)), ("first", at_first(acts))):
@@ -130,8 +151,7 @@ def _at_equal_seconds(rivals: Rivals, found: Answer, summary: Summary) -> dict[s
     others = rivals.at(found.spent, "seconds")
     observed = {"seconds_per_trajectory": found.spent.seconds}
     for name, answer in others.items():
-        size = answer.spent.share(answer.size).seconds
-        observed |= {f"{name}_seconds_each": size, f"equal_seconds_{name}": float(answer.size)}
+        observed |= {f"{name}_seconds_each": answer.each.seconds, f"equal_seconds_{name}": float(answer.size)}
     compared = {"gain_equal_seconds": others[best(others, summary.groups)]}
     compared |= {f"gain_over_{name}_equal_seconds": answer for name, answer in others.items()}
     for label, answer in compared.items():
@@ -147,6 +167,7 @@ def set_metrics(
     summary = Summary(truth.groups, field_unit="1", bootstrap_samples=bootstrap_samples)
     rows: list[Tensor] = []
     pieces: dict[str, list[Tensor]] = {"oracle": [], "answer": [], "mean": [], "spread": [], "spearman": []}
+    regressed = any(decision.directions is not None for decision in decisions)
     for decision in decisions:
         if decision.index or decision.step % substeps:
             continue
@@ -163,8 +184,11 @@ def set_metrics(
         pieces["oracle"].append(error[kept].amin(dim=1))
         pieces["answer"].append(_rms(decision.answer - target)[kept])
         pieces["mean"].append(error[kept, reference])
-        away = _rms(fields - centre[:, None]).square().masked_fill(~usable, 0.0)
-        pieces["spread"].append((away.sum(dim=1) / usable.sum(dim=1)).sqrt()[kept])
+        asked = usable.clone()
+        if regressed:
+            asked[:, -1] = False  # its own answer
+        away = _rms(fields - centre[:, None]).square().masked_fill(~asked, 0.0)
+        pieces["spread"].append((away.sum(dim=1) / asked.sum(dim=1)).sqrt()[kept])
         pieces["spearman"].append(spearman(-decision.cost, -error, usable)[kept])
     if not rows:
         reason = "test-time compute acted on no segment: nothing exceeded its threshold, or nothing was left to spend"
@@ -182,6 +206,8 @@ def set_metrics(
     for name, kind in (("ttc_oracle_gain", "oracle"), ("ttc_answer_gain", "answer")):
         pooled = _pooled(per_sample[kind], per_sample["mean"], summary)
         metrics[name] = metrics[name].model_copy(update=pooled)
+    if regressed:
+        metrics |= {name: undeclared(name, REGRESSED) for name in ("ttc_oracle_gain", "ttc_spearman")}
     return metrics
 
 

@@ -35,7 +35,7 @@ class Decision:
 class Accounts:
     """Per sample (B,): model evaluations beyond the plain rollout; of these corrector evaluations, for
     `ends` corrected ends; candidates the reward scored, in so many questions; candidates dropped because
-    they or their reward were not finite. acts (B, S): who acted in which segment."""
+    they or their reward were not finite, and regressed answers that were not. acts (B, S): who acted in which segment."""
 
     evaluations: Tensor
     corrector_evaluations: Tensor

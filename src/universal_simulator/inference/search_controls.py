@@ -2,7 +2,8 @@
 
 What the learned reward is worth is what a search gains over these at equal cost: representations
 alone show what is no merit of any reward, acting at random (as many segments of as many
-trajectories) what is no merit of knowing where.
+trajectories) what is no merit of knowing where. A control that acts by schedule asks no threshold and pays
+none of its questions: its operations are fewer than the search's, in the control's favour.
 """
 
 from __future__ import annotations

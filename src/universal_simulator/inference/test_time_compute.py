@@ -177,7 +177,7 @@ class _Search:
         lead = self._roll(start[:, None], self.parameters, slice(0, 1), count)
         end = lead.fields[:, 0, -1]
         if index == 0 and self.schedule is None:
-            acting &= self._residual(self.accepted, end, self.parameters, count) > self._limit()
+            acting &= self._residual(self.accepted, end, self.parameters, count) > self.predictor.threshold
         acting &= torch.isfinite(end).flatten(1).all(dim=1)
         frames, answer, lost = lead.fields[:, 0].clone(), end.clone(), self._lost(end)
         rows = acting.nonzero().flatten()
@@ -197,7 +197,9 @@ class _Search:
             self.beams = self._projected(beams, slice(None))
             self.drift = self.drift + lost
         if self.schedule is None:
-            self.wanted = self._residual(before, self.accepted, self.parameters, count) > self._limit()
+            self.wanted = (
+                self._residual(before, self.accepted, self.parameters, count) > self.predictor.threshold
+            )
         return frames
 
     def _scheduled(self, index: int, count: int) -> Tensor:
@@ -290,15 +292,21 @@ class _Search:
     def _regress(
         self, rows: Tensor, done: int, count: int, stem: Stem, alive: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The mean moved along its directions; seen by an observer as one more candidate, which is chosen."""
+        """The mean moved along its directions; seen by an observer as one more candidate, which is chosen.
+
+        Partial trajectories that are not finite count as dropped, and so does an answer that the mean replaces.
+        """
         start, parameters = self.accepted[rows], self.parameters[rows]
         size, grid = self._size(stem), self.surrogate.grid
         found = directions_of(stem, start=start, parameters=parameters, step=done, size=size, grid=grid)
         answer = mean = stem.mean
+        self.accounts.dropped[rows.cpu()] += (~alive).sum(dim=1).cpu()
         if self.surrogate.combination is not None:
             weights = self.surrogate.combination(found.features)
             moved = mean + torch.einsum("bk,bkcx->bcx", weights, found.fields)
-            answer = torch.where(torch.isfinite(moved), moved, mean)
+            finite = torch.isfinite(moved).flatten(1).all(dim=1)
+            answer = torch.where(finite[:, None, None], moved, mean)
+            self.accounts.dropped[rows.cpu()] += (~finite).cpu()
         pool = self._projected(torch.cat([stem.ends, mean[:, None], answer[:, None]], dim=1), rows)
         names = (*(f"end{index}" for index in range(stem.ends.shape[1])), "mean", "regressed")
         chosen = torch.zeros(pool.shape[:2], device=pool.device).to(pool)
@@ -342,15 +350,10 @@ class _Search:
         elapsed = start.new_full((len(start),), count * self.predictor.dt_s)
         return Question(start, fields, parameters, elapsed, reference)
 
-    def _limit(self) -> float:
-        return self.predictor.threshold
-
     def _price(self, count: int) -> int:
         """Evaluations of one segment that is acted on, beyond the plain one."""
         views, ttc = len(self.views), self.ttc
-        if not self.predictor.rewarded:
-            return (views - 1) * count
-        if ttc.combine == "regress":
+        if not self.predictor.rewarded or ttc.combine == "regress":
             return (views - 1) * count
         lookahead = (ttc.horizon - 1) * self.segment * ttc.candidates * ttc.steps
         return (views - 1) * count + lookahead + self._sampled()

@@ -36,6 +36,8 @@ from universal_simulator.physics.equations import Equation, equation_named
 from universal_simulator.run_record import write_atomically
 
 FORMAT = "usim-model-1"
+#: what only test-time compute reads: no part of the plan's `.pt` files
+SEARCH_TENSORS = ("reward.", "combination.")
 #: entries that came after the first files of this format: written and hashed only where they say
 #: something, so that a file without them keeps its bytes and its hash
 LATER_ENTRIES = ("calibration", "corrector", "sampler", "reward", "combination")
@@ -304,7 +306,7 @@ def save_surrogate(
             part = {
                 k: v
                 for k, v in tensors.items()
-                if k.startswith("corrector.") == corrects and not k.startswith("reward.")
+                if k.startswith("corrector.") == corrects and not k.startswith(SEARCH_TENSORS)
             }
             buffer = io.BytesIO()
             torch.save({"hash": digest, "state": part}, buffer)

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from universal_simulator.configuration.unread_settings import unread
+
 #: the plan, if training diverges: learning rate x 0.7, warm-up 8 %, clip 0.5
 RATE_FACTOR, WARMUP, CLIP = 0.7, 0.08, 0.5
 #: the plan, if memory is out: fewer samples at a time, by 2, then by half
@@ -88,6 +90,9 @@ def inactive(key: str, effective: Mapping[str, Any]) -> str | None:
     section, _, rest = key.partition(".")
     if section == "ttc" and not effective.get("ttc.enabled"):
         return "test-time compute is off for this run"
+    reason = unread(key, effective)
+    if reason is not None:
+        return reason
     stage = rest.partition(".")[0]
     is_stage = section == "training" and f"training.{stage}.steps" in effective
     if is_stage and stage not in effective["training.stages"]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from universal_simulator.configuration.profiles import STAGES
 from universal_simulator.configuration.schema import PENDING_SECTIONS
+from universal_simulator.configuration.unread_settings import unread
 from universal_simulator.sweep.gates import GateResult
 
 #: digits that a proposed value keeps: what is journalled, hashed and run is the same number
@@ -96,7 +97,7 @@ def make_box(keys: Sequence[str], effective: Mapping[str, Any], *, width: float)
     """The box around the base's effective (flattened) config; dead keys are left out with a reason."""
     parameters, left_out = [], {}
     for key in keys:
-        reason = dead_because(key, effective)
+        reason = dead_because(key, effective, trains_reward=False)
         if reason is not None:
             left_out[key] = reason
             continue
@@ -105,13 +106,19 @@ def make_box(keys: Sequence[str], effective: Mapping[str, Any], *, width: float)
     return Box(tuple(parameters), left_out)
 
 
-def dead_because(key: str, effective: Mapping[str, Any]) -> str | None:
-    """Why moving `key` around its value can change nothing, or None where it can."""
+def dead_because(key: str, effective: Mapping[str, Any], *, trains_reward: bool = True) -> str | None:
+    """Why moving `key` around its value can change nothing, or None where it can.
+
+    trains_reward: False of a box, whose `ttc` keys are scored on a stored model.
+    """
     section = key.partition(".")[0]
     if key not in effective:
         return "the config has no such key"
     if section == "ttc" and not effective.get("ttc.enabled"):
         return "test-time compute is off for this member, so nothing reads it"
+    reason = unread(key, effective, trains_reward=trains_reward)
+    if reason is not None:
+        return reason
     if section in PENDING_SECTIONS and section != "ttc":
         return f"the stage {section} is not run by this version"
     stage = key.split(".")[1] if key.startswith("training.") else ""
