@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.model.small_models import fields, surrogate
 from universal_simulator import sampler_choice
@@ -43,9 +44,9 @@ def model() -> Surrogate:
     return made
 
 
-def world(model: Surrogate, *, sampled: bool = True) -> Trajectories:
-    """Twelve trajectories of 8 steps: members of the teacher's, or the operator's own."""
-    initial, parameters = fields(12)
+def world(model: Surrogate, *, sampled: bool = True, count: int = 12) -> Trajectories:
+    """Trajectories of 8 steps: members of the teacher's, or the operator's own."""
+    initial, parameters = fields(count)
     predictor = StochasticPredictor(model, GUARDS, members=2)
     model.use_sampler("teacher")
     if sampled:
@@ -53,7 +54,7 @@ def world(model: Surrogate, *, sampled: bool = True) -> Trajectories:
     else:
         rolled = rollout_fields(model, initial, parameters, steps=8)
     whole = torch.cat([initial[:, None], predictor.guard(rolled, initial)], dim=1)
-    groups = tuple(f"{index:02d}" for index in range(12))
+    groups = tuple(f"{index:02d}" for index in range(count))
     return Trajectories(whole, 0.02 * torch.arange(9.0), parameters, groups, model.grid, model.equation)
 
 
@@ -75,6 +76,12 @@ def plant(model: Surrogate, end: float) -> None:
     model.corrector.student = Constant(end)  # type: ignore[assignment] # planted
 
 
+def tried_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The noise stays as it is, for tests of what is not the noise's."""
+    alone = {name: sampler_choice.NoiseNumber(n.start, ()) for name, n in sampler_choice.NOISE.items()}
+    monkeypatch.setattr(sampler_choice, "NOISE", alone)
+
+
 def test_a_student_that_keeps_the_gain_stays(model: Surrogate) -> None:
     found, flops = chosen(model, world(model))
     assert (found.sampler, model.architecture.sampler) == ("student", "student")
@@ -83,6 +90,7 @@ def test_a_student_that_keeps_the_gain_stays(model: Surrogate) -> None:
     assert found.student_share is not None
     assert found.student_share.value == pytest.approx(1, abs=0.02), "a copy of an untrained teacher is it"
     assert (found.groups, found.members, found.weights) == (12, 6, WEIGHTS)
+    assert (found.gate, found.judged_on) == ("pass", "same"), "there are only twelve"
     assert set(found.noise) == {"teacher", "student"}
     assert flops > 0
 
@@ -104,6 +112,7 @@ def test_cheat_a_student_that_outputs_zero_is_caught_and_the_teacher_answers(
     assert found.student_share is not None
     assert found.student_share.value == pytest.approx(0, abs=0.1), "no spread is no gain over the operator"
     assert found.sampler == model.architecture.sampler == "teacher"
+    assert found.gate == "fail"
     assert "the teacher stays, at more evaluations" in found.decision
     assert model.corrector is not None
     assert model.corrector.student is None
@@ -137,6 +146,7 @@ def test_without_a_gain_there_is_nothing_to_keep(model: Surrogate) -> None:
     assert found.teacher_gain.value is None or found.teacher_gain.value < 0
     assert found.sampler == "student"
     assert "cannot be told from nothing" in found.decision
+    assert found.gate == "not applicable"
 
 
 def test_a_student_that_breaks_never_answers(model: Surrogate) -> None:
@@ -169,3 +179,41 @@ def test_the_operators_score_is_the_crps_of_equal_members(model: Surrogate) -> N
     equal = ensemble_errors(model, guards=GUARDS, truth=truth, rules=RULES)
     alone = operator_errors(model, guards=GUARDS, truth=truth, rules=RULES)
     assert torch.allclose(equal.double(), alone.double(), rtol=1e-3)
+
+
+def test_noise_is_chosen_on_the_first_groups_and_the_gate_judged_on_the_next(model: Surrogate) -> None:
+    """The first eight initial conditions are draws of the teacher's, the next eight the operator's own."""
+    truth = world(model, count=16)
+    truth.fields[8:] = world(model, sampled=False, count=16).fields[8:]
+    rules = EnsembleValidation(members=4, groups=8)
+    found, _ = chosen(model, truth, rules)
+    assert (found.judged_on, found.groups) == ("other", 8)
+    assert found.noise["teacher"].temperature == 1.0, "the others would have it as small as can be"
+    assert found.crps["operator"].value == pytest.approx(0, abs=1e-6), "the operator is exact on the others"
+    assert found.gate == "not applicable"
+    same, _ = chosen(model, truth.of_first_groups(15), rules)
+    assert same.judged_on == "same"
+    assert same.teacher_gain.low is not None
+    assert same.teacher_gain.low > 0
+
+
+def test_on_few_initial_conditions_the_gate_is_not_evaluable_and_the_student_answers(
+    model: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried_nothing(monkeypatch)
+    truth = world(model, count=14)
+    plant(model, 0.0)
+    found, _ = chosen(model, truth, EnsembleValidation(members=4, groups=7))
+    assert (found.gate, found.sampler, found.groups) == ("not evaluable", "student", 7)
+    assert "on 7 initial conditions" in found.decision
+    plant(model, math.nan)
+    found, _ = chosen(model, truth, EnsembleValidation(members=4, groups=7))
+    assert (found.gate, found.sampler) == ("fail", "teacher"), "broken is broken on any number"
+
+
+def test_every_rollout_of_the_choice_is_counted(model: Surrogate, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried_nothing(monkeypatch)
+    truth = world(model, count=5)
+    with FlopCounterMode(display=False) as counter:
+        _, flops = chosen(model, truth, EnsembleValidation(members=2, groups=2, steps=4))
+    assert flops == pytest.approx(counter.get_total_flops(), rel=1e-3), "the operator's own too"

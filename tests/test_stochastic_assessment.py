@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,19 @@ import pytest
 import torch
 import xarray
 from markupsafe import escape
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from tests.model.small_models import architecture
 from tests.training.test_training import STOCHASTIC, tiny
-from universal_simulator import assessment, experiment, rollout_file
+from universal_simulator import assessment, experiment, rollout_file, sampler_choice
 from universal_simulator.cli import app
 from universal_simulator.configuration.schema import EvaluationConfig, GuardsConfig
 from universal_simulator.data.batch import GROUP_DIGITS
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import LeakageError, UserError
-from universal_simulator.evaluation.ensemble import guard_members
+from universal_simulator.evaluation import calibration_fit
+from universal_simulator.evaluation.ensemble import guard_members, rollout_members
 from universal_simulator.inference.ensemble import StochasticPredictor, predictor_of
 from universal_simulator.model.surrogate import Surrogate, load_surrogate, save_surrogate
 from universal_simulator.rollout_file import QUANTILES, RolloutRequest, quantiles, rollout_to_file
@@ -97,6 +100,45 @@ def test_record_and_page_tell_what_corrector_and_student_are_worth(run: RunFolde
     page = run.report("html").read_text()
     assert "Corrector and student" in page
     assert str(escape(found.decision)) in page
+
+
+def test_a_member_that_breaks_on_calibration_data_leaves_the_model_uncalibrated(
+    smoke_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is finished all the same: operator and headline are fine without; record and page say why."""
+
+    def broken(*given: Any, **named: Any) -> torch.Tensor:
+        members = rollout_members(*given, **named)
+        members[0, 1, -1, 0, 0] = math.inf
+        return members
+
+    monkeypatch.setattr(calibration_fit, "rollout_members", broken)
+    record = experiment.run(tiny(smoke_data, STOCHASTIC), tmp_path)
+    assert record.status == "finished"
+    assert record.training is not None
+    found = record.training.result.stochastic
+    assert found is not None
+    assert "members of 1 of" in found.uncalibrated
+    assert found.calibration == {}
+    assert record.training.observation["training_flops_by_stage"]["calibration"] > 0
+    assert load_surrogate(RunFolder(tmp_path, record.run_id).model).architecture.calibration is None
+    for regime in record.evaluations["small_eval"].result.regimes.values():
+        assert "not recalibrated" in regime.metrics["ece"].reason
+        assert regime.metrics["nrmse"].value is not None
+    page = RunFolder(tmp_path, record.run_id).report("html").read_text()
+    regimes = len(record.evaluations["small_eval"].result.regimes)
+    assert page.count(str(escape(found.uncalibrated))) == regimes + 1, "beside each ensemble and the student"
+    assert "not evaluable" in page, "one initial condition is no judge of the student"
+
+
+def test_every_rollout_of_a_calibration_is_counted(run: RunFolder, smoke_data: Dataset) -> None:
+    config = tiny(smoke_data, "evaluation.members=4", "evaluation.ensemble_groups=3").config
+    with FlopCounterMode(display=False) as counter:
+        flops, why_not = sampler_choice._calibrate(config, smoke_data, load_surrogate(run.model), None)
+    assert why_not == ""
+    asked = smoke_data.load("calibration_uncertainty", max_groups=3)
+    expected = pytest.approx(flops * (1 + 1 / len(asked)), rel=0.05)
+    assert counter.get_total_flops() == expected, "one more, to count; a batch shares a few operations"
 
 
 def test_headline_and_noise_are_the_configs(

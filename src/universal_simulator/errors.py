@@ -35,6 +35,10 @@ class DataError(UsimError):
     """A data file is missing, damaged, of another shape, equation or range."""
 
 
+class BrokenEnsembleError(DataError):
+    """Members of an ensemble are not finite on calibration data: the model stays uncalibrated."""
+
+
 class LeakageError(DataError):
     """The same initial condition appears in two splits."""
 

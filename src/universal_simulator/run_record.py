@@ -200,11 +200,12 @@ class NoiseChoice(Document):
 class StochasticResult(Document):
     """What the stochastic stages are worth on validation, and what of them answers (`sampler_choice`).
 
-    crps: of `operator`, `teacher`, `student`, relative to each frame's rms, on the same groups,
-    members, seed and steps; the noise was chosen on these groups too, for both samplers alike.
-    teacher_gain: share of the operator's CRPS; student_share: of that gain; paired intervals.
+    crps: of `operator`, `teacher`, `student`, relative to each frame's rms, on the same `groups`
+    initial conditions, members, seed and steps. judged_on: whether the noise was chosen, for both
+    samplers alike, on other initial conditions or on the same. gate: whether the student keeps the
+    teacher's gain (None: of a record from before it was said). teacher_gain: share of the operator's CRPS; student_share: of that gain; paired intervals.
     weights: stage -> which of its weights were kept. calibration: regime -> what leaving groups out
-    of the fit chose.
+    of the fit chose. uncalibrated: why nothing was fitted.
     """
 
     sampler: Literal["teacher", "student"]
@@ -219,6 +220,9 @@ class StochasticResult(Document):
     #: None: to the end of the trajectory
     steps: int | None
     calibration: dict[str, str] = Field(default_factory=dict)
+    uncalibrated: str = ""
+    judged_on: Literal["other", "same"] = "same"
+    gate: Literal["pass", "fail", "not evaluable", "not applicable"] | None = None
 
 
 class TrainingResult(Document):

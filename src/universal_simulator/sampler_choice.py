@@ -1,20 +1,22 @@
 """Which sampler corrects a run's rollouts: noise chosen for teacher and student alike, then the student gated.
 
-Everything is measured on the same validation rollouts: the same groups, members, seed and steps.
-With the relative CRPS of operator o, teacher t and student s (the operator's single answer scores
-its mean absolute error), the teacher's gain and what the student keeps of it are
+The noise is chosen on the first groups of validation, which chose the weights too; operator, teacher
+and student are then judged on as many others (where validation has them, else on the same), with
+the same members, seed and steps. With the relative CRPS of operator o, teacher t and student s (the
+operator's single answer scores its mean absolute error), the teacher's gain and what the student
+keeps of it are
 
     gain = 1 - t / o,        share = (o - s) / (o - t)
 
 each with its interval over groups, paired. A student is cheap, not better: where the teacher's gain
 excludes zero and the student keeps less than `SHARE` of it, the teacher stays the predictor's
 corrector, at more evaluations, and the record says so. Where the teacher's gain cannot be told from
-zero there is nothing to keep, and the cheap one stays.
+zero there is nothing to keep, and the cheap one stays. On fewer than `GATE_GROUPS` groups that
+interval says nothing: the gate is not evaluable, and the cheap one stays.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from universal_simulator.configuration.schema import EnsembleValidation, GuardsC
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.data.splits import CALIBRATION_HALVES
+from universal_simulator.errors import BrokenEnsembleError
 from universal_simulator.evaluation.calibration_fit import fit_calibration
 from universal_simulator.evaluation.contract import stochastic
 from universal_simulator.evaluation.ensemble import rollout_members
@@ -43,8 +46,11 @@ from universal_simulator.training.loop import StageOutcome, ranked
 Sampler = Literal["teacher", "student"]
 #: (name of what is done, done, total)
 Progress = Callable[[str, int, int], None]
+Gate = Literal["pass", "fail", "not evaluable", "not applicable"]
 #: of the teacher's gain in CRPS, that a student must keep
 SHARE = 0.9
+#: initial conditions below which an interval of that gain is no judge
+GATE_GROUPS = 8
 
 
 @dataclass(frozen=True)
@@ -93,17 +99,24 @@ def make_sampler(
             if stage in outcomes
         },
     )
-    spent = {"sampler_choice": flops, "calibration": _calibrate(config, dataset, surrogate, progress)}
+    calibration_flops, why_not = _calibrate(config, dataset, surrogate, progress)
     entry = surrogate.architecture.calibration
     chosen = {} if entry is None else dict(zip(entry.regimes, entry.choices, strict=True))
-    return found.model_copy(update={"calibration": chosen}), spent
+    found = found.model_copy(update={"calibration": chosen, "uncalibrated": why_not})
+    return found, {"sampler_choice": flops, "calibration": calibration_flops}
 
 
-def _calibrate(config: RunConfig, dataset: Dataset, surrogate: Surrogate, progress: Progress | None) -> float:
-    """Recalibrate the ensembles on their half of the calibration split; floating-point operations spent."""
+def _calibrate(
+    config: RunConfig, dataset: Dataset, surrogate: Surrogate, progress: Progress | None
+) -> tuple[float, str]:
+    """Recalibrate the ensembles on their half of the calibration split.
+
+    Returns the floating-point operations spent, and why the model stays uncalibrated, where members
+    are not finite there: operator and deterministic headline stand without.
+    """
     predictor = stochastic(predictor_of(surrogate, config.guards, members=config.evaluation.members))
     if predictor is None:
-        return 0.0
+        return 0.0, ""
     steps = config.evaluation.steps
     truth = dataset.load(
         CALIBRATION_HALVES[0],
@@ -113,21 +126,34 @@ def _calibrate(config: RunConfig, dataset: Dataset, surrogate: Surrogate, progre
         max_groups=config.evaluation.ensemble_groups,
         device=surrogate.offset.device,
     )
-    calibration = fit_calibration(
-        predictor,
-        truth,
-        dataset,
-        first_frame=config.evaluation.first_frame,
-        batch_size=config.evaluation.batch_size,
-        noise_seed=config.evaluation.noise_seed,
-        on_batch=None if progress is None else functools.partial(progress, "calibration"),
-    )
-    surrogate.calibrate(calibration)
+    rolled, why_not = 0, ""
+
+    def on_batch(done: int, total: int) -> None:
+        nonlocal rolled
+        rolled = done
+        if progress is not None:
+            progress("calibration", done, total)
+
+    try:
+        calibration = fit_calibration(
+            predictor,
+            truth,
+            dataset,
+            first_frame=config.evaluation.first_frame,
+            batch_size=config.evaluation.batch_size,
+            noise_seed=config.evaluation.noise_seed,
+            on_batch=on_batch,
+        )
+    except BrokenEnsembleError as error:
+        why_not = str(error)
+    else:
+        surrogate.calibrate(calibration)
     # counted on one trajectory: the counter slows what it counts
     one = truth.subset(torch.tensor([0]))
     with FlopCounterMode(display=False) as counter:
         rollout_members(predictor, one, seed=config.evaluation.noise_seed)
-    return len(truth) * float(counter.get_total_flops())
+        predictor.rollout(one.fields[:, 0], one.parameters, one.fields.shape[1] - 1)
+    return rolled * float(counter.get_total_flops()), why_not
 
 
 def choose_sampler(
@@ -146,23 +172,23 @@ def choose_sampler(
     """
     corrector = _corrector(surrogate)
     samplers: tuple[Sampler, ...] = ("teacher",) if corrector.student is None else ("student", "teacher")
-    ask = functools.partial(ensemble_errors, surrogate, guards=guards, truth=truth, rules=rules)
-    errors = {"operator": operator_errors(surrogate, guards=guards, truth=truth, rules=rules)}
+    first, judged, judged_on = divided(truth, rules.groups)
+    with FlopCounterMode(display=False) as counter:
+        errors = {"operator": operator_errors(surrogate, guards=guards, truth=judged, rules=rules)}
     noise: dict[str, NoiseChoice] = {}
-    flops = 0.0
+    flops = float(counter.get_total_flops())
     for sampler in samplers:
         surrogate.use_sampler(sampler)
         if rules.teacher_noise == "of_student" and "student" in noise:
             noise[sampler], asked = noise["student"], 0
         else:
-            noise[sampler], asked = choose_noise(surrogate, guards=guards, truth=truth, rules=rules)
+            noise[sampler], asked = choose_noise(surrogate, guards=guards, truth=first, rules=rules)
         with FlopCounterMode(display=False) as counter:
-            errors[sampler] = ask()
-        flops += (asked + 1) * float(counter.get_total_flops())
-    groups = truth.of_first_groups(rules.groups).groups
-    pool = Pooling(groups, samples=bootstrap_samples)
-    crps, gain, share = compared(pool, errors)
-    kept, decision = decided(crps, gain, share)
+            errors[sampler] = ensemble_errors(surrogate, guards=guards, truth=judged, rules=rules)
+        flops += (asked * len(first) / len(judged) + 1) * float(counter.get_total_flops())
+    groups = len(set(judged.groups))
+    crps, gain, share = compared(Pooling(judged.groups, samples=bootstrap_samples), errors)
+    kept, gate, decision = decided(crps, gain, share, groups=groups)
     if kept == "teacher":
         surrogate.keep_teacher()
     else:
@@ -177,11 +203,27 @@ def choose_sampler(
         student_share=share,
         noise=noise,
         weights=dict(weights),
-        groups=len(set(groups)),
+        groups=groups,
         members=rules.members,
         steps=rules.steps,
+        judged_on=judged_on,
+        gate=gate,
     )
     return result, flops
+
+
+def divided(truth: Trajectories, groups: int) -> tuple[Trajectories, Trajectories, Literal["other", "same"]]:
+    """What the noise is chosen on, what the gate is judged on, and whether that is other or the same.
+
+    The first `groups` initial conditions and as many after them, or the first again where there are
+    not so many.
+    """
+    first = truth.rows_of_first_groups(groups)
+    both = truth.rows_of_first_groups(2 * groups)
+    later = both[~torch.isin(both, first)]
+    if len({truth.groups[row] for row in later.tolist()}) < groups:
+        return truth.subset(first), truth.subset(first), "same"
+    return truth.subset(first), truth.subset(later), "other"
 
 
 def compared(pool: Pooling, errors: Mapping[str, Tensor]) -> tuple[dict[str, Metric], Metric, Metric | None]:
@@ -206,22 +248,41 @@ def compared(pool: Pooling, errors: Mapping[str, Tensor]) -> tuple[dict[str, Met
     return crps, gain, _metric(pool(lambda w: ratio(w, "student", "teacher")))
 
 
-def decided(crps: Mapping[str, Metric], gain: Metric, share: Metric | None) -> tuple[Sampler, str]:
-    """The sampler that stays, and why in a sentence."""
+def decided(
+    crps: Mapping[str, Metric], gain: Metric, share: Metric | None, *, groups: int
+) -> tuple[Sampler, Gate, str]:
+    """The sampler that stays, the gate's verdict on the student, and why in a sentence.
+
+    groups: initial conditions they were judged on. A student whose members are not finite fails on
+    any number of them.
+    """
     if share is None:
-        return "teacher", "no student was trained"
+        return "teacher", "not applicable", "no student was trained"
     if crps["student"].value is None:
-        return "teacher", "the student's members are not finite; the teacher stays, at more evaluations"
+        return (
+            "teacher",
+            "fail",
+            "the student's members are not finite; the teacher stays, at more evaluations",
+        )
     told = "" if gain.value is None else f"the teacher saves {100 * gain.value:.1f} % of the operator's CRPS"
+    if groups < GATE_GROUPS:
+        return (
+            "student",
+            "not evaluable",
+            f"on {groups} initial condition{'' if groups == 1 else 's'} what the teacher gains and the "
+            f"student keeps is noise (at least {GATE_GROUPS} are needed): the student, cheaper, stays unjudged",
+        )
     if gain.low is None or gain.low <= 0:
         return (
             "student",
+            "not applicable",
             f"{told or 'the teacher has no figure'}, which cannot be told from nothing: the student, cheaper, stays",
         )
     kept = f"{told}, the student keeps {100 * (share.value or 0):.0f} % of that"
     if share.value is None or share.value < SHARE:
-        return "teacher", f"{kept}, less than {100 * SHARE:.0f} %: the teacher stays, at more evaluations"
-    return "student", f"{kept} at fewer evaluations"
+        less = f"{kept}, less than {100 * SHARE:.0f} %: the teacher stays, at more evaluations"
+        return "teacher", "fail", less
+    return "student", "pass", f"{kept} at fewer evaluations"
 
 
 def choose_noise(

@@ -20,7 +20,8 @@ from tests.evaluation.stochastic_world import (
 )
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import Dataset
-from universal_simulator.errors import DataError, LeakageError, UserError
+from universal_simulator.errors import BrokenEnsembleError, LeakageError, UserError
+from universal_simulator.evaluation import calibration_fit
 from universal_simulator.evaluation import uncertainty as u
 from universal_simulator.evaluation.calibration_fit import choose, fit_calibration, fit_centre
 from universal_simulator.evaluation.ensemble import EnsembleRules, Headline, measure_ensemble
@@ -161,6 +162,52 @@ def test_recalibration_is_chosen_where_it_helps_groups_it_was_not_fitted_on(data
     assert choose(0.4 * right, truth, ["a"] * 12) == "none", "nothing to leave out"
     entry = fitted(Exact(width=0.5), data).entry
     assert entry.choices[0] in ("one_scale", "scale_per_lead_time")
+
+
+def test_what_is_left_out_is_left_out_of_the_centre_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups that the operator answers exactly, and groups that the mean does: each part shows one kind."""
+    generator = torch.Generator().manual_seed(0)
+    truth, noise = (torch.randn(8, 4, 1, 16, generator=generator) for _ in range(2))
+    spread = torch.randn(8, 6, 4, 1, 16, generator=generator)
+    spread = spread - spread.mean(dim=1, keepdim=True)
+    exact = (torch.arange(8) % 2 == 0)[:, None, None, None]
+    ensemble = torch.where(exact, truth + noise, truth)[:, None] + spread
+    operator = torch.where(exact, truth, truth + noise)
+    seen: list[float] = []
+
+    def watched(*given: Tensor) -> float:
+        seen.append(fit_centre(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(calibration_fit, "fit_centre", watched)
+    choose(ensemble, truth, [str(index) for index in range(8)], operator=operator)
+    assert seen == [0.0, 1.0], "the fit of a part knows nothing of the part"
+
+
+def test_an_operator_that_breaks_has_no_share_in_the_centre(data: Dataset) -> None:
+    class Broken(Exact):
+        """Its operator is not finite on one trajectory; its members are."""
+
+        def rollout(self, initial: Tensor, parameters: Tensor, steps: int) -> Tensor:
+            whole = super().rollout(initial, parameters, steps)
+            return whole.where(~(initial == bad).flatten(1).all(dim=1)[:, None, None, None], value_there)
+
+    half = data.load("calibration_uncertainty")
+    bad, found = half.fields[0, 0], {}
+    for value_there in (math.nan, math.inf):
+        found[value_there] = fit_calibration(Broken(width=0.5), half, data)
+        assert found[value_there].entry.centres == (0.0,)
+
+    class Biased(Exact):
+        """So far off that nothing of it is taken."""
+
+        def rollout(self, initial: Tensor, parameters: Tensor, steps: int) -> Tensor:
+            return super().rollout(initial, parameters, steps) + 100.0
+
+    plain = fit_calibration(Biased(width=0.5), half, data)
+    for calibration in found.values():
+        assert torch.equal(calibration.scale, plain.scale)
+        assert torch.equal(calibration.width, plain.width)
 
 
 def test_cheat_a_constant_width_has_no_skill(data: Dataset, selection: Trajectories) -> None:
@@ -305,7 +352,7 @@ def test_a_broken_member_is_missing_not_averaged_away(data: Dataset, selection: 
     assert result.curves["ece"][-1] is None
     half = data.load("calibration_uncertainty")
     bad = half.fields[0, 0]
-    with pytest.raises(DataError, match="members of 1 of"):
+    with pytest.raises(BrokenEnsembleError, match="members of 1 of"):
         fit_calibration(Broken(), half, data)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from universal_simulator.data.batch import GROUP_DIGITS, Trajectories
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.data.splits import CALIBRATION_HALVES
-from universal_simulator.errors import DataError, LeakageError, UserError
+from universal_simulator.errors import BrokenEnsembleError, LeakageError, UserError
 from universal_simulator.evaluation.contract import EnsemblePredictor
 from universal_simulator.evaluation.ensemble import guard_members, rollout_members, rows_at_once
 from universal_simulator.evaluation.recalibration import Recalibration
@@ -56,8 +56,9 @@ def fit_calibration(
     truth: `dataset.load("calibration_uncertainty", ...)`, or a part of it, with the frames that will
     be evaluated; first_frame is its first one in the file. Trajectories of any other split, or of
     the half kept for learned rewards, are a LeakageError. Scales have the lowest ece of guarded
-    members (`Recalibration.fit`), where they help groups they were not fitted on (`choose`). A regime whose members are not all finite is a DataError: an
-    ensemble that diverges on calibration data is not calibrated by leaving those out.
+    members (`Recalibration.fit`), where they help groups they were not fitted on (`choose`). A regime whose members are not all finite is a
+    BrokenEnsembleError: an ensemble that diverges on calibration data is not calibrated by leaving
+    those out. Where the operator is not finite, it has no share in the centre of its regime.
     """
     if predictor.members < 2:
         raise UserError("a deterministic predictor has no spread to calibrate")
@@ -82,9 +83,11 @@ def fit_calibration(
         ensemble, target = torch.cat(members), torch.cat(held_truth)
         _refuse_broken(label, ensemble)
         mean, operator = ensemble_mean(ensemble), torch.cat(alone)
+        if not bool(torch.isfinite(operator).all()):
+            operator = mean
+        choice = choose(ensemble, target, regime.groups, operator=operator, smooth=smooth)
         centres.append(fit_centre(mean, operator, target))
-        target = target - centres[-1] * (operator - mean)
-        choice = choose(ensemble, target, regime.groups, smooth=smooth)
+        target = _seen_from_centre(target, mean, operator, centres[-1])
         scales.append(_scales(ensemble, target, smooth)[choice])
         widths.append(best_constant_width(mean, target))
         choices.append(choice)
@@ -119,12 +122,25 @@ def fit_centre(mean: Tensor, operator: Tensor, truth: Tensor) -> float:
     return float(shares[loss.argmin(), 0, 0])
 
 
-def choose(ensemble: Tensor, truth: Tensor, groups: Sequence[str], *, smooth: int = SMOOTH) -> Choice:
+def _seen_from_centre(truth: Tensor, mean: Tensor, operator: Tensor, centre: float) -> Tensor:
+    """The truth as members about their mean see it, when they are moved to the centre; all (B, T, C, X)."""
+    return truth - centre * (operator - mean) if centre else truth
+
+
+def choose(
+    ensemble: Tensor,
+    truth: Tensor,
+    groups: Sequence[str],
+    *,
+    operator: Tensor | None = None,
+    smooth: int = SMOOTH,
+) -> Choice:
     """No scale, one or one per lead time: what covers best on groups left out, the simplest of equals.
 
         mean_{f, t, p} (mean_{b in f} coverage_{b, t}(p) - p)^2,    f: parts of the groups, each left out
 
-    ensemble (B, M, T, C, X), truth (B, T, C, X); groups: of each sample. Squares, because the noise
+    ensemble (B, M, T, C, X), truth, operator (B, T, C, X); groups: of each sample. With an operator
+    (finite) the centre is fitted anew without each part, as the scales are. Squares, because the noise
     of a part then adds the same to every choice, and each part by itself: coverage pooled over the
     parts, as ece pools it, evens out between a part and the fit that left it out, and the noisiest
     scales win (12 trajectories of 30 lead times with nothing to mend: ten times of twelve). CRPS is
@@ -139,9 +155,14 @@ def choose(ensemble: Tensor, truth: Tensor, groups: Sequence[str], *, smooth: in
     errors: dict[Choice, float] = {}
     for fold in range(FOLDS):
         rest, left_out = part != fold, part == fold
-        members, true = ensemble[left_out], truth[left_out]
+        members, true, fitted = ensemble[left_out], truth[left_out], truth[rest]
         mean = members.double().mean(dim=1)
-        for choice, scale in _scales(ensemble[rest], truth[rest], smooth).items():
+        if operator is not None:
+            known = ensemble_mean(ensemble[rest])
+            centre = fit_centre(known, operator[rest], fitted)
+            fitted = _seen_from_centre(fitted, known, operator[rest], centre)
+            true = _seen_from_centre(true, mean.to(true), operator[left_out], centre)
+        for choice, scale in _scales(ensemble[rest], fitted, smooth).items():
             seen = Recalibration(scale).seen_from_raw(mean, true)
             error = (coverage(members.double(), seen).mean(dim=0) - levels).square().mean()
             errors[choice] = errors.get(choice, 0.0) + float(error)
@@ -161,7 +182,7 @@ def _scales(ensemble: Tensor, truth: Tensor, smooth: int) -> dict[Choice, Tensor
 def _refuse_broken(label: str, ensemble: Tensor) -> None:
     finite = torch.isfinite(ensemble).flatten(1).all(dim=1)
     if not bool(finite.all()):
-        raise DataError(
+        raise BrokenEnsembleError(
             f"{label}: members of {int((~finite).sum())} of {len(finite)} calibration trajectories are not "
             "finite; the model diverges there, train it longer or more carefully before calibrating it"
         )
