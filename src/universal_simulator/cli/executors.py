@@ -53,8 +53,14 @@ def opened(
     ray_address: str,
     ceiling_usd: float | None = None,
     cloud: Path | None = None,
+    folder: Path | None = None,
 ) -> Iterator[Executor]:
-    """The executor, and the end of what it holds; only the chosen one is imported."""
+    """The executor, and the end of what it holds; only the chosen one is imported.
+
+    folder: the sweep's; another executor than vast is refused while something is rented for it.
+    """
+    if where is not Where.vast and folder is not None:
+        _refuse_while_rented(folder, where)
     if where is Where.vast:
         from universal_simulator.executors.renting import renting_settings, vast_executor
 
@@ -72,3 +78,18 @@ def opened(
     from universal_simulator.executors.local_process import LocalProcessExecutor
 
     yield LocalProcessExecutor(workers)
+
+
+def _refuse_while_rented(folder: Path, where: Where) -> None:
+    """No other executor can know how a rented job ends, fetch what it made or stop its bill."""
+    from universal_simulator.errors import UserError
+    from universal_simulator.executors.cloud_ledger import FILE, Ledger
+
+    live = Ledger(folder / FILE).live() if (folder / FILE).exists() else []
+    if live:
+        raise UserError(
+            f"{len(live)} instance(s) rented for {folder} may be at work or billed "
+            f"({', '.join(sorted({lease.job_id for lease in live}))}), and --executor {where} would run their jobs a "
+            f"second time: go on with --executor vast --ceiling-usd USD, or look with `usim cloud status {folder}` and "
+            f"end them with `usim cloud reap {folder} --all` first"
+        )

@@ -48,7 +48,12 @@ def run_command(
     _track(track, folder)
     line = ProgressLine()
     with opened(
-        executor, workers=workers, ray_address=ray_address, ceiling_usd=ceiling_usd, cloud=cloud
+        executor,
+        workers=workers,
+        ray_address=ray_address,
+        ceiling_usd=ceiling_usd,
+        cloud=cloud,
+        folder=folder,
     ) as place:
         run_sweep(
             plan,
@@ -71,6 +76,13 @@ def resume(
     plan: Annotated[
         str | None, typer.Option(help="its plan with another budget, machines or appended rounds")
     ] = None,
+    abandon: Annotated[
+        bool,
+        typer.Option(
+            "--abandon",
+            help="run again what was begun on another executor and has no end: only where nothing of it runs any more",
+        ),
+    ] = False,
 ) -> None:
     """Go on with the sweep in a folder, also with a larger budget or with rounds appended to its plan."""
     from universal_simulator.cli.progress import ProgressLine
@@ -79,12 +91,18 @@ def resume(
     _track(track, folder)
     line = ProgressLine()
     with opened(
-        executor, workers=workers, ray_address=ray_address, ceiling_usd=ceiling_usd, cloud=cloud
+        executor,
+        workers=workers,
+        ray_address=ray_address,
+        ceiling_usd=ceiling_usd,
+        cloud=cloud,
+        folder=folder,
     ) as place:
         resume_sweep(
             folder,
             plan=plan,
             executor=place,
+            abandon=abandon,
             progress=lambda share, what: line.update("sweep", share, 1.0, what),
         )
     _outcome(folder)
@@ -128,7 +146,12 @@ def estimate(
     with (
         kept as there,
         opened(
-            executor, workers=workers, ray_address=ray_address, ceiling_usd=ceiling_usd, cloud=cloud
+            executor,
+            workers=workers,
+            ray_address=ray_address,
+            ceiling_usd=ceiling_usd,
+            cloud=cloud,
+            folder=folder,
         ) as place,
     ):
         state = estimate_sweep(

@@ -44,6 +44,8 @@ class LocalProcessExecutor(Executor):
     the driver does. Every machine class is this machine.
     """
 
+    ends_with_driver = sys.platform == "linux"
+
     def __init__(
         self,
         slots: int = 2,

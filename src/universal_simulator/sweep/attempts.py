@@ -22,12 +22,17 @@ class Attempt:
     """An attempt without an end. Times in seconds since the epoch.
 
     worked_s: at work before `since`; since: from when on it works, None while it waits.
+    place: of the executor it was begun on, None in older journals; ends_with_driver: no job of it outlives its
+    driver. looked: when its driver looked last, 0 if never; None while one may be looking.
     """
 
     number: int
     began: float
     worked_s: float
     since: float | None
+    place: str | None = None
+    ends_with_driver: bool = False
+    looked: float | None = None
 
 
 class Attempts:
@@ -47,11 +52,14 @@ class Attempts:
         open_ = self._without_end.setdefault(job, [])
         if event.kind == "job_intent":
             began = epoch(event)
-            open_.append(Attempt(event.number, began, 0.0, began))
+            place, mortal = event.data.get("place"), event.data.get("ends_with_driver", False)
+            open_.append(Attempt(event.number, began, 0.0, began, place, mortal))
             self.paid.append(event)
         elif event.kind == "job_ended":
             if not self._end(open_, event):
                 return False
+        elif open_ and event.kind == "job_attached":
+            open_[-1] = replace(open_[-1], looked=None)
         elif open_:
             waits = event.kind == "job_waiting"
             since = None if waits else epoch(event)
@@ -61,6 +69,14 @@ class Attempts:
         else:
             self.open.pop(job, None)
         return True
+
+    def left(self, event: Event) -> None:
+        """Their driver is gone; what is known of its last look."""
+        for job in event.data["jobs"]:
+            open_ = self._without_end.get(job, [])
+            open_[:] = [replace(attempt, looked=event.data["looked"]) for attempt in open_]
+            if open_:
+                self.open[job] = open_[-1]
 
     def _end(self, open_: list[Attempt], event: Event) -> bool:
         number = event.data.get("attempt")

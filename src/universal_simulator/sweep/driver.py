@@ -25,6 +25,7 @@ from universal_simulator.sweep.job_queue import JobQueue
 from universal_simulator.sweep.jobs import DATA, data_job, evaluation_job, training_id, training_job
 from universal_simulator.sweep.journal import Journal
 from universal_simulator.sweep.leaderboard import write_leaderboard
+from universal_simulator.sweep.left_open import refuse_elsewhere
 from universal_simulator.sweep.lock import locked
 from universal_simulator.sweep.plan import Plan, Round, load_plan
 from universal_simulator.sweep.preparation import make_forecast, send_canary
@@ -52,7 +53,9 @@ def run_sweep(
     """Run the plan in `folder`, or go on with the same plan there."""
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     with locked(folder), Interruption() as interruption:
-        return _Driver(_opened(plan, folder), executor, progress, interruption).run()
+        state = _opened(plan, folder)
+        refuse_elsewhere(state, executor)
+        return _Driver(state, executor, progress, interruption).run()
 
 
 def resume_sweep(
@@ -61,11 +64,17 @@ def resume_sweep(
     executor: Executor,
     plan: Plan | str | Path | None = None,
     progress: Progress | None = None,
+    abandon: bool = False,
 ) -> SweepState:
-    """Go on with the sweep in `folder`; a changed plan may bring another budget and appended rounds."""
+    """Go on with the sweep in `folder`; a changed plan may bring another budget and appended rounds.
+
+    abandon: what was begun in another place and has no end is lost, not looked for there.
+    """
     given = load_plan(plan) if isinstance(plan, str | Path) else plan
     with locked(folder), Interruption() as interruption:
         state = SweepState(folder)
+        if not abandon:
+            refuse_elsewhere(state, executor)
         if given is not None:
             amend(state, given)
         return _Driver(state, executor, progress, interruption).run()
@@ -77,7 +86,9 @@ def estimate_sweep(
     """Data, runs, the canary and the forecast, and nothing else; `run_sweep` goes on from there."""
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     with locked(folder), Interruption() as interruption:
-        return _Driver(_opened(plan, folder), executor, progress, interruption).estimate()
+        state = _opened(plan, folder)
+        refuse_elsewhere(state, executor)
+        return _Driver(state, executor, progress, interruption).estimate()
 
 
 def rebuild_reports(folder: Path) -> SweepState:

@@ -139,6 +139,8 @@ class Executor(abc.ABC):
     slots: int
     #: workers are elsewhere: code, data and results travel, so a sweep sends a canary first
     remote: bool = False
+    #: no job outlives its driver: another executor may go on with what such a one left
+    ends_with_driver: bool = False
 
     @property
     def place(self) -> str:

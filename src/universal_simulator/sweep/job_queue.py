@@ -19,10 +19,11 @@ from universal_simulator.sweep.early_stop import STOPPED_EARLY, EarlyStopWatch
 from universal_simulator.sweep.executor import LOST_EXIT_CODE, Executor, Job, JobEnd
 from universal_simulator.sweep.heartbeat import Heartbeat
 from universal_simulator.sweep.job_log import live_share, tail
+from universal_simulator.sweep.left_open import note_last_look
 from universal_simulator.sweep.spending import Ledger, Spend
 from universal_simulator.sweep.state import SweepState, result_hashes
 from universal_simulator.sweep.testimony import falsehoods
-from universal_simulator.sweep.work_clock import WorkClock, abandoned_s, last_alive, mark_alive
+from universal_simulator.sweep.work_clock import WorkClock, abandoned_s, mark_alive
 
 #: report(share done of each job begun, jobs running), called about every two seconds
 Report = Callable[[Mapping[str, float], Sequence[str]], None]
@@ -65,8 +66,7 @@ class JobQueue:
         self.watch = EarlyStopWatch(state)
         self.check = check
         self.clock = clock or WorkClock()
-        #: of the driver before this one
-        self._alive = last_alive(state.folder)
+        self._first = True
         self._running: dict[str, Job] = {}
         #: told by the executor, not journalled yet
         self._told: dict[str, JobEnd] = {}
@@ -82,6 +82,9 @@ class JobQueue:
         BudgetError at a ceiling of the sweep: at once where it is used up; where only the next launch
         would cross it, after what runs has ended. Whatever is raised, nothing runs any more then.
         """
+        if self._first:
+            note_last_look(self.state)
+            self._first = False
         try:
             self._run(jobs, report, more)
         except BaseException as error:
@@ -134,7 +137,7 @@ class JobQueue:
         if attempt is None:
             return False
         if not self.executor.attach(job.job_id, self.state.folder):
-            self._abandoned(job, abandoned_s(attempt, job, self._alive))
+            self._abandoned(job, abandoned_s(attempt, job, attempt.looked))
             return False
         self._begin(job, abandoned_s(attempt, job, time.time()), waits=attempt.since is None)
         self.state.journal.append("job_attached", job=job.job_id, attempt=attempt.number)
@@ -157,7 +160,13 @@ class JobQueue:
                 return _used_up(words) if used_up else BudgetError(f"{reason}, so it was not launched")
             self._give_up(job, f"not launched: {reason}, its ceiling in the plan", final=True)
             return None
-        self.state.journal.append("job_intent", job=job.job_id, arguments=list(job.arguments))
+        self.state.journal.append(
+            "job_intent",
+            job=job.job_id,
+            arguments=list(job.arguments),
+            place=self.executor.place,
+            ends_with_driver=self.executor.ends_with_driver,
+        )
         self._begin(job)
         try:
             self.executor.submit(job)

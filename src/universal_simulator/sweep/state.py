@@ -109,8 +109,10 @@ class SweepState:
                 case "run_healed" | "run_added":
                     self._plan_run(data["run"])
                     self._about[data["run"]["run_id"]] = data.get("about", {})
-                case "job_intent" | "job_waiting" | "job_at_work":
+                case "job_intent" | "job_waiting" | "job_at_work" | "job_attached":
                     self._attempts.take(event)
+                case "attempts_left":
+                    self._attempts.left(event)
                 case "job_ended" if self._attempts.take(event):
                     for run_id, found in data.get("results", {}).items():
                         self._hashes.setdefault(run_id, {}).update(found)
@@ -183,6 +185,11 @@ class SweepState:
         """The attempt that no end is journalled of."""
         self._absorb()
         return self._attempts.open.get(job_id)
+
+    def open_attempts(self) -> dict[str, Attempt]:
+        """job id -> its attempt that no end is journalled of."""
+        self._absorb()
+        return dict(self._attempts.open)
 
     def told_before(self, job_id: str, submission: str) -> bool:
         """Whether the end of this submission is journalled already; never of an unnamed one."""

@@ -1,0 +1,123 @@
+"""Attempts without an end: settled only where they were begun, charged by the driver that looked at them."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.sweep.fake_executor import FakeExecutor
+from tests.sweep.test_job_queue import planned, quiet, trainings
+from tests.sweep.test_money import begun
+from universal_simulator.cli.executors import Where, opened
+from universal_simulator.errors import UnreachableError, UserError
+from universal_simulator.executors.cloud_ledger import FILE, Ledger
+from universal_simulator.sweep.driver import resume_sweep, run_sweep
+from universal_simulator.sweep.executor import Job
+from universal_simulator.sweep.job_queue import JobQueue
+from universal_simulator.sweep.plan import load_plan
+from universal_simulator.sweep.state import JOURNAL, SweepState
+from universal_simulator.sweep.work_clock import ALIVE, mark_alive
+
+PLAN = load_plan("smoke")
+
+
+class Elsewhere(FakeExecutor):
+    """A cluster whose driver is killed at the first training."""
+
+    place = "RayClusterExecutor http://head:8265"
+
+    def submit(self, job: Job) -> None:
+        if job.job_id.startswith("train:"):
+            raise SystemExit(137)
+        super().submit(job)
+
+    def cancel(self, job_id: str) -> None:
+        raise UnreachableError("as a killed driver: nobody ends it")
+
+
+def left_elsewhere(folder: Path, executor: FakeExecutor) -> str:
+    with pytest.raises(SystemExit):
+        run_sweep(PLAN, folder, executor=executor)
+    (job,) = SweepState(folder).open_attempts()
+    return job
+
+
+def test_what_may_be_at_work_elsewhere_is_not_run_here(tmp_path: Path) -> None:
+    job = left_elsewhere(tmp_path, Elsewhere())
+    before = (tmp_path / JOURNAL).read_bytes()
+    here = FakeExecutor()
+    for go_on in (
+        lambda: resume_sweep(tmp_path, executor=here),
+        lambda: resume_sweep(tmp_path, executor=here, plan=PLAN.model_copy(update={"max_hours": 9.0})),
+        lambda: run_sweep(PLAN, tmp_path, executor=here),
+    ):
+        with pytest.raises(UserError, match="--executor ray --ray-address http://head:8265") as refused:
+            go_on()
+        assert job in str(refused.value)
+        assert "--abandon" in str(refused.value)
+        assert refused.value.exit_code == 2
+    assert here.submitted == []
+    assert (tmp_path / JOURNAL).read_bytes() == before
+    state = resume_sweep(tmp_path, executor=here, abandon=True)
+    assert state.finished
+    ends = [e.data for e in state.journal.of("job_ended") if e.data["job"] == job]
+    assert [e["lost"] for e in ends] == [True, False]
+
+
+def test_the_same_place_and_one_that_ends_with_its_driver_are_gone_on_with(tmp_path: Path) -> None:
+    class Back(FakeExecutor):
+        place = Elsewhere.place
+
+    left_elsewhere(tmp_path / "same", Elsewhere())
+    assert resume_sweep(tmp_path / "same", executor=Back()).finished
+
+    class Mortal(Elsewhere):
+        ends_with_driver = True
+
+    left_elsewhere(tmp_path / "mortal", Mortal())
+    assert resume_sweep(tmp_path / "mortal", executor=FakeExecutor()).finished
+
+
+def test_no_other_executor_goes_on_while_something_is_rented(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / FILE)
+    ledger.open("usim", "smoke", 0.0)
+    lease = ledger.intend(
+        "train:a", (), log=tmp_path / "a.log", machine_class="small", offer_id=1, usd_per_hour=1.0, now=1.0
+    )
+    ledger.rented(lease.label, 7, 2.0)
+    words = {"workers": 1, "ray_address": "local", "folder": tmp_path}
+    for where in (Where.local, Where.ray):
+        with pytest.raises(UserError, match=r"train:a.*cloud status .*cloud reap"), opened(where, **words):
+            pass
+    ledger.gone(lease.label, 3.0, reason="reaped by hand")
+    with opened(Where.local, **words) as executor:
+        assert executor.slots == 1
+
+
+def test_a_later_sitting_of_another_hour_is_no_sign_of_life(tmp_path: Path) -> None:
+    """Worked for 60 s ten hours ago; a sitting an hour ago looked at other jobs and settled nothing of it."""
+
+    class Unreachable(FakeExecutor):
+        def attach(self, job_id: str, folder: Path | str) -> bool:
+            if job_id == first.job_id:
+                raise UnreachableError("no answer")
+            self.work(second)
+            return True
+
+    state = planned(tmp_path, max_hours=99.0)
+    first, second = trainings(state)[:2]
+    begun(state, first, ago_s=36060.0)
+    begun(state, second, ago_s=36060.0)
+    mark_alive(tmp_path)
+    os.utime(tmp_path / ALIVE, (0, time.time() - 36000.0))
+    with pytest.raises(UnreachableError):
+        JobQueue(SweepState(tmp_path), Unreachable()).run([second, first], quiet)
+    assert time.time() - (tmp_path / ALIVE).stat().st_mtime < 60, "that sitting left its own sign"
+    state = SweepState(tmp_path)
+    JobQueue(state, FakeExecutor()).run([first], quiet)
+    lost = next(e.data for e in state.journal.of("job_ended") if e.data["job"] == first.job_id)
+    assert lost["abandoned"]
+    assert lost["seconds"] == pytest.approx(64.0, abs=2.0)
