@@ -94,7 +94,12 @@ def test_a_passing_placebo_voids_the_round_and_all_of_them_give_the_rate() -> No
     passing, failing = (GateResult("improvement", "nu", answer, "figures") for answer in ("pass", "fail"))
     assert placebo_verdict([passing]).void
     assert not placebo_verdict([failing]).void
-    assert "could not be judged" in placebo_verdict([]).sentence
+    for unjudged in ([], [GateResult("improvement", "nu", "not_evaluable", "protocols differ")]):
+        verdict = placebo_verdict(unjudged, missing="it diverged")
+        assert verdict.void
+        assert not verdict.judged
+        assert "could not be judged" in verdict.sentence
+        assert ("protocols differ" if unjudged else "it diverged") in verdict.sentence
     rate = false_promotions([True, False, False, False])
     # 2.5 % and 97.5 % quantiles of Beta(1.5, 3.5)
     assert (rate.low, rate.high) == pytest.approx((0.0272, 0.7170), abs=2e-3)

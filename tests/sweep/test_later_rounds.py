@@ -100,6 +100,31 @@ def test_a_passing_placebo_voids_the_round(tmp_path: Path) -> None:
     assert champion["champion"] == state.members("A")[0].run_id
 
 
+def test_a_round_whose_placebo_has_no_result_promotes_nothing(tmp_path: Path) -> None:
+    """Diverged in round C and in a written round: the gate was not held to it, and the rate does not count it."""
+    probe = run_sweep("smoke_iterate", tmp_path / "probe", executor=KnowingExecutor())
+    (placebo,) = of_role(probe, "placebo", "C")
+    executor = KnowingExecutor(exit_codes={f"train:{placebo.run_id}": [1]})
+    executor.failure_kind = "DivergenceError"
+    state = run_sweep("smoke_iterate", tmp_path / "later", executor=executor)
+    assert outcome(state, "C")["outcome"] == "void"
+    assert "could not be judged" in outcome(state, "C")["sentence"]
+    assert "C" not in [e.data.get("round") for e in state.journal.of("champion")]
+    page = report_path(tmp_path / "later").read_text()
+    assert "0 of 1 placebos" in page
+    values = load_plan("smoke").model_dump(mode="json")
+    values["rounds"][0]["placebo"] = True
+    plan = Plan.model_validate(values)
+    whole = run_sweep(plan, tmp_path / "whole", executor=FakeExecutor())
+    assert (whole.decision("promotions") or {})["promoted"] != []
+    (placebo,) = of_role(whole, "placebo")
+    broken = FakeExecutor(exit_codes={f"train:{placebo.run_id}": [1]})
+    broken.failure_kind = "DivergenceError"
+    state = run_sweep(plan, tmp_path / "written", executor=broken)
+    assert (state.decision("promotions") or {})["promoted"] == []
+    assert not state.journal.of("placebo")[0].data["judged"]
+
+
 def test_a_winner_that_does_not_hold_on_fresh_seeds_is_no_champion(tmp_path: Path) -> None:
     executor = KnowingExecutor()
     executor.fresh_seeds = 2.0

@@ -144,24 +144,40 @@ def _dead(key: str, value: Any, effective: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class PlaceboVerdict:
-    """`void`: the round's gate promoted the champion's own copy, so it cannot be believed."""
+    """`void`: the round promotes nothing, for its gate promoted the champion's own copy, or was not held to it.
+
+    judged: it passed or failed, and counts in the rate of false promotions.
+    """
 
     void: bool
+    judged: bool
     sentence: str
 
 
-def placebo_verdict(results: Sequence[GateResult]) -> PlaceboVerdict:
-    """Judged by the improvement gate of the headline regime alone: physics is the champion's own."""
+def placebo_verdict(
+    results: Sequence[GateResult], *, missing: str = "it has no result to compare"
+) -> PlaceboVerdict:
+    """Judged by the improvement gate of the headline regime alone: physics is the champion's own.
+
+    A placebo that was asked for and not judged (it diverged, a ceiling refused it, its gate is not evaluable)
+    is a gate that is not evaluable, which blocks promotion. missing: why it has no results.
+    """
     gate = next((result for result in results if result.name == "improvement"), None)
-    if gate is None or gate.answer == "not_evaluable":
-        return PlaceboVerdict(False, "the placebo could not be judged: it has no result to compare")
+    if gate is None or gate.answer not in ("pass", "fail"):
+        why = missing if gate is None else gate.sentence
+        return PlaceboVerdict(
+            True,
+            False,
+            f"void: the placebo that the plan asks for could not be judged, so nothing is promoted ({why})",
+        )
     if gate.answer == "pass":
         return PlaceboVerdict(
+            True,
             True,
             "void: the placebo, the champion with another seed, passes the improvement gate; what else "
             f"passed in this round may be the same luck ({gate.sentence})",
         )
-    return PlaceboVerdict(False, f"the placebo does not pass, as it should ({gate.sentence})")
+    return PlaceboVerdict(False, True, f"the placebo does not pass, as it should ({gate.sentence})")
 
 
 @dataclass(frozen=True)

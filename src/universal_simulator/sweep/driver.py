@@ -302,12 +302,10 @@ class _Driver:
         for run in self.state.runs:
             if run.role == "placebo" and run.round == round_.name:
                 found = results.get(run.run_id, ())
-                verdict = placebo_verdict(found)
+                verdict = placebo_verdict(found, missing=self.state.why_not(training_id(run.run_id)))
                 told = {e.data["run"] for e in self.journal.of("placebo")}
                 if run.run_id not in told:
-                    self.journal.append(
-                        "placebo", round=round_.name, run=run.run_id, judged=bool(found), **asdict(verdict)
-                    )
+                    self.journal.append("placebo", round=round_.name, run=run.run_id, **asdict(verdict))
                 return verdict.void
         return False
 

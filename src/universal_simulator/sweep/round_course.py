@@ -2,7 +2,7 @@
 
     opening     skipped with the reason, or opened on the champion of that moment (its base)
     candidates  trials of a search, or refinements of the base; a placebo beside them
-    small-eval  gates against the base; a placebo that passes voids the round
+    small-eval  gates against the base; a placebo that passes or could not be judged voids the round
     winner      the best passing candidate, held to fresh seeds where the round asks for it
     full-eval   gates against the base, hard aborts among them; then the winner is champion
     scores      keys of a search that need no training, on the model that leads now; decides nothing
@@ -184,8 +184,9 @@ class RoundCourse:
             return False
         if not self.facts.told("placebo"):
             results = self._gates("placebo", [placebo[0].run_id]).get(placebo[0].run_id, ())
-            verdict = placebo_verdict(results)
-            self.facts.tell("placebo", run=placebo[0].run_id, judged=bool(results), **asdict(verdict))
+            missing = self.state.why_not(training_id(placebo[0].run_id))
+            verdict = placebo_verdict(results, missing=missing)
+            self.facts.tell("placebo", run=placebo[0].run_id, **asdict(verdict))
         told = self.facts.told("placebo") or {}
         if told["void"]:
             self.facts.end("void", told["sentence"])

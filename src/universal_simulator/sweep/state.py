@@ -177,6 +177,11 @@ class SweepState:
         self._absorb()
         return str(self._given_up[job_id][-1].data["log"])
 
+    def why_not(self, job_id: str) -> str:
+        """Why a job that is over has no result: the last line of its last words."""
+        words = self.last_words(job_id).strip() if self.failed(job_id) else ""
+        return words.splitlines()[-1] if words else "it has no result to compare"
+
     def running(self, job_id: str) -> bool:
         """Begun and not ended (or its driver died)."""
         return self.attempt(job_id) is not None
