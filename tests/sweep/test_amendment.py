@@ -12,7 +12,16 @@ from universal_simulator.errors import BudgetError, ExecutorError, UserError
 from universal_simulator.sweep.driver import resume_sweep, run_sweep
 from universal_simulator.sweep.executor import Job, JobEnd
 from universal_simulator.sweep.leaderboard import leaderboard_rows
-from universal_simulator.sweep.plan import Forecast, Member, Plan, Refinement, Round, load_plan
+from universal_simulator.sweep.plan import (
+    Budget,
+    Ceiling,
+    Forecast,
+    Member,
+    Plan,
+    Refinement,
+    Round,
+    load_plan,
+)
 from universal_simulator.sweep.report import report_path
 from universal_simulator.sweep.state import SweepState
 
@@ -144,3 +153,60 @@ def test_appended_rounds_can_go_on_without_the_sealed_split(tmp_path: Path) -> N
     state = resume_sweep(tmp_path, plan=refined(plan), executor=Improving())
     assert len(state.journal.of("test_opened")) == 1
     assert "was not judged on it: the plan allows 1" in report_path(tmp_path).read_text()
+
+
+def capped(**ceiling: float) -> Plan:
+    return PLAN.model_copy(
+        update={"max_hours": 9.0, "rest_at_tier": None, "budget": Budget(run=Ceiling.model_validate(ceiling))}
+    )
+
+
+class Long(FakeExecutor):
+    """A member's training takes 2000 s."""
+
+    def submit(self, job: Job) -> None:
+        super().submit(job)
+        if job.job_id.startswith("train:sweep"):
+            self.ended[-1] = JobEnd(job.job_id, self.ended[-1].exit_code, 2000.0)
+
+
+def test_a_full_eval_that_a_ceiling_refused_is_named_and_asked_again_with_a_higher_one(tmp_path: Path) -> None:
+    state = run_sweep(capped(hours=0.5), tmp_path, executor=Long())
+    (member,) = state.members("A")
+    first = state.decision("champion")
+    assert first is not None
+    assert first["champion"] in state.baselines()
+    assert f"Not evaluated: ceiling: {member.run_id}" in first["sentence"]
+    assert state.failed_for_good(f"full:{member.run_id}")
+    richer = capped(hours=2.0)
+    with pytest.raises(UserError, match=r"opened 1 time.*test_openings: 2"):
+        resume_sweep(tmp_path, plan=richer, executor=Long())
+    again = Long()
+    state = resume_sweep(tmp_path, plan=richer.model_copy(update={"test_openings": 2}), executor=again)
+    assert again.submitted[0] == f"full:{member.run_id}"
+    champion = state.decision("champion")
+    assert champion is not None
+    assert champion["champion"] == member.run_id
+    assert "ceiling" not in champion["sentence"]
+    assert state.finished
+    resume_sweep(tmp_path, executor=(idle := Long()))
+    assert idle.submitted == []
+
+
+def test_a_training_that_a_ceiling_refused_takes_part_once_it_is_raised_and_only_then(tmp_path: Path) -> None:
+    """Ended by a signal at its first launch; the ceiling allows no second."""
+    (member,) = run_sweep(PLAN, tmp_path / "probe", executor=FakeExecutor()).members("A")
+    job, folder = f"train:{member.run_id}", tmp_path / "real"
+    sealed = capped(attempts=1).model_copy(update={"open_test_for_champion": False})
+    state = run_sweep(sealed, folder, executor=FakeExecutor(exit_codes={job: [-15]}))
+    assert state.refused_by_ceiling(job)
+    assert (state.decision("promotions") or {})["promoted"] == []
+    same = sealed.model_copy(update={"stall_timeout_s": 77.0})
+    state = resume_sweep(folder, plan=same, executor=(idle := FakeExecutor()))
+    assert idle.submitted == []
+    assert state.failed_for_good(job)
+    raised = same.model_copy(update={"budget": Budget(run=Ceiling(attempts=2))})
+    state = resume_sweep(folder, plan=raised, executor=FakeExecutor())
+    assert state.done(job)
+    assert [item["run_id"] for item in (state.decision("promotions") or {})["promoted"]] == [member.run_id]
+    assert (state.decision("champion") or {})["champion"] == member.run_id

@@ -35,25 +35,51 @@ def amend(state: SweepState, given: Plan) -> None:
             f"round {', '.join(late)}: rounds of members are compared with each other, and the gates of this "
             "sweep are decided; append a round of kind search or refine, or start a new folder"
         )
-    if appended:
+    jobs, decisions = _reopened(state, given)
+    if appended or decisions:
         _refuse_unasked_opening(state, given)
     state.journal.append(
         "plan_amended",
         difference=difference(stored, given),
         appended=[round_.name for round_ in appended],
+        reopened_jobs=jobs,
+        reopened_decisions=decisions,
         plan=given.model_dump(mode="json"),
         plan_hash=given.hash,
     )
     state.read_plan()
 
 
+def _reopened(state: SweepState, given: Plan) -> tuple[list[str], bool]:
+    """Jobs that a ceiling refused and another budget lets ask again, and whether decisions are taken again for them.
+
+    Those of written rounds come again until a round stands on the champion that was chosen without them; those of
+    a later round until its gates were asked. An opened test split may always be looked at by whom it was opened for.
+    """
+    keys = ("budget", "max_hours", "machines")
+    if all(getattr(state.plan, key) == getattr(given, key) for key in keys):
+        return [], False
+    later = {round_.name for round_ in state.plan.rounds if round_.kind != "members"}
+    decided = {e.data["round"] for kind in ("round_gates", "round_ended") for e in state.journal.of(kind)}
+    written, others = [], []
+    for job in state.refused_by_ceilings():
+        run = state.run(job.partition(":")[2])
+        if run is None:
+            continue
+        if job.startswith("test:") or (run.round in later and run.round not in decided):
+            others.append(job)
+        elif run.round not in later and not state.journal.of("round_opened"):
+            written.append(job)
+    return [*written, *others], bool(written)
+
+
 def _refuse_unasked_opening(state: SweepState, given: Plan) -> None:
-    """Rounds appended after the sealed split was opened lead to another look at it: only where asked for."""
+    """What is decided after the sealed split was opened leads to another look at it: only where asked for."""
     openings = len(state.journal.of("test_opened"))
     if openings and given.open_test_for_champion and openings >= given.test_openings:
         raise UserError(
-            f"the sealed test split of {state.folder} was opened {openings} time(s), and a champion of the "
-            f"appended rounds would open it again: say test_openings: {openings + 1} in the plan if that is "
+            f"the sealed test split of {state.folder} was opened {openings} time(s), and a champion of what "
+            f"is appended or asked again would open it again: say test_openings: {openings + 1} in the plan if that is "
             "wanted (every row then shows the count), or open_test_for_champion: false to go on without"
         )
 

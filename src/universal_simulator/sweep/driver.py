@@ -53,9 +53,7 @@ def run_sweep(
     """Run the plan in `folder`, or go on with the same plan there."""
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     with locked(folder), Interruption() as interruption:
-        state = _opened(plan, folder)
-        refuse_elsewhere(state, executor)
-        return _Driver(state, executor, progress, interruption).run()
+        return _Driver(_opened(plan, folder, executor), executor, progress, interruption).run()
 
 
 def resume_sweep(
@@ -86,9 +84,7 @@ def estimate_sweep(
     """Data, runs, the canary and the forecast, and nothing else; `run_sweep` goes on from there."""
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     with locked(folder), Interruption() as interruption:
-        state = _opened(plan, folder)
-        refuse_elsewhere(state, executor)
-        return _Driver(state, executor, progress, interruption).estimate()
+        return _Driver(_opened(plan, folder, executor), executor, progress, interruption).estimate()
 
 
 def rebuild_reports(folder: Path) -> SweepState:
@@ -96,7 +92,7 @@ def rebuild_reports(folder: Path) -> SweepState:
     return _write_reports(SweepState(folder))
 
 
-def _opened(plan: Plan, folder: Path) -> SweepState:
+def _opened(plan: Plan, folder: Path, executor: Executor) -> SweepState:
     """The sweep of this plan in this folder, begun where there is none."""
     journal = Journal(folder / JOURNAL)
     if not journal.events:
@@ -107,6 +103,7 @@ def _opened(plan: Plan, folder: Path) -> SweepState:
             f"{folder} belongs to another plan:\n{difference(state.plan, plan)}\n"
             f"to go on with it changed: usim sweep resume {folder} --plan PLAN"
         )
+    refuse_elsewhere(state, executor)
     return state
 
 
@@ -277,14 +274,14 @@ class _Driver:
             for run in candidates
             if run in evaluations and seeds
         }
-        if self.state.decision(f"{suite}_gates") is None:
+        if self.state.decided(f"{suite}_gates") is None:
             told = {run: [gate.as_dict() for gate in gates] for run, gates in results.items()}
             self.journal.append(f"{suite}_gates", gates=told)
         self._judged[suite] = results
         return results
 
     def _promote(self) -> None:
-        if self.state.decision("promotions") is not None:
+        if self.state.decided("promotions") is not None:
             return
         evaluations = self.state.evaluations("small_eval")
         results = self._gates("small_eval", [run.run_id for run in self._small_eval_candidates()])
@@ -303,8 +300,8 @@ class _Driver:
             if run.role == "placebo" and run.round == round_.name:
                 found = results.get(run.run_id, ())
                 verdict = placebo_verdict(found, missing=self.state.why_not(training_id(run.run_id)))
-                told = {e.data["run"] for e in self.journal.of("placebo")}
-                if run.run_id not in told:
+                told = [e.data for e in self.journal.of("placebo") if e.data["run"] == run.run_id]
+                if not told or told[-1]["sentence"] != verdict.sentence:
                     self.journal.append("placebo", round=round_.name, run=run.run_id, **asdict(verdict))
                 return verdict.void
         return False
@@ -328,14 +325,20 @@ class _Driver:
 
     def _champion(self) -> None:
         results = self._gates("full_eval", self._promoted())
-        if self.state.decision("champion") is not None:
+        if self.state.decided("champion") is not None:
             return
         evaluations = self.state.evaluations("full_eval")
         baseline = next((run for run in self.state.baselines() if run in evaluations), None)
         if baseline is None:
-            raise ExecutorError("no baseline reached full-eval, so no champion can be named")
+            why = self.state.why_not(f"full:{self.state.baselines()[0]}")
+            raise ExecutorError(f"no baseline reached full-eval, so no champion can be named: {why}")
         verdict = choose_champion(
-            baseline, self._promoted(), results, evaluations, headline=self.plan.headline_regime
+            baseline,
+            self._promoted(),
+            results,
+            evaluations,
+            headline=self.plan.headline_regime,
+            refused=[run for run in self._promoted() if self.state.refused_by_ceiling(f"full:{run}")],
         )
         self.journal.append("champion", baseline=baseline, **vars(verdict))
 

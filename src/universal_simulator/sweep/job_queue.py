@@ -158,7 +158,7 @@ class JobQueue:
             if scope.name == "sweep":
                 used_up = self.ledger.refusal(job.job_id, self.ledger.spent(), Spend())
                 return _used_up(words) if used_up else BudgetError(f"{reason}, so it was not launched")
-            self._give_up(job, f"not launched: {reason}, its ceiling in the plan", final=True)
+            self._give_up(job, f"not launched: {reason}, its ceiling in the plan", final=True, ceiling=True)
             return None
         self.state.journal.append(
             "job_intent",
@@ -195,8 +195,16 @@ class JobQueue:
                 kind = "job_waiting" if self.clock.waits(name) else "job_at_work"
                 self.state.journal.append(kind, job=name, worked_s=round(self.clock.seconds(name), 3))
 
-    def _ended(self, job: Job, end: JobEnd, cause: str | None = None, reason: str | None = None) -> bool:
-        """Journal an end; True if the job is to be tried again. reason: why it was ended for good."""
+    def _ended(
+        self,
+        job: Job,
+        end: JobEnd,
+        cause: str | None = None,
+        reason: str | None = None,
+        *,
+        ceiling: bool = False,
+    ) -> bool:
+        """Journal an end; True if the job is to be tried again. reason: why it was ended for good; by a ceiling."""
         cause = cause or _cause(end)
         if self.state.told_before(end.job_id, end.submission):
             # of an earlier submission, paid already: the one journalled last never reached the executor
@@ -218,7 +226,7 @@ class JobQueue:
         if reason is None and self._ends[job.job_id, cause] < MOST.get(cause, 0):
             return True
         final = reason is not None or self._is_final(end.job_id, end.exit_code)
-        self._give_up(job, reason or tail(job.log), final=final)
+        self._give_up(job, reason or tail(job.log), final=final, ceiling=ceiling)
         return False
 
     def _journal_end(self, end: JobEnd, **words: Any) -> None:
@@ -253,8 +261,8 @@ class JobQueue:
             except (UsimError, OSError) as trouble:
                 error.add_note(f"{job.job_id} was not ended in the journal: {trouble}")
 
-    def _give_up(self, job: Job, log: str, *, final: bool) -> None:
-        self.state.journal.append("job_given_up", job=job.job_id, log=log, final=final)
+    def _give_up(self, job: Job, log: str, *, final: bool, ceiling: bool = False) -> None:
+        self.state.journal.append("job_given_up", job=job.job_id, log=log, final=final, ceiling=ceiling)
 
     def _end_stalled(self) -> list[Job]:
         """Diagnose and end jobs that stand still; those to be launched again, from their checkpoints."""
@@ -294,7 +302,8 @@ class JobQueue:
                 raise _used_up(words)
             end = self.executor.cancel(job.job_id)
             if end is not None:
-                self._ended(job, end, reason=f"ended: {scope.name} has used {words}, its ceiling in the plan")
+                reason = f"ended: {scope.name} has used {words}, its ceiling in the plan"
+                self._ended(job, end, reason=reason, ceiling=True)
 
     def _end_behind(self) -> None:
         """Members that lie behind the baseline's own curve are ended for good, with the figures."""

@@ -237,6 +237,11 @@ class RoundCourse:
             lambda shares, running: self.tell(f"round {self.round.name}: full-eval of its winner"),
         )
         self._refuse_incomplete([f"full:{run.run_id}" for run in runs])
+        for run in runs:
+            words = self.state.refused_by_ceiling(f"full:{run.run_id}")
+            if words is not None:
+                self.facts.end("not evaluated", f"{winner.run_id} is not champion. Not evaluated: ceiling: {words}")
+                return
         results = self._gates("full_eval", [winner.run_id]).get(winner.run_id, ())
         evaluations = self.state.evaluations("full_eval")
         if not passes(results, forced=False):

@@ -32,8 +32,8 @@ def placebo_sentence(state: SweepState) -> str | None:
     """The running rate of false promotions; None where no round has a placebo."""
     if not any(round_.placebo for round_ in state.plan.rounds):
         return None
-    judged = [event.data for event in state.journal.of("placebo") if event.data["judged"]]
-    return false_promotions([bool(data["void"]) for data in judged]).sentence
+    latest = {event.data["run"]: event.data for event in state.journal.of("placebo")}
+    return false_promotions([bool(data["void"]) for data in latest.values() if data["judged"]]).sentence
 
 
 def _told(state: SweepState, round_: Round) -> dict[str, Any]:

@@ -137,8 +137,13 @@ def choose_champion(
     evaluations: Evaluations,
     *,
     headline: str,
+    refused: Sequence[str] = (),
 ) -> Verdict:
-    """Best full-eval among those that pass every gate against the baseline; else the baseline."""
+    """Best full-eval among those that pass every gate against the baseline; else the baseline.
+
+    refused: candidates whose full-eval a ceiling refused; they are named, and win nothing.
+    """
+    unknown = f" Not evaluated: ceiling: {', '.join(refused)}." if refused else ""
     standing = sorted(
         (headline_value(evaluations[run], headline), run) for run in candidates if run in evaluations
     )
@@ -149,13 +154,13 @@ def choose_champion(
             f"Nothing beat the baseline beyond noise with its physics intact: {baseline} stays "
             f"champion at nRMSE {reference:.4f} ({headline})."
         )
-        return Verdict(baseline, False, text + _closest(standing, baseline, evaluations, headline))
+        return Verdict(baseline, False, text + _closest(standing, baseline, evaluations, headline) + unknown)
     value, run = passing[0]
     text = (
         f"{run} is champion: nRMSE {value:.4f} against {reference:.4f} of the baseline "
         f"({1 - value / reference:.0%} lower, {headline}, full-eval), every gate passed."
     )
-    return Verdict(run, True, text + _equals(passing, evaluations, headline))
+    return Verdict(run, True, text + _equals(passing, evaluations, headline) + unknown)
 
 
 def indistinguishable(ours: EvaluationRecord, theirs: EvaluationRecord, regime: str) -> bool:

@@ -169,8 +169,29 @@ class SweepState:
         return not self.done(job_id) and job_id in self._given_up
 
     def failed_for_good(self, job_id: str) -> bool:
-        """Trying again would end the same: the run itself failed, not what was around it."""
-        return self.failed(job_id) and any(e.data["final"] for e in self._given_up[job_id])
+        """Trying again would end the same: the run itself failed, not what was around it.
+
+        What a ceiling refused stands so until an amendment reopens it.
+        """
+        return self.failed(job_id) and any(
+            e.data["final"] and not self._reopened(e) for e in self._given_up[job_id]
+        )
+
+    def refused_by_ceiling(self, job_id: str) -> str | None:
+        """The ceiling's words where a job has no result because of one."""
+        last = self._given_up[job_id][-1].data if self.failed(job_id) else {}
+        return str(last["log"]) if last.get("ceiling") else None
+
+    def refused_by_ceilings(self) -> list[str]:
+        self._absorb()
+        return [job for job in self._given_up if self.refused_by_ceiling(job)]
+
+    def _reopened(self, given_up: Event) -> bool:
+        amended = self.journal.of("plan_amended") if given_up.data.get("ceiling") else []
+        return any(
+            e.number > given_up.number and given_up.data["job"] in e.data.get("reopened_jobs", ())
+            for e in amended
+        )
 
     def last_words(self, job_id: str) -> str:
         """The end of the log of a job that was given up."""
@@ -281,6 +302,12 @@ class SweepState:
 
     def decision(self, kind: str) -> dict[str, Any] | None:
         events = self.journal.of(kind)
+        return events[-1].data if events else None
+
+    def decided(self, kind: str) -> dict[str, Any] | None:
+        """A decision about the written rounds, unless an amendment reopened it since."""
+        reopened = [e.number for e in self.journal.of("plan_amended") if e.data.get("reopened_decisions")]
+        events = [e for e in self.journal.of(kind) if e.number > max(reopened, default=-1)]
         return events[-1].data if events else None
 
     def gates(self, suite: str) -> dict[str, list[dict[str, Any]]]:
