@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.sweep.fake_executor import FakeExecutor
-from universal_simulator.errors import ConfigurationError, IntegrityError
+from universal_simulator.errors import ConfigurationError, IntegrityError, UserError
 from universal_simulator.executors.local_process import LocalProcessExecutor
 from universal_simulator.run_record import RunFolder, content_hash
-from universal_simulator.sweep.driver import run_sweep
+from universal_simulator.sweep.driver import resume_sweep, run_sweep
 from universal_simulator.sweep.leaderboard import leaderboard_path, result_digest
 from universal_simulator.sweep.plan import Plan, load_plan
 from universal_simulator.sweep.report import report_path
@@ -155,6 +155,32 @@ def test_rounds_that_are_not_worth_it_are_skipped_with_the_reason(tmp_path: Path
         skipped = {e.data["round"]: e.data["reason"] for e in state.journal.of("round_skipped")}
         assert skipped["C"].startswith(reason), reason
         assert of_role(state, "trial") == []
+
+
+def test_a_round_that_was_not_affordable_asks_again_under_another_budget(tmp_path: Path) -> None:
+    poor = changed({"unless_below": None}, max_hours=1e-3)
+    state = run_sweep(poor, tmp_path, executor=KnowingExecutor())
+    assert {e.data["affordable"] for e in state.journal.of("round_skipped")} == {False}
+    opened = len(state.journal.of("test_opened"))
+    assert opened == 1
+    rich = poor.model_copy(update={"max_hours": 9.0})
+    with pytest.raises(UserError, match="test_openings: 2"):
+        resume_sweep(tmp_path, plan=rich, executor=KnowingExecutor())
+    plan = rich.model_copy(update={"open_test_for_champion": False})
+    state = resume_sweep(tmp_path, plan=plan, executor=KnowingExecutor())
+    assert len(of_role(state, "trial")) == 3
+    assert outcome(state, "C")["outcome"] == "promoted"
+    assert "Round C (search): promoted" in report_path(tmp_path).read_text()
+    resume_sweep(tmp_path, executor=(again := KnowingExecutor()))
+    assert again.submitted == []
+
+
+def test_a_round_skipped_for_another_reason_stays_skipped(tmp_path: Path) -> None:
+    plan = changed({"unless_below": 0.06}, open_test_for_champion=False)
+    run_sweep(plan, tmp_path, executor=KnowingExecutor())
+    richer = plan.model_copy(update={"max_hours": 99.0})
+    state = resume_sweep(tmp_path, plan=richer, executor=KnowingExecutor())
+    assert [e.data["round"] for e in state.journal.of("round_skipped")].count("C") == 1
 
 
 def scored(state: SweepState) -> dict[str, Any]:

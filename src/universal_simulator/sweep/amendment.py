@@ -35,8 +35,8 @@ def amend(state: SweepState, given: Plan) -> None:
             f"round {', '.join(late)}: rounds of members are compared with each other, and the gates of this "
             "sweep are decided; append a round of kind search or refine, or start a new folder"
         )
-    jobs, decisions = _reopened(state, given)
-    if appended or decisions:
+    jobs, decisions, rounds = _reopened(state, given)
+    if appended or decisions or rounds:
         _refuse_unasked_opening(state, given)
     state.journal.append(
         "plan_amended",
@@ -44,22 +44,25 @@ def amend(state: SweepState, given: Plan) -> None:
         appended=[round_.name for round_ in appended],
         reopened_jobs=jobs,
         reopened_decisions=decisions,
+        reopened_rounds=rounds,
         plan=given.model_dump(mode="json"),
         plan_hash=given.hash,
     )
     state.read_plan()
 
 
-def _reopened(state: SweepState, given: Plan) -> tuple[list[str], bool]:
-    """Jobs that a ceiling refused and another budget lets ask again, and whether decisions are taken again for them.
+def _reopened(state: SweepState, given: Plan) -> tuple[list[str], bool, list[str]]:
+    """Jobs that a ceiling refused and another budget lets ask again, whether decisions are taken again for them,
+    and rounds that were skipped as not affordable.
 
     Those of written rounds come again until a round stands on the champion that was chosen without them; those of
     a later round until its gates were asked. An opened test split may always be looked at by whom it was opened for.
     """
     keys = ("budget", "max_hours", "machines")
     if all(getattr(state.plan, key) == getattr(given, key) for key in keys):
-        return [], False
-    later = {round_.name for round_ in state.plan.rounds if round_.kind != "members"}
+        return [], False, []
+    later = [round_.name for round_ in state.plan.rounds if round_.kind != "members"]
+    rounds = [name for name in later if not (state.skipped(name) or {"affordable": True}).get("affordable", True)]
     decided = {e.data["round"] for kind in ("round_gates", "round_ended") for e in state.journal.of(kind)}
     written, others = [], []
     for job in state.refused_by_ceilings():
@@ -70,7 +73,7 @@ def _reopened(state: SweepState, given: Plan) -> tuple[list[str], bool]:
             others.append(job)
         elif run.round not in later and not state.journal.of("round_opened"):
             written.append(job)
-    return [*written, *others], bool(written)
+    return [*written, *others], bool(written), rounds
 
 
 def _refuse_unasked_opening(state: SweepState, given: Plan) -> None:

@@ -15,6 +15,9 @@ from typing import Any
 from universal_simulator.sweep.gates import GateResult
 from universal_simulator.sweep.search import dead_because
 
+#: how a reason to skip a round begins that another budget can take away
+NOT_AFFORDABLE = "not affordable: "
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -57,13 +60,13 @@ def reason_to_skip(
     hours = runs * standing.hours_per_run
     if hours > standing.hours_left:
         return (
-            f"not affordable: {runs} runs of {standing.hours_per_run * 60:.1f} minutes, measured on the "
+            f"{NOT_AFFORDABLE}{runs} runs of {standing.hours_per_run * 60:.1f} minutes, measured on the "
             f"champion, are {hours:.2f} hours; {max(0.0, standing.hours_left):.2f} are left"
         )
     usd = runs * standing.usd_per_run
     if standing.usd_left is not None and usd > standing.usd_left:
         return (
-            f"not affordable: {runs} runs of {standing.usd_per_run:.2f} USD, as billed for the champion, are "
+            f"{NOT_AFFORDABLE}{runs} runs of {standing.usd_per_run:.2f} USD, as billed for the champion, are "
             f"{usd:.2f} USD; {max(0.0, standing.usd_left):.2f} are left"
         )
     if expected_gain is not None and expected_gain < needed_gain:

@@ -18,7 +18,12 @@ from dataclasses import asdict
 
 from universal_simulator.errors import ExecutorError
 from universal_simulator.sweep.candidates import planned_refinements, proposed_trial
-from universal_simulator.sweep.continuation import Standing, placebo_verdict, reason_to_skip
+from universal_simulator.sweep.continuation import (
+    NOT_AFFORDABLE,
+    Standing,
+    placebo_verdict,
+    reason_to_skip,
+)
 from universal_simulator.sweep.executor import Job
 from universal_simulator.sweep.gates import GateResult
 from universal_simulator.sweep.inference_search import InferenceSearch
@@ -48,7 +53,7 @@ class RoundCourse:
         self.facts = RoundFacts(state, round_)
 
     def run(self) -> None:
-        if self.facts.told("round_skipped") or not self._open():
+        if self.state.skipped(self.round.name) or not self._open():
             return
         if not self.facts.told("round_ended"):
             self._decide()
@@ -73,7 +78,8 @@ class RoundCourse:
         if self.facts.told("round_opened"):
             return True
         base = self.facts.run(self.facts.champion()["champion"])
-        reason = self.plan.skip_rounds.get(self.round.name) or self._not_worth_it(base)
+        told = self.plan.skip_rounds.get(self.round.name)
+        reason = told or self._not_worth_it(base)
         left_out: dict[str, str] = {}
         if reason is None and self.round.kind == "search":
             box, scored = self.facts.box(base), self.facts.inference_box(base)
@@ -81,7 +87,8 @@ class RoundCourse:
             if not box.parameters and not scored.parameters:
                 reason = "none of its keys is live for the champion"
         if reason is not None:
-            self.facts.tell("round_skipped", reason=reason)
+            money = not told and reason.startswith(NOT_AFFORDABLE)
+            self.facts.tell("round_skipped", reason=reason, affordable=not money)
             return False
         self.facts.tell("round_opened", base=base.run_id, left_out=left_out)
         return True

@@ -43,7 +43,9 @@ def _told(state: SweepState, round_: Round) -> dict[str, Any]:
         for event in state.journal.of(kind)
         if event.data.get("round") == round_.name
     }
-    skipped, ended = data.get("round_skipped"), data.get("round_ended")
+    # one that was skipped and opens later was asked again
+    skipped = None if "round_opened" in data else data.get("round_skipped")
+    ended = data.get("round_ended")
     if skipped is not None:
         outcome, sentence = "skipped", skipped["reason"]
     elif ended is not None:

@@ -310,6 +310,14 @@ class SweepState:
         events = [e for e in self.journal.of(kind) if e.number > max(reopened, default=-1)]
         return events[-1].data if events else None
 
+    def skipped(self, round_name: str) -> dict[str, Any] | None:
+        """How a round was skipped, unless an amendment lets it ask again."""
+        amended = [
+            e.number for e in self.journal.of("plan_amended") if round_name in e.data.get("reopened_rounds", ())
+        ]
+        events = [e for e in self.journal.of("round_skipped") if e.data["round"] == round_name]
+        return events[-1].data if events and events[-1].number > max(amended, default=-1) else None
+
     def gates(self, suite: str) -> dict[str, list[dict[str, Any]]]:
         """run id -> its gates as journalled, small_eval or full_eval."""
         found: dict[str, list[dict[str, Any]]] = {}
