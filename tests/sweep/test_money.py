@@ -15,11 +15,13 @@ from tests.sweep.fake_executor import FakeExecutor
 from tests.sweep.test_job_queue import planned, quiet, trainings
 from universal_simulator.errors import BudgetError, UnreachableError
 from universal_simulator.executors.local_process import LocalProcessExecutor
+from universal_simulator.sweep.driver import run_sweep
 from universal_simulator.sweep.executor import Job, JobEnd, JobState
 from universal_simulator.sweep.interruption import Interruption
 from universal_simulator.sweep.job_queue import JobQueue
 from universal_simulator.sweep.journal import Journal
-from universal_simulator.sweep.plan import Budget, Ceiling, Machine
+from universal_simulator.sweep.plan import Budget, Ceiling, Machine, load_plan
+from universal_simulator.sweep.report import report_path
 from universal_simulator.sweep.spending import Ledger, Spend
 from universal_simulator.sweep.state import JOURNAL, SweepState
 from universal_simulator.sweep.work_clock import ALIVE, WorkClock, mark_alive
@@ -390,3 +392,23 @@ def test_an_append_that_was_interrupted_has_not_happened(tmp_path: Path) -> None
             journal.append("second")
     journal.append("third")
     assert [event.kind for event in Journal(tmp_path / JOURNAL).events] == ["first", "third"]
+
+
+def test_a_stop_is_journalled_written_and_told_though_the_executor_cannot_end_its_jobs(tmp_path: Path) -> None:
+    class Stuck(FakeExecutor):
+        def submit(self, job: Job) -> None:
+            super().submit(job)
+            self.ended[-1] = JobEnd(job.job_id, 0, 1e4)
+
+        def cancel_all(self) -> None:
+            raise UnreachableError("instance 7 may still be at work")
+
+    with pytest.raises(BudgetError, match="used up") as stopped:
+        run_sweep("smoke", tmp_path / "poor", executor=Stuck())
+    assert "instance 7 may still be at work" in stopped.value.__notes__[-1]
+    assert SweepState(tmp_path / "poor").journal.events[-1].kind == "sweep_stopped"
+    assert "It was stopped" in report_path(tmp_path / "poor").read_text()
+    with pytest.raises(UnreachableError, match="instance 7"):
+        run_sweep(load_plan("smoke").model_copy(update={"max_hours": 99.0}), tmp_path / "rich", executor=Stuck())
+    assert SweepState(tmp_path / "rich").finished
+    assert report_path(tmp_path / "rich").exists()

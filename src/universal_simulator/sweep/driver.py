@@ -19,7 +19,7 @@ from universal_simulator.sweep.continuation import placebo_verdict
 from universal_simulator.sweep.executor import Executor
 from universal_simulator.sweep.forecast import Forecast
 from universal_simulator.sweep.gates import GateResult
-from universal_simulator.sweep.interruption import Interruption
+from universal_simulator.sweep.interruption import Interruption, ended_after
 from universal_simulator.sweep.job_log import answer, tail
 from universal_simulator.sweep.job_queue import JobQueue
 from universal_simulator.sweep.jobs import DATA, data_job, evaluation_job, training_id, training_job
@@ -130,28 +130,24 @@ class _Driver:
     def run(self) -> SweepState:
         if self.journal.cut is not None:
             self._tell(0.0, f"the journal's last line was torn and cut off: {self.journal.cut[:60]!r}")
-        try:
-            self._phases()
-        except BudgetError as error:
-            self._stopped(str(error))
-            raise
-        finally:
-            self.executor.cancel_all()
-        champion = self._decided("champion")["champion"]
-        if not self.state.finished:
-            self.journal.append("sweep_finished", champion=champion)
-        _write_reports(self.state)
+        with ended_after(self.executor):
+            try:
+                self._phases()
+            except BudgetError as error:
+                self._stopped(str(error))
+                raise
+            if not self.state.finished:
+                self.journal.append("sweep_finished", champion=self._decided("champion")["champion"])
+            _write_reports(self.state)
         self._tell(1.0, "finished")
         return self.state
 
     def estimate(self) -> SweepState:
-        try:
+        with ended_after(self.executor):
             self._data()
             self._plan_runs()
             send_canary(self.state, self.queue, lambda text: self._tell(0.05, text))
             make_forecast(self.state, self.queue, lambda text: self._tell(0.05, text))
-        finally:
-            self.executor.cancel_all()
         return self.state
 
     def _phases(self) -> None:
@@ -170,7 +166,6 @@ class _Driver:
 
     def _stopped(self, reason: str) -> None:
         """The ceiling is reached and what ran has ended: what there is so far is told, with the reason."""
-        self.executor.cancel_all()
         self.journal.append("sweep_stopped", reason=reason)
         _write_reports(self.state)
 

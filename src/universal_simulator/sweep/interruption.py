@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+from universal_simulator.errors import UsimError
+from universal_simulator.sweep.executor import Executor
 
 ASKING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
@@ -47,3 +52,18 @@ class Interruption:
         if number == signal.SIGINT and self.asked is not None:
             raise KeyboardInterrupt
         self.asked = self.asked or signal.Signals(number)
+
+
+@contextmanager
+def ended_after(executor: Executor) -> Iterator[None]:
+    """Every job is ended after what is done within. Where that raised, an end that fails is a note to it, never
+    in its place; else it is raised, after all was journalled and written."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            executor.cancel_all()
+        except (UsimError, OSError) as trouble:
+            error.add_note(f"not every job was seen to end: {trouble}")
+        raise
+    executor.cancel_all()
