@@ -108,11 +108,11 @@ def test_missing_metric_blocks_and_declared_absence_does_not() -> None:
     assert not declared.blocks
 
 
-def with_ece(run: str, value: float | None) -> EvaluationRecord:
+def with_ece(run: str, value: float | None, name: str = "ece") -> EvaluationRecord:
     record = evaluation(run, 0.1)
     metric = Metric(value=value, applicable=value is not None, reason="" if value else "deterministic")
     regime = record.result.regimes[R]
-    regimes = {R: regime.model_copy(update={"metrics": {**regime.metrics, "ece": metric}})}
+    regimes = {R: regime.model_copy(update={"metrics": {**regime.metrics, name: metric}})}
     return record.model_copy(update={"result": record.result.model_copy(update={"regimes": regimes})})
 
 
@@ -282,3 +282,18 @@ def test_ladder_tiers_and_forecasts() -> None:
     assert score_forecast(plan.rounds[0], 0.09, 0.1)[0] == "fail"
     assert score_forecast(plan.rounds[0], None, 0.1)[0] == "not_evaluable"
     assert score_forecast(plan.rounds[2], 0.049, 0.1)[0] == "pass"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "answer"),
+    [(None, None, "not_applicable"), (None, 0.01, "not_evaluable"), (0.01, None, "not_evaluable")],
+)
+def test_what_one_side_alone_calls_not_applicable_blocks(
+    ours: float | None, theirs: float | None, answer: str
+) -> None:
+    name = "conservation_gap"
+    sides = with_ece("x", ours, name), with_ece("b", theirs, name)
+    result = ratio_gate(name, Ratio(max_ratio=1.0), *sides, R)
+    assert result.answer == answer
+    assert result.blocks == (answer == "not_evaluable")
+    assert ("of one side only" in result.sentence) == result.blocks

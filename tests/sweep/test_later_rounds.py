@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from tests.sweep.fake_executor import FakeExecutor
+from tests.sweep.records import evaluation
 from universal_simulator.errors import ConfigurationError, IntegrityError, UserError
 from universal_simulator.executors.local_process import LocalProcessExecutor
-from universal_simulator.run_record import RunFolder, content_hash
+from universal_simulator.run_record import RunFolder, RunRecord, content_hash, read_document, write_json
 from universal_simulator.sweep.driver import resume_sweep, run_sweep
+from universal_simulator.sweep.executor import Job
 from universal_simulator.sweep.leaderboard import leaderboard_path, result_digest
 from universal_simulator.sweep.plan import Plan, load_plan
 from universal_simulator.sweep.report import report_path
@@ -133,6 +135,25 @@ def test_a_winner_that_does_not_hold_on_fresh_seeds_is_no_champion(tmp_path: Pat
     assert told["outcome"] == "not confirmed"
     assert "fresh seeds" in told["sentence"]
     assert [e.data.get("round") for e in state.journal.of("champion")] == [None, "D"]
+
+
+def test_a_winner_whose_fresh_seeds_break_physics_is_no_champion(tmp_path: Path) -> None:
+    class Leaking(KnowingExecutor):
+        """Seed 102 loses mass."""
+
+        def work(self, job: Job) -> None:
+            super().work(job)
+            if job.arguments[0] == "run" and "seed=102" in job.arguments:
+                words = list(job.arguments)
+                files = RunFolder(Path(words[words.index("--folder") + 1]), words[words.index("--run-id") + 1])
+                record = read_document(files.summary, RunRecord)
+                leaky = {"small_eval": evaluation(files.run_id, 0.001, gap=0.9)}
+                write_json(files.summary, record.model_copy(update={"evaluations": leaky}))
+
+    state = run_sweep("smoke_iterate", tmp_path, executor=Leaking())
+    told = outcome(state, "C")
+    assert told["outcome"] == "not confirmed"
+    assert "conservation_gap" in told["sentence"]
 
 
 def changed(rounds: dict[str, object] | None = None, **plan: object) -> Plan:

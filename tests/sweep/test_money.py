@@ -394,6 +394,20 @@ def test_an_append_that_was_interrupted_has_not_happened(tmp_path: Path) -> None
     assert [event.kind for event in Journal(tmp_path / JOURNAL).events] == ["first", "third"]
 
 
+def test_a_new_journal_is_on_the_disk_with_the_folders_that_name_it(tmp_path: Path) -> None:
+    synced: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "universal_simulator.sweep.journal.os.fsync", lambda handle: synced.append(os.fstat(handle).st_ino)
+        )
+        journal = Journal(tmp_path / "sweep" / JOURNAL)
+        journal.append("first")
+        first = list(synced)
+        journal.append("second")
+    assert {(tmp_path / "sweep").stat().st_ino, tmp_path.stat().st_ino} < set(first)
+    assert len(synced) == len(first) + 1, "once is enough"
+
+
 def test_a_stop_is_journalled_written_and_told_though_the_executor_cannot_end_its_jobs(tmp_path: Path) -> None:
     class Stuck(FakeExecutor):
         def submit(self, job: Job) -> None:

@@ -73,10 +73,13 @@ def ratio_gate(
         return GateResult(metric, regime, "not_evaluable", problem)
     ours, theirs = (_metric(record, regime, metric) for record in (candidate, reference))
     if isinstance(ours, str) or isinstance(theirs, str):
-        reason = ours if isinstance(ours, str) else theirs
-        declared = str(reason).startswith("not applicable") and metric not in OF_ENSEMBLES
-        answer: Answer = "not_applicable" if declared else "not_evaluable"
-        return GateResult(metric, regime, answer, str(reason))
+        reasons = [side for side in (ours, theirs) if isinstance(side, str)]
+        declared = [reason for reason in reasons if reason.startswith("not applicable")]
+        if len(declared) == 2 and metric not in OF_ENSEMBLES:
+            return GateResult(metric, regime, "not_applicable", reasons[0])
+        # what an equation declares holds for both sides: of one alone it is something missing
+        reason = next((r for r in reasons if r not in declared), f"of one side only {reasons[0]}")
+        return GateResult(metric, regime, "not_evaluable", reasons[0] if len(declared) == 2 else reason)
     if ours <= rule.absolute and theirs <= rule.absolute:
         why = "both are noise" if metric in OF_ENSEMBLES else "exact by construction: both are"
         return GateResult(

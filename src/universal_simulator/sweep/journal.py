@@ -62,6 +62,8 @@ class Journal:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
+            if before == 0:
+                self._sync_names()
         except BaseException as error:
             # an interruption too: a line in the file and not in memory would get its number twice
             self._torn_at = before if self.path.exists() else None
@@ -70,6 +72,17 @@ class Journal:
             raise
         self._keep(event)
         return event
+
+    def _sync_names(self) -> None:
+        """A new file outlives a power cut only when the folders that name it are on the disk too."""
+        if os.name != "posix":
+            return
+        for folder in (self.path.parent, self.path.parent.parent):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
     def of(self, kind: str) -> list[Event]:
         return list(self._of_kind.get(kind, ()))
