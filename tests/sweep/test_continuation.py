@@ -71,7 +71,7 @@ def test_a_refinement_keeps_its_live_keys_and_says_what_it_left_out() -> None:
     assert longer.refused is None
     # the words are what the loader takes, and they change the run
     changed = load_config("sweep_aggressive_sota", longer.words, profile="embedded")
-    assert changed.config.training.operator.steps == 40 * 36
+    assert changed.config.training.operator.steps == effective["training.operator.steps"] * 40 // 30
     dropped = live_change("depth", {"model.options.operator.stochastic_depth": 0.1}, effective)
     assert dropped.words == ("model.options.operator.stochastic_depth=0.1",)
     only_ttc = live_change("rewards", {"ttc.reward_weights.mass": 2.0}, effective)

@@ -331,10 +331,27 @@ def test_the_executors_own_book_is_reconciled_and_never_added(tmp_path: Path) ->
     executor.book = 0.0  # another driver's executor, which has not opened its book yet
     again = SweepState(tmp_path)
     JobQueue(again, executor).run(trainings(state)[4:5], quiet)
-    assert Ledger(again).spent()["sweep"].usd == 10.0
+    assert Ledger(again, billed=lambda: executor.book).spent()["sweep"].usd == 10.0
+    assert Ledger(again).spent()["sweep"].usd == 12.0, "without that book: two beyond the ends, and the ends"
     assert len(again.journal.of("billed")) == 1
-    assert Ledger(again).left("baseline") == (pytest.approx(9.0 - 50 / 3600), 23.0)
+    assert Ledger(again).left("baseline") == (pytest.approx(9.0 - 50 / 3600), 21.0)
     assert Ledger(again).usd_per_hour(trainings(state)[0].job_id) == pytest.approx(720.0)
+
+
+def test_what_was_billed_beyond_the_ends_is_paid_under_another_executor_too(tmp_path: Path) -> None:
+    """Eight dollars of ends, ten billed, a ceiling of eleven: a job of two dollars is one too many."""
+    state = planned(tmp_path, max_hours=9.0, machines=PRICED, budget=Budget(sweep=Ceiling(usd=11.0)))
+    jobs = trainings(state)
+    for job in jobs[:4]:
+        state.journal.append("job_intent", job=job.job_id, arguments=[])
+        number = state.journal.events[-1].number
+        end = {"attempt": number, "submission": "", "exit_code": 0, "seconds": 2.0, "usd": 2.0, "lost": False}
+        state.journal.append("job_ended", job=job.job_id, **end)
+    state.journal.append("billed", usd=10.0)
+    executor = FakeExecutor()
+    with pytest.raises(BudgetError, match=r"12.00 USD of 11.00"):
+        JobQueue(state, executor, forecast=lambda job: 2.0).run(jobs[4:5], quiet)
+    assert executor.submitted == []
 
 
 DRIVER = """

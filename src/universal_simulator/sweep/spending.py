@@ -6,7 +6,8 @@ refused where s + r + f > ceiling. A job without a forecast counts as nothing un
 
 The journal is the only book of the ceilings. Where the executor keeps one of its own (what is rented, also
 what no job is charged for), the sweep's dollars are the larger of the two sums, never both: journalled as
-`billed` where the executor's is the larger. An attempt counts from its intent on, its seconds and dollars with its end;
+`billed` where the executor's is the larger. Where that book is not at hand (another executor goes on), what was
+billed beyond the ends so far is paid on top of every later one. An attempt counts from its intent on, its seconds and dollars with its end;
 dollars are those of the end, else (older journals) the plan's price of its seconds.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from universal_simulator.sweep.journal import Event
 from universal_simulator.sweep.plan import Ceiling, Plan
 from universal_simulator.sweep.state import Run, SweepState
 
@@ -75,6 +77,8 @@ class Ledger:
         self._read = 0
         self._spent: dict[str, Spend] = {}
         self._usd: dict[str, float] = {}
+        #: number of the last `billed` event, and what it says beyond the ends before it
+        self._beyond: tuple[int, float] = (-1, 0.0)
 
     def run_of(self, job_id: str) -> Run | None:
         return self.state.run(job_id.partition(":")[2])
@@ -105,8 +109,27 @@ class Ledger:
 
     def _at_least_billed(self, totals: dict[str, Spend]) -> dict[str, Spend]:
         sweep = totals.get("sweep", Spend())
-        usd = max(sweep.usd, self._journalled_usd(), self.billed() or 0.0)
+        billed = self.billed()
+        if billed:
+            usd = max(sweep.usd, self._journalled_usd(), billed)
+        else:
+            usd = sweep.usd + self._beyond_ends()
         return totals | {"sweep": replace(sweep, usd=usd)}
+
+    def _beyond_ends(self) -> float:
+        """Of the last `billed`: USD of loading, idling and strays, which no job's end tells."""
+        told = self.state.journal.of("billed")
+        if told and told[-1].number != self._beyond[0]:
+            last = told[-1]
+            ends = [e for e in self.state.paid() if e.kind == "job_ended" and e.number < last.number]
+            paid = sum(self._usd_of(event) for event in ends)
+            self._beyond = (last.number, max(0.0, float(last.data["usd"]) - paid))
+        return self._beyond[1]
+
+    def _usd_of(self, end: Event) -> float:
+        """As it was told, else (older journals) by the plan's price."""
+        usd = end.data.get("usd")
+        return self.price(end.data["job"], end.data["seconds"]) if usd is None else float(usd)
 
     def _summed(self) -> dict[str, Spend]:
         """Intents and ends alone."""
@@ -116,8 +139,7 @@ class Ledger:
             if event.kind == "job_intent":
                 self._add(self._spent, job_id, self.one(job_id, 0.0, launches=1))
                 continue
-            usd = data.get("usd")
-            usd = self.price(job_id, data["seconds"]) if usd is None else usd
+            usd = self._usd_of(event)
             # what was never accepted was no launch
             launches = -1 if data.get("refused_launch") else 0
             self._add(
