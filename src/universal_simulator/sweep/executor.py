@@ -12,7 +12,7 @@ sweep's). They are all that a new driver has after the old one died. A job resub
 *Who submits.* One driver per folder (its lock sees to that), from one thread. The driver journals the
 intent before `submit` and the end after `wait`; so after a crash a job can be running that no
 journal says has ended. A resumed driver therefore calls `attach` for each such job first and submits
-only where the answer is False.
+only where the answer is False. What an executor of another `place` began is refused before anybody is asked.
 
 *Every submission ends exactly once*, as one `JobEnd` handed out by `wait` or by `cancel`, never by
 both and never twice. After that the job can be submitted again: it goes on from its own checkpoint.
