@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -443,3 +444,11 @@ def test_a_stop_is_journalled_written_and_told_though_the_executor_cannot_end_it
         run_sweep(load_plan("smoke").model_copy(update={"max_hours": 99.0}), tmp_path / "rich", executor=Stuck())
     assert SweepState(tmp_path / "rich").finished
     assert report_path(tmp_path / "rich").exists()
+
+
+@pytest.fixture(autouse=True)
+def _interrupts_are_heard() -> Iterator[None]:
+    """A shell starts what it puts into the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
