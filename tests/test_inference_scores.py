@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_repetition import TINY
 from universal_simulator.configuration import load_config
 from universal_simulator.configuration.inference_settings import with_settings
 from universal_simulator.configuration.schema import TTCSection
@@ -15,22 +16,7 @@ from universal_simulator.experiment import run
 from universal_simulator.inference_scores import score_settings
 from universal_simulator.run_record import RunFolder, RunRecord
 
-WORDS = [
-    "training.stages=[codec,operator]",
-    "training.codec.steps=4",
-    "training.codec.patience_steps=4",
-    "training.codec.batch_size=6",
-    "training.operator.steps=6",
-    "training.operator.patience_steps=6",
-    "training.validations=1",
-    "training.validation_groups=2",
-    "training.batch_size=4",
-    "evaluation.small_groups=2",
-    "evaluation.bootstrap_samples=50",
-    "evaluation.classical_points=[32]",
-    "evaluation.steps=8",
-    "ttc.reward_steps=5",
-]
+WORDS = [*TINY, "training.stages=[codec,operator]", "ttc.reward_steps=5"]
 
 
 def trained(folder: Path, data: Dataset, *more: str) -> tuple[RunFolder, RunRecord]:

@@ -123,8 +123,7 @@ def _ensemble(
     initial = first.fields[:, 0]
     raw = sampler.rollout_members(initial, first.parameters, request.steps, seed=request.seed)
     members = guard_members(sampler, raw, initial)
-    alone = sampler.guard(sampler.rollout(initial, first.parameters, request.steps), initial)
-    mean, members, reasons = _recalibrated(subject, first, members, alone)
+    mean, members, reasons = _recalibrated(subject, sampler, first, members)
     given = initial[:, None, None].expand(-1, members.shape[1], -1, -1, -1)
     whole = torch.cat([given, members], dim=2)
     mean = torch.cat([initial[:, None], mean], dim=1)
@@ -143,11 +142,11 @@ def _ensemble(
 
 
 def _recalibrated(
-    subject: Subject, first: Trajectories, members: Tensor, operator: Tensor
+    subject: Subject, sampler: EnsemblePredictor, first: Trajectories, members: Tensor
 ) -> tuple[Tensor, Tensor, str]:
     """Their regime's centre, members (B, M, T, C, X) about it under its scales, and why where it has none.
 
-    operator (B, T, C, X): the deterministic rollout, guarded.
+    The operator is only rolled out where it has a share in the centre.
     """
     rules = EnsembleRules.of(
         first,
@@ -164,6 +163,9 @@ def _recalibrated(
             reasons.append(f"{label}: {rules.why_uncalibrated(label)}")
         else:
             scaled = Recalibration(calibration.at(members.shape[1]).scale).apply(members[rows]).to(members)
-            centres[rows] = calibration.centred(mean[rows], operator[rows])
+            if calibration.centre:
+                initial = first.fields[rows, 0]
+                alone = sampler.rollout(initial, first.parameters[rows], members.shape[2])
+                centres[rows] = calibration.centred(mean[rows], sampler.guard(alone, initial))
             out[rows] = scaled + (centres[rows] - mean[rows])[:, None]
     return centres, out, "; ".join(reasons)

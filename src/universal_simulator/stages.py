@@ -29,7 +29,7 @@ from universal_simulator.configuration.schema import (
 )
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.errors import DivergenceError
-from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames
+from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames, relative_frames
 from universal_simulator.evaluation.uncertainty import crps_frames
 from universal_simulator.inference.ensemble import StochasticPredictor
 from universal_simulator.inference.predictor import SurrogatePredictor
@@ -287,17 +287,13 @@ def ensemble_score(
 def ensemble_errors(
     surrogate: Surrogate, *, guards: GuardsConfig, truth: Trajectories, rules: EnsembleValidation
 ) -> Tensor:
-    """Fair CRPS of guarded rollouts of each trajectory, relative to each frame's rms, (B,).
-
-    The rms has a floor of a thousandth of the first frame's, so that a field that has died does
-    not decide.
-    """
+    """Fair CRPS of guarded rollouts of each trajectory, relative to each frame's rms, (B,)."""
     part = truth.of_first_groups(rules.groups)
     predictor = StochasticPredictor(surrogate, guards, members=rules.members)
     initial, target = _asked(part, rules)
     members = predictor.rollout_members(initial, part.parameters, target.shape[1], seed=VALIDATION_SEED)
     guarded = torch.stack([predictor.guard(member, initial) for member in members.unbind(1)], dim=1)
-    return _relative(crps_frames(guarded, target), initial, target)
+    return relative_frames(crps_frames(guarded, target), initial, target).mean(dim=1)
 
 
 def operator_errors(
@@ -308,18 +304,12 @@ def operator_errors(
     predictor = SurrogatePredictor(surrogate, guards)
     initial, target = _asked(part, rules)
     fields = predictor.guard(predictor.rollout(initial, part.parameters, target.shape[1]), initial)
-    return _relative((fields - target).abs().double().mean(dim=(-2, -1)), initial, target)
+    error = (fields - target).abs().double().mean(dim=(-2, -1))
+    return relative_frames(error, initial, target).mean(dim=1)
 
 
 def _asked(part: Trajectories, rules: EnsembleValidation) -> tuple[Tensor, Tensor]:
     return part.fields[:, 0], part.fields[:, 1 : None if rules.steps is None else 1 + rules.steps]
-
-
-def _relative(error: Tensor, initial: Tensor, target: Tensor) -> Tensor:
-    """error (B, T) over the rms of each frame of target (B, T, C, X), mean over frames."""
-    rms = target.square().mean(dim=(-2, -1)).sqrt()
-    floor = 1e-3 * initial.square().mean(dim=(-2, -1)).sqrt()
-    return (error / torch.maximum(rms, floor[:, None])).mean(dim=1)
 
 
 def _mean_nrmse(prediction: Tensor, truth: Tensor, *, initial: Tensor | None = None) -> float:

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
 from tests.inference.test_search import model, world
+from tests.scripts import script
 from universal_simulator.evaluation.equal_cost import KINDS, Answer, Spent
-
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "ttc_ablation.py"
 
 
 @pytest.fixture(scope="module")
 def ablation() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("ttc_ablation", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["ttc_ablation"] = module  # dataclasses look their annotations up there
-    specification.loader.exec_module(module)
-    return module
+    return script("ttc_ablation")
 
 
 def test_seeds_are_pooled_per_initial_condition_before_they_are_paired(ablation: ModuleType) -> None:

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
 from tests.inference.test_search import model, world
-
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "ttc_bound.py"
+from tests.scripts import script
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("ttc_bound", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["ttc_bound"] = module  # dataclasses look their annotations up there
-    specification.loader.exec_module(module)
-    return module
+def bound() -> ModuleType:
+    return script("ttc_bound")
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_side_that_the_state_tells_is_found_and_one_that_it_does_not_is_not(
-    script: ModuleType, known: bool
+    bound: ModuleType, known: bool
 ) -> None:
     def sets(seed: int) -> object:
         generator = torch.Generator().manual_seed(seed)
@@ -36,17 +26,17 @@ def test_a_side_that_the_state_tells_is_found_and_one_that_it_does_not_is_not(
         features = torch.randn(400, 3, generator=generator).double()
         side = features[:, 1] if known else torch.randn(400, generator=generator).double()
         error = side[:, None] * directions[:, 0] + 0.1 * torch.randn(400, 32, generator=generator).double()
-        return script.Sets(directions, error, features, script.rms(error)[:, None])
+        return bound.Sets(directions, error, features, bound.rms(error)[:, None])
 
-    found = script.bound(sets(0), sets(1))
+    found = bound.bound(sets(0), sets(1))
     assert found["span"] > 0.8, "the error lies in the span"
     assert abs(found["constant"]) < 0.05, "on either side as often"
     state = found["state, ridge 0.01"]
     assert state > 0.8 if known else abs(state) < 0.1
 
 
-def test_sets_of_a_search_hold_every_direction(script: ModuleType) -> None:
-    found = script.sets_of(model(), world(3), beam=3)
+def test_sets_of_a_search_hold_every_direction(bound: ModuleType) -> None:
+    found = bound.sets_of(model(), world(3), beam=3)
     assert found.directions.shape[:2] == (9, 2 + 1 + 3), "three segments of three trajectories"
     assert bool(torch.isfinite(found.features).all())
-    assert 0 < script.saved(script.span(found), found) <= 1
+    assert 0 < bound.saved(bound.span(found), found) <= 1

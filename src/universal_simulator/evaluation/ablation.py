@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.device import synchronise
 from universal_simulator.errors import UserError
+from universal_simulator.evaluation.accuracy import relative_frames
 from universal_simulator.evaluation.contract import FieldPredictor, stochastic
 from universal_simulator.evaluation.ensemble import (
     EnsembleRules,
@@ -49,7 +50,8 @@ class Answer:
     """One predictor, one regime, one seed.
 
     nrmse, nrmse_raw, crps (B, T): of the recalibrated centre or the single answer; of the members' own
-    mean; of the members as they are. metrics, curves: of the ensemble (`ensemble_metrics`). seconds, flops: per trajectory.
+    mean; of the members as they are. metrics, curves: of the ensemble (`ensemble_metrics`). seconds,
+    flops: per trajectory.
     """
 
     nrmse: Tensor
@@ -106,7 +108,8 @@ def answer(
             seconds += found.seconds + (alone_s if calibration is not None and calibration.centre else 0.0)
         nrmse.append(nrmse_of(batch, guarded)[1].double())
         nrmse_raw.append(nrmse_of(batch, mean)[1].double())
-        crps.append(_relative(score, batch))
+        whole = batch.fields.double()
+        crps.append(relative_frames(score.double(), whole[:, 0], whole[:, 1:]))
     metrics: dict[str, Metric] = {}
     curves: Curves = {}
     if measured:
@@ -189,11 +192,3 @@ def verdict(gain: Metric) -> Verdict:
     if gain.low > 0:
         return "better"
     return "worse" if gain.high < 0 else "indistinguishable"
-
-
-def _relative(error: Tensor, batch: Trajectories) -> Tensor:
-    """error (B, T) over the rms of each frame, which has a floor of a thousandth of the first one's."""
-    truth = batch.fields[:, 1:].double()
-    rms = truth.square().mean(dim=(-2, -1)).sqrt()
-    floor = 1e-3 * batch.fields[:, 0].double().square().mean(dim=(-2, -1)).sqrt()
-    return error.double() / torch.maximum(rms, floor[:, None])

@@ -122,3 +122,13 @@ def rmse_fourier(predicted: Fields, truth: Fields) -> dict[str, PerSample]:
     """
     spectrum = torch.fft.rfft(predicted - truth, norm="forward").abs()
     return {name: spectrum[..., low:high].flatten(1).mean(dim=1) for name, (low, high) in BANDS.items()}
+
+
+def relative_frames(error: Tensor, initial: Tensor, truth: Tensor) -> Tensor:
+    """error (B, T), in the field's unit, over the rms of each frame of truth (B, T, C, X).
+
+    The rms has a floor of a thousandth of that of initial (B, C, X): a field that has died does not decide.
+    """
+    rms = truth.square().mean(dim=(-2, -1)).sqrt()
+    floor = 1e-3 * initial.square().mean(dim=(-2, -1)).sqrt()
+    return error / torch.maximum(rms, floor[:, None])

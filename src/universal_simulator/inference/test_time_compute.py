@@ -11,14 +11,13 @@ per sample (`inference/rewards.py`) and combined,
 and the partial trajectories go on from ends_b + guidance_lambda (answer - mean of ends) (combine:
 average) or from the P candidates that cost least (pick). A third way (regress) asks no reward about
 candidates: the answer is the mean moved along its directions by weights fitted to the state
-(`model/combination.py`). Within the segment the frames are the mean
-of the partial trajectories, moved to the answer in proportion to time.
+(`model/combination.py`). Within the segment the frames are the mean of the partial trajectories,
+moved to the answer in proportion to time.
 
 It acts on a sample while its `max_evaluations` last and only where the plain rollout's cost exceeds
 `residual_threshold` times its 95th percentile in training; elsewhere the rollout goes on plainly.
-Every operator step and corrector sample beyond the plain rollout is counted per sample;
-evaluations of the reward are counted beside, and all of them add up to operations in the unit
-of an operator step (`inference/operations.py`).
+Every operator step and corrector sample beyond the plain rollout is counted per sample, evaluations of
+the reward beside; all add up to operations in the unit of an operator step (`inference/operations.py`).
 
 `rewarded=False` takes the mean of the partial trajectories for the answer, without candidates, corrector
 or reward, and `schedule` says who acts where in place of threshold and budget: the controls
