@@ -216,6 +216,27 @@ def test_calibration_of_the_file_is_used_and_never_scored_on_its_own_data(
             assessment.evaluate(released, suite=suite, data_file=smoke_data.path)
 
 
+def test_a_rollout_file_is_centred_where_calibration_put_it(
+    released: Path, smoke_data: Dataset, tmp_path: Path
+) -> None:
+    surrogate = load_surrogate(released)
+    entry = surrogate.architecture.calibration
+    assert entry is not None
+    means = {}
+    for share in (0.0, 1.0):
+        moved = entry.model_copy(update={"centres": (share,) * len(entry.regimes)})
+        surrogate.architecture = surrogate.architecture.model_copy(update={"calibration": moved})
+        save_surrogate(surrogate, released)
+        for members in (1, 6):
+            out = tmp_path / f"{share}-{members}.nc"
+            request = RolloutRequest(steps=4, index=1, count=2, members=members, seed=7)
+            rollout_to_file(released, smoke_data.path, out, request)
+            found = xarray.open_dataset(out, engine="h5netcdf")
+            means[share, members] = found["u" if members == 1 else "u_mean"].values
+    assert np.allclose(means[1.0, 6], means[1.0, 1], atol=1e-6), "the operator's own rollout"
+    assert not np.allclose(means[0.0, 6], means[0.0, 1], atol=1e-6)
+
+
 def test_rollout_file_holds_members_mean_and_quantiles(
     released: Path, smoke_data: Dataset, tmp_path: Path
 ) -> None:
