@@ -424,6 +424,10 @@ def test_the_centre_is_the_mixture_with_the_lowest_nrmse() -> None:
     # of two independent errors a, b the best share of the second is a^2 / (a^2 + b^2)
     assert fit_centre(truth + one, truth + two, truth) == pytest.approx(0.5, abs=0.06)
     assert fit_centre(truth + 2 * one, truth + two, truth) == pytest.approx(0.8, abs=0.06)
+    # what four trajectories cannot tell from noise leaves the operator where it is
+    harder = torch.tensor([0.2, 2.0, 0.3, 1.0])[:, None, None, None]
+    mixed = truth[:4] + one[:4] * harder
+    assert fit_centre(mixed, truth[:4] + two[:4] * harder.flip(0), truth[:4]) == 1.0
 
 
 def test_intervals_are_those_of_the_mean_over_groups() -> None:

@@ -109,7 +109,8 @@ def fit_centre(mean: Tensor, operator: Tensor, truth: Tensor) -> float:
 
     Each relative to rms(truth) of its frame (floor: a thousandth of the sample's largest), all
     (B, T, C, X). On a grid of 21 values: the mean of roots is flat at its lowest, and w is known no
-    better from few trajectories.
+    better from few trajectories. Where the gain over w = 1, the operator, is within two standard
+    errors over the samples it is taken for noise, and the operator stays the centre.
     """
     away, miss = (operator - mean).double(), (mean - truth).double()
     size = truth.double().square().mean(dim=(-2, -1))
@@ -118,8 +119,12 @@ def fit_centre(mean: Tensor, operator: Tensor, truth: Tensor) -> float:
         v.mean(dim=(-2, -1)) / size for v in (miss.square(), miss * away, away.square())
     )
     shares = torch.linspace(0, 1, CENTRES, dtype=torch.float64, device=mean.device)[:, None, None]
-    loss = (whole + 2 * shares * cross + shares.square() * square).clamp_min(0).sqrt().mean(dim=(1, 2))
-    return float(shares[loss.argmin(), 0, 0])
+    loss = (whole + 2 * shares * cross + shares.square() * square).clamp_min(0).sqrt().mean(dim=2)
+    best = int(loss.mean(dim=1).argmin())
+    gain = loss[-1] - loss[best]
+    if len(gain) < 2 or gain.mean() <= 2 * gain.std() / math.sqrt(len(gain)):
+        return 1.0
+    return float(shares[best, 0, 0])
 
 
 def _seen_from_centre(truth: Tensor, mean: Tensor, operator: Tensor, centre: float) -> Tensor:
