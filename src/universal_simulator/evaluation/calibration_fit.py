@@ -83,10 +83,9 @@ def fit_calibration(
         ensemble, target = torch.cat(members), torch.cat(held_truth)
         _refuse_broken(label, ensemble)
         mean, operator = ensemble_mean(ensemble), torch.cat(alone)
-        if not bool(torch.isfinite(operator).all()):
-            operator = mean
-        choice = choose(ensemble, target, regime.groups, operator=operator, smooth=smooth)
-        centres.append(fit_centre(mean, operator, target))
+        whole = bool(torch.isfinite(operator).all())
+        choice = choose(ensemble, target, regime.groups, operator=operator if whole else None, smooth=smooth)
+        centres.append(fit_centre(mean, operator, target) if whole else 0.0)
         target = _seen_from_centre(target, mean, operator, centres[-1])
         scales.append(_scales(ensemble, target, smooth)[choice])
         widths.append(best_constant_width(mean, target))
@@ -115,9 +114,7 @@ def fit_centre(mean: Tensor, operator: Tensor, truth: Tensor) -> float:
     away, miss = (operator - mean).double(), (mean - truth).double()
     size = truth.double().square().mean(dim=(-2, -1))
     size = torch.maximum(size, 1e-6 * size.amax(dim=1, keepdim=True))
-    whole, cross, square = (
-        v.mean(dim=(-2, -1)) / size for v in (miss.square(), miss * away, away.square())
-    )
+    whole, cross, square = (v.mean(dim=(-2, -1)) / size for v in (miss.square(), miss * away, away.square()))
     shares = torch.linspace(0, 1, CENTRES, dtype=torch.float64, device=mean.device)[:, None, None]
     loss = (whole + 2 * shares * cross + shares.square() * square).clamp_min(0).sqrt().mean(dim=2)
     best = int(loss.mean(dim=1).argmin())
