@@ -37,14 +37,20 @@ def drive(
     *,
     kill_at: int | None = None,
     where: str = "",
+    told: bool = False,
 ) -> Outcome:
-    """All jobs to their end; killed once at append `kill_at`, the next driver comes five minutes later."""
+    """All jobs to their end; killed once at append `kill_at`, the next driver comes five minutes later.
+
+    told: it is killed when the last end was told instead; the service did not destroy what it said it did.
+    """
     clock = SteppedClock()
     service.reset(clock)
     world = World(service, jobs)
     clock.world = world
     driver = Driver(world, folder, ceiling_usd=50.0)
     world.kill_in, world.kill_where = kill_at, where
+    if told:
+        service.plan("destroy", *["ignored"] * 500)
     kills = 0
     driver.start()
     for name in jobs:
@@ -60,12 +66,15 @@ def drive(
                     driver.submit(name)
         elif driver.at_work:
             driver.wait(600.0)
-        elif service.live("usim-"):
-            driver.wait(60.0)
-            assert driver.executor is not None
-            driver.executor.cancel_all()
+        elif told and kills == 0:
+            assert service.live("usim-")
+            driver.executor = None
+            service.calm()
         else:
-            break
+            # what is still rented, and nobody waits for, is the closing driver's
+            driver.close()
+            if driver.executor is not None:
+                break
     return Outcome(world, driver, kills)
 
 
@@ -100,6 +109,16 @@ def kill_everywhere(service: LoopbackVast, folder: Path, jobs: dict[str, float])
 
 def test_killed_at_every_append_one_job_is_paid_once(service: LoopbackVast, tmp_path: Path) -> None:
     assert kill_everywhere(service, tmp_path, {"train:a": 1200.0}) == 21
+
+
+def test_killed_when_the_last_end_was_told_no_instance_is_forgotten(
+    service: LoopbackVast, tmp_path: Path
+) -> None:
+    """The next driver has nothing to submit and nothing to attach to."""
+    jobs = {"train:a": 1200.0, "train:b": 1200.0}
+    outcome = drive(service, tmp_path, jobs, told=True)
+    assert outcome.kills == 1
+    check(outcome, service, jobs)
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ from universal_simulator.executors.cloud_ledger import CEILING, FILE, Lease, Led
 from universal_simulator.executors.cloud_settings import CloudSettings
 from universal_simulator.executors.vast_ai import VastExecutor
 from universal_simulator.executors.vast_client import VastClient
-from universal_simulator.sweep.executor import Job, JobEnd
+from universal_simulator.sweep.executor import Executor, Job, JobEnd
 
 JOBS = {"train:a": 1200.0, "train:b": 3600.0, "train:c": 600.0, "train:bad": 900.0}
 #: what happened, over all examples of a profile
@@ -82,7 +82,18 @@ class Driver:
         return Job(name, ("run", name), log, folder=self.folder)
 
     def start(self) -> None:
-        """A new process: nothing in memory, jobs of the old one attached to or submitted again."""
+        """A new process: nothing in memory; what there is is looked at, then jobs of the old one are attached
+        to or submitted again. One that dies before it has seen all of it is typed again."""
+        self.executor = self.process()
+        if not self._guarded(self._open):
+            return
+        for name in sorted(self.at_work):
+            found = self._guarded(lambda name=name: self._attach(name))
+            if not found or self.executor is None:
+                return
+
+    def process(self, local: Executor | None = None) -> VastExecutor:
+        """Of a driver that has not asked anybody yet."""
         self.server.dated = True
         clock = self.server.clock
         client = VastClient(
@@ -95,18 +106,38 @@ class Driver:
             request_timeout_s=5.0,
             patience_s=60.0,
         )
-        self.executor = VastExecutor(
+        return VastExecutor(
             client,
             self.settings,
             slots=3,
             workplace_of=self.world.workplace,
+            local=local,
             journal_of=self.world.journal,
             tell=self.texts.append,
         )
-        for name in sorted(self.at_work):
-            found = self._guarded(lambda name=name: self._attach(name))
-            if not found or self.executor is None:
-                return
+
+    def close(self) -> None:
+        """A driver's last act, however its sitting ended."""
+
+        def closing() -> bool:
+            assert self.executor is not None
+            try:
+                self.executor.cancel_all()
+            except ExecutorError as error:
+                self.texts.append(str(error))
+            return True
+
+        self._guarded(closing)
+
+    def _open(self) -> bool:
+        assert self.executor is not None
+        try:
+            self.executor.open(self.folder)
+        except UnreachableError as error:
+            # nobody can say: the driver ends here and is typed again later
+            self.texts.append(str(error))
+            self.executor = None
+        return self.executor is not None
 
     def _attach(self, name: str) -> bool:
         assert self.executor is not None
@@ -414,7 +445,6 @@ class RentedSweep(RuleBasedStateMachine):
         if self.driver.executor is None:
             self.driver.start()
         if self.driver.executor is not None:
-            self.driver.executor.attach("train:a", self.driver.folder)
             self.driver.executor.cancel_all()
 
     def kept(self) -> list[Lease]:

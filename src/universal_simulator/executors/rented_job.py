@@ -19,13 +19,20 @@ from universal_simulator.executors import kept_results, rental_start, rental_wor
 from universal_simulator.executors.rental_phase import Phase
 from universal_simulator.executors.rental_state import Rental
 from universal_simulator.executors.tenant import DESTROY_S
-from universal_simulator.sweep.executor import JobEnd
+from universal_simulator.sweep.executor import JobEnd, JobState
 
 PAUSE_S = 5.0
 
 
 class RentedJob(Rental):
     """Its steps and its end from here."""
+
+    @property
+    def state(self) -> JobState:
+        """As the contract's: what is not told yet waits, or is at work on its instance."""
+        if self.tellable and self.end is not None:
+            return "lost" if self.end.lost else "ended"
+        return "waiting" if self.phase in _BEFORE_ITS_WORK else "running"
 
     def step(self) -> None:
         """As far as it goes now. Raises BudgetError where renting for it would cross a ceiling."""
@@ -83,6 +90,7 @@ class RentedJob(Rental):
         return self.phase is Phase.DONE or passed_s > patience_s
 
 
+_BEFORE_ITS_WORK = (Phase.QUEUED, Phase.RENTING, Phase.LOADING, Phase.DISCARDING, Phase.RECLAIMING)
 _STEPS: dict[Phase, Callable[[Rental], None]] = {
     Phase.QUEUED: rental_start.queued,
     Phase.RENTING: rental_start.renting,

@@ -31,18 +31,6 @@ from universal_simulator.sweep.journal import Journal
 TICK_S = 1.0
 #: for verifying at the end that everything is gone
 LAST_S = 900.0
-_STATES: dict[Phase, JobState] = {
-    Phase.QUEUED: "waiting",
-    Phase.RENTING: "waiting",
-    Phase.LOADING: "waiting",
-    Phase.DISCARDING: "waiting",
-    Phase.RECLAIMING: "waiting",
-    Phase.WORKING: "running",
-    Phase.ENDING: "running",
-    Phase.COLLECTING: "running",
-    Phase.KEEPING: "running",
-    Phase.CLOSING: "running",
-}
 
 
 class VastExecutor(Executor):
@@ -75,6 +63,8 @@ class VastExecutor(Executor):
         self._aside: list[RentedJob] = []
         self._untold: list[str] = []
         self._said: dict[str, str] = {}
+        #: until when what earlier drivers left is brought home
+        self._home_by: float | None = None
 
     # --- the contract ---
 
@@ -82,6 +72,23 @@ class VastExecutor(Executor):
     def place(self) -> str:
         """The service at its address."""
         return f"{super().place} {self._client.base_url}"
+
+    def open(self, folder: Path | str) -> None:
+        """Adopts, reaps and recalls, wherever something was ever rented for this folder."""
+        self._tenant(Path(folder), make=False)
+
+    def bring_home(self, timeout_s: float) -> bool:
+        """For a start and the patience with results, once; what does not answer is left to `cancel_all`."""
+        until = self._client.clock() + timeout_s
+        if self._home_by is None:
+            patience_s = self._settings.startup_s + self._settings.results_patience_s
+            self._home_by = self._client.clock() + patience_s
+        while any(self._comes_home(rental) for rental in self._aside):
+            if self._client.clock() >= min(until, self._home_by):
+                return self._client.clock() < self._home_by
+            self._step()
+            self._client.pause(min(self._idle_s(), timeout_s))
+        return False
 
     def submit(self, job: Job) -> None:
         if self._is_local(job.job_id):
@@ -155,12 +162,7 @@ class VastExecutor(Executor):
         if self._is_local(job_id):
             assert self._local is not None
             return self._local.state(job_id)
-        job = self._jobs.get(job_id)
-        if job is None:
-            return "unknown"
-        if job.tellable and job.end is not None:
-            return "lost" if job.end.lost else "ended"
-        return _STATES[job.phase]
+        return self._jobs[job_id].state if job_id in self._jobs else "unknown"
 
     def use(self, job_id: str) -> Use:
         """Dollars from the ledger, loading included; a job without an instance costs none."""
@@ -319,6 +321,12 @@ class VastExecutor(Executor):
         """Its job is, on another instance: two may not write into one run folder."""
         leases = rental.tenant.ledger.of_job(rental.job.job_id)
         return any(lease.live and lease.end is None for lease in leases)
+
+    def _comes_home(self, rental: RentedJob) -> bool:
+        """What it holds is asked for; what was asked for and is given back now is verified at the end."""
+        return rental.phase not in (Phase.CLOSING, Phase.DONE) and not (
+            rental.needs_room and self._is_at_work(rental)
+        )
 
     def _has_room(self) -> bool:
         return sum(rental.at_work for rental in self._rentals()) < self.slots

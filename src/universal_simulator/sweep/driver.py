@@ -21,7 +21,7 @@ from universal_simulator.sweep.forecast import Forecast
 from universal_simulator.sweep.gates import GateResult
 from universal_simulator.sweep.interruption import Interruption, ended_after
 from universal_simulator.sweep.job_log import answer, tail
-from universal_simulator.sweep.job_queue import JobQueue
+from universal_simulator.sweep.job_queue import POLL_S, JobQueue
 from universal_simulator.sweep.jobs import DATA, data_job, evaluation_job, training_id, training_job
 from universal_simulator.sweep.journal import Journal
 from universal_simulator.sweep.leaderboard import write_leaderboard
@@ -132,7 +132,10 @@ class _Driver:
             self._tell(0.0, f"the journal's last line was torn and cut off: {self.journal.cut[:60]!r}")
         with ended_after(self.executor):
             try:
+                self.executor.open(self.folder)
                 self._phases()
+                while self.executor.bring_home(POLL_S):
+                    self.queue.check()
             except BudgetError as error:
                 self._stopped(str(error))
                 raise
@@ -144,6 +147,7 @@ class _Driver:
 
     def estimate(self) -> SweepState:
         with ended_after(self.executor):
+            self.executor.open(self.folder)
             self._data()
             self._plan_runs()
             send_canary(self.state, self.queue, lambda text: self._tell(0.05, text))

@@ -150,6 +150,21 @@ class Executor(abc.ABC):
         """
         return type(self).__name__
 
+    def open(self, folder: Path | str) -> None:
+        """Take note of whatever earlier drivers left elsewhere for this sweep, and end what nobody wants.
+
+        A sitting's first call. What was left and nobody attaches to is ended by `cancel_all`. Raises
+        UnreachableError where nobody can say what there is; then nothing may be called finished.
+        """
+        return
+
+    def bring_home(self, timeout_s: float) -> bool:
+        """Fetch what earlier sittings had to leave elsewhere, when a sitting has nothing else to run.
+
+        True while some of it is still on its way: call again. Raises BudgetError at a ceiling.
+        """
+        return False
+
     @abc.abstractmethod
     def submit(self, job: Job) -> None:
         """Accept a job, to run now or when there is room.

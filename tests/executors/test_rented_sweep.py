@@ -1,0 +1,144 @@
+"""Whole sweeps on rented instances: the real driver and queue, simulated work, the clock of the service."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.executors.loopback_vast import LoopbackVast
+from tests.executors.simulated_cloud import Killed, SimulatedWorkplace, SteppedClock, World
+from tests.executors.test_vast_client import KEY
+from tests.executors.test_vast_sweep import Driver
+from tests.sweep.fake_executor import FakeExecutor
+from universal_simulator.executors.cloud_ledger import FILE, Lease, Ledger
+from universal_simulator.executors.vast_replies import Instance
+from universal_simulator.executors.workplace import Glance, Workplace
+from universal_simulator.sweep.driver import resume_sweep, run_sweep
+from universal_simulator.sweep.executor import Job
+from universal_simulator.sweep.state import SweepState
+
+
+class RecordingWorkplace(SimulatedWorkplace):
+    """Its log grows with the work, and what comes home of a finished job is its record."""
+
+    def look(self) -> Glance:
+        glance = super().look()
+        self.job.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.job.log, "a", encoding="utf-8") as log:
+            log.write(f"{glance.pulse} s\n")
+        return glance
+
+    def fetch(self, *, finished: bool) -> int:
+        files = super().fetch(finished=finished)
+        if finished:
+            FakeExecutor().work(self.job)
+        return files
+
+
+class RecordingWorld(World):
+    """Every job takes half a minute, where nothing else is said."""
+
+    def __init__(self, server: LoopbackVast, needs_s: dict[str, float] | None = None) -> None:
+        super().__init__(server, defaultdict(lambda: 30.0, needs_s or {}))
+
+    def workplace(self, job: Job, lease: Lease, instance: Instance) -> Workplace:
+        return RecordingWorkplace(self, job, instance.id)
+
+
+class Stage:
+    """A sweep's folder, the service, and drivers one after the other."""
+
+    def __init__(self, server: LoopbackVast, folder: Path, world: RecordingWorld | None = None) -> None:
+        self.clock = SteppedClock()
+        server.reset(self.clock)
+        self.server, self.folder = server, folder
+        self.world = world or RecordingWorld(server)
+        self.world.server.on_end = self.world.machine_ends
+        self.clock.world = self.world
+        self.driver = Driver(self.world, folder, ceiling_usd=50.0)
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[LoopbackVast]:
+    with LoopbackVast(KEY, SteppedClock()) as server:
+        yield server
+
+
+def test_a_driver_killed_while_it_closes_leaves_the_last_instances_to_the_next(
+    service: LoopbackVast, tmp_path: Path
+) -> None:
+    """Every end is journalled, so the next driver has nothing to submit and nothing to attach to."""
+    stage = Stage(service, tmp_path)
+
+    def progress(share: float, what: str) -> None:
+        if what.startswith("opening the test split"):
+            service.plan("destroy", *["ignored"] * 5000)
+
+    def die() -> None:
+        raise Killed
+
+    executor = stage.driver.process(FakeExecutor())
+    executor.cancel_all = die  # type: ignore[method-assign] # of its process nothing runs after this
+    with pytest.raises(Killed):
+        run_sweep("smoke", tmp_path, executor=executor, progress=progress)
+    assert not SweepState(tmp_path).open_attempts()
+    left = service.live("usim-")
+    assert left, "destroys of the last instances were ignored"
+    assert all(lease.end is not None for lease in Ledger(tmp_path / FILE).live())
+    service.calm()
+    state = resume_sweep(tmp_path, executor=stage.driver.process(FakeExecutor()))
+    assert state.finished
+    assert not service.live("usim-")
+    assert not Ledger(tmp_path / FILE).live()
+    assert not stage.world.breaches
+    assert not stage.world.destroyed
+    assert all(count == 1 for count in service.creates.values())
+
+
+def test_a_finished_sweep_that_is_resumed_brings_home_what_was_kept(
+    service: LoopbackVast, tmp_path: Path
+) -> None:
+    """`docs/cloud.md` promises it, and no job is left that would ask for it."""
+    stage = Stage(service, tmp_path)
+    run_sweep("smoke", tmp_path, executor=stage.driver.process(FakeExecutor()))
+    stage.world.needs_s["train:late"] = 3600.0
+    executor = stage.driver.executor = stage.driver.process()
+    stage.driver.submit("train:late")
+    stage.driver.wait(1000.0)
+    (machine,) = service.live("usim-")
+    stage.world.cuts(machine)
+    stage.driver.cancel("train:late")
+    executor.cancel_all()
+    assert [lease.instance_id for lease in Ledger(tmp_path / FILE).all_kept()] == [machine.id]
+    before = stage.world.saved_s["train:late"]
+    stage.world.cuts(machine)
+    resume_sweep(tmp_path, executor=stage.driver.process(FakeExecutor()))
+    assert stage.world.saved_s["train:late"] > before
+    assert not service.live("usim-")
+    assert not stage.world.destroyed
+
+
+def test_a_kept_instance_that_stays_dumb_delays_the_end_of_a_sweep_and_not_for_ever(
+    service: LoopbackVast, tmp_path: Path
+) -> None:
+    stage = Stage(service, tmp_path)
+    executor = stage.driver.executor = stage.driver.process()
+    stage.world.needs_s["train:late"] = 3600.0
+    stage.driver.submit("train:late")
+    stage.driver.wait(1000.0)
+    (machine,) = service.live("usim-")
+    stage.world.cuts(machine)
+    stage.driver.cancel("train:late")
+    executor.cancel_all()
+    again = stage.driver.process()
+    again.open(tmp_path)
+    begun = stage.clock()
+    while again.bring_home(60.0):
+        pass
+    settings = stage.driver.settings
+    assert settings.startup_s < stage.clock() - begun < settings.startup_s + settings.results_patience_s + 120
+    assert machine.cur_state == "stopped"
+    assert [lease.instance_id for lease in Ledger(tmp_path / FILE).all_kept()] == [machine.id]
