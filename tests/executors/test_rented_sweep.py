@@ -13,11 +13,14 @@ from tests.executors.simulated_cloud import Killed, SimulatedWorkplace, SteppedC
 from tests.executors.test_vast_client import KEY
 from tests.executors.test_vast_sweep import Driver
 from tests.sweep.fake_executor import FakeExecutor
+from tests.sweep.test_job_queue import planned, quiet, trainings
+from universal_simulator.errors import BudgetError
 from universal_simulator.executors.cloud_ledger import FILE, Lease, Ledger
 from universal_simulator.executors.vast_replies import Instance
 from universal_simulator.executors.workplace import Glance, Workplace
 from universal_simulator.sweep.driver import resume_sweep, run_sweep
 from universal_simulator.sweep.executor import Job
+from universal_simulator.sweep.job_queue import JobQueue
 from universal_simulator.sweep.state import SweepState
 
 
@@ -142,3 +145,29 @@ def test_a_kept_instance_that_stays_dumb_delays_the_end_of_a_sweep_and_not_for_e
     assert settings.startup_s < stage.clock() - begun < settings.startup_s + settings.results_patience_s + 120
     assert machine.cur_state == "stopped"
     assert [lease.instance_id for lease in Ledger(tmp_path / FILE).all_kept()] == [machine.id]
+
+
+def test_at_the_executor_s_own_ceiling_every_end_is_journalled_with_its_dollars(
+    service: LoopbackVast, tmp_path: Path
+) -> None:
+    """It ends everything by itself; the driver, stopped by that, still pays for what ran."""
+    state = planned(tmp_path, max_hours=1000.0)
+    jobs = trainings(state)[:2]
+    stage = Stage(service, tmp_path, RecordingWorld(service, {job.job_id: 36000.0 for job in jobs}))
+    stage.driver.settings = stage.driver.settings.model_copy(update={"ceiling_usd": 2.0})
+    executor = stage.driver.process()
+    executor.slots = 2
+    with pytest.raises(BudgetError, match=r"the ceiling of \$2.00 would be crossed") as caught:
+        JobQueue(state, executor).run(jobs, quiet)
+    assert not getattr(caught.value, "__notes__", [])
+    ends = {event.data["job"]: event.data for event in state.journal.of("job_ended")}
+    assert ends.keys() == {job.job_id for job in jobs}
+    assert all(end["interrupted"] and end["seconds"] > 300 for end in ends.values())
+    known = Ledger(tmp_path / FILE).spent_usd(stage.clock())
+    assert sum(end["usd"] for end in ends.values()) == pytest.approx(known, abs=1e-3)
+    assert known > 0.2
+    assert not state.open_attempts()
+    assert not service.live("usim-")
+    # and only once
+    assert [executor.cancel(job.job_id) for job in jobs] == [None, None]
+    assert executor.wait(1.0) == []

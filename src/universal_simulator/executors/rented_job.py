@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 
 from universal_simulator.errors import ExecutorError, UnreachableError
 from universal_simulator.executors import kept_results, rental_start, rental_work
 from universal_simulator.executors.rental_phase import Phase
 from universal_simulator.executors.rental_state import Rental
 from universal_simulator.executors.tenant import DESTROY_S
-from universal_simulator.sweep.executor import JobEnd, JobState
+from universal_simulator.sweep.executor import JobEnd, JobState, Use
 
 PAUSE_S = 5.0
 
@@ -33,6 +34,21 @@ class RentedJob(Rental):
         if self.tellable and self.end is not None:
             return "lost" if self.end.lost else "ended"
         return "waiting" if self.phase in _BEFORE_ITS_WORK else "running"
+
+    @property
+    def use(self) -> Use:
+        """Dollars from the ledger, loading included; a job without an instance costs none."""
+        lease = self.lease and self.tenant.ledger.leases.get(self.lease.label)
+        if lease is None or self.needs_room:
+            return Use(usd=0.0)
+        return Use(usd=lease.spent_usd(self.now()) - lease.usd_before_wake)
+
+    @property
+    def billed_end(self) -> JobEnd:
+        """Named by its lease and how often that was woken; what it has cost by now."""
+        assert self.end is not None
+        name = self.lease.submission if self.lease is not None else ""
+        return replace(self.end, usd=self.use.usd, submission=name)
 
     def step(self) -> None:
         """As far as it goes now. Raises BudgetError where renting for it would cross a ceiling."""

@@ -8,7 +8,6 @@ cross the ceiling, and nothing stays rented when the sweep ends. Jobs named in `
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from universal_simulator.errors import BudgetError, ExecutorError, UnreachableError
@@ -165,14 +164,7 @@ class VastExecutor(Executor):
         return self._jobs[job_id].state if job_id in self._jobs else "unknown"
 
     def use(self, job_id: str) -> Use:
-        """Dollars from the ledger, loading included; a job without an instance costs none."""
-        job = self._jobs.get(job_id)
-        if job is None:
-            return Use()
-        lease = job.lease and job.tenant.ledger.leases.get(job.lease.label)
-        if lease is None or job.needs_room:
-            return Use(usd=0.0)
-        return Use(usd=lease.spent_usd(job.now()) - lease.usd_before_wake)
+        return self._jobs[job_id].use if job_id in self._jobs else Use()
 
     def billed_usd(self, folder: Path | str) -> float | None:
         tenant = self._tenants.get(Path(folder).absolute())
@@ -186,11 +178,11 @@ class VastExecutor(Executor):
         if job is None or (job.end is not None and job_id not in self._untold):
             return None
         try:
-            end = job.cancel()
+            job.cancel()
         except CloudError as error:
             raise UnreachableError(f"{job_id} may still be at work: {error}") from error
         self._untold = [name for name in self._untold if name != job_id]
-        return end and self._with_bill(job, end)
+        return job.billed_end
 
     def tail(self, job_id: str, lines: int = 12) -> str:
         if self._is_local(job_id):
@@ -202,7 +194,9 @@ class VastExecutor(Executor):
     def cancel_all(self) -> None:
         """Also gives back what nobody drives any more. What could not be brought home is kept, stopped, and
         told; ExecutorError, naming the instances, where others are not verified to be gone: they may bill."""
-        troubles = self._end_all()
+        troubles = [] if self._local is None else failing(self._local.cancel_all)
+        troubles += self._end_all()
+        self._untold.clear()
         self._tell_kept()
         if troubles:
             raise ExecutorError(
@@ -332,14 +326,9 @@ class VastExecutor(Executor):
         return sum(rental.at_work for rental in self._rentals()) < self.slots
 
     def _ends(self) -> list[JobEnd]:
-        ended = [self._jobs[name] for name in self._untold]
+        ends = [self._jobs[name].billed_end for name in self._untold]
         self._untold.clear()
-        return [self._with_bill(job, job.end) for job in ended if job.end is not None]
-
-    def _with_bill(self, job: RentedJob, end: JobEnd) -> JobEnd:
-        """Named by its lease and how often that was woken; what it has cost by now."""
-        name = job.lease.submission if job.lease is not None else ""
-        return replace(end, usd=self.use(job.job.job_id).usd, submission=name)
+        return ends
 
     def _say(self, name: str, job: RentedJob) -> None:
         text = f"{name}: {job.phase.value}" + (f" ({job.trouble})" if job.trouble else "")
@@ -355,8 +344,13 @@ class VastExecutor(Executor):
             self._tell(f"no complete look at what is rented: {error}")
 
     def _wind_down(self, reason: str) -> None:
-        """Everything home or kept, and given back, then the end. What the ceiling cannot hold is destroyed."""
+        """Everything home or kept, and given back, then the end. What the ceiling cannot hold is destroyed.
+
+        The ends of it, and jobs of this machine, are the driver's to `cancel` and to pay before it stops.
+        """
+        told = {name for name, job in self._jobs.items() if job.tellable and name not in self._untold}
         troubles = self._end_all()
+        self._untold = [name for name, job in self._jobs.items() if job.end is not None and name not in told]
         for tenant in self._tenants.values():
             troubles += destroy_above_the_ceiling(tenant)
         told = (
@@ -367,9 +361,6 @@ class VastExecutor(Executor):
 
     def _end_all(self) -> list[str]:
         """Everything at work to its end, one failure no matter to the others; what went wrong, in words."""
-        troubles: list[str] = []
-        if self._local is not None:
-            troubles += failing(self._local.cancel_all)
         for tenant in self._tenants.values():
             held = {rental.lease.label for rental in self._rentals() if rental.lease is not None}
             for lease in tenant.ledger.live():
@@ -377,8 +368,7 @@ class VastExecutor(Executor):
                     self._take_over(lease, tenant, tenant.ledger.path.parents[1])
         # what still stands still is left so
         self._aside = [rental for rental in self._aside if not rental.needs_room]
-        troubles += give_back(self._rentals(), self._client, LAST_S)
-        self._untold.clear()
+        troubles = give_back(self._rentals(), self._client, LAST_S)
         for tenant in self._tenants.values():
             troubles += failing(tenant.reap)
             left = [lease for lease in tenant.ledger.live() if not lease.kept]
