@@ -20,8 +20,11 @@ from universal_simulator.executors.vast_replies import Instance
 from universal_simulator.executors.workplace import Glance, Workplace
 from universal_simulator.sweep.driver import resume_sweep, run_sweep
 from universal_simulator.sweep.executor import Job
+from universal_simulator.sweep.heartbeat import Heartbeat
 from universal_simulator.sweep.job_queue import JobQueue
+from universal_simulator.sweep.plan import Budget, Ceiling
 from universal_simulator.sweep.state import SweepState
+from universal_simulator.sweep.work_clock import WorkClock
 
 
 class RecordingWorkplace(SimulatedWorkplace):
@@ -46,6 +49,20 @@ class RecordingWorld(World):
 
     def __init__(self, server: LoopbackVast, needs_s: dict[str, float] | None = None) -> None:
         super().__init__(server, defaultdict(lambda: 30.0, needs_s or {}))
+
+    #: from when to when this machine has no network
+    outage: tuple[float, float] = (0.0, 0.0)
+    gone = False
+
+    def tick(self) -> None:
+        super().tick()
+        gone = self.outage[0] <= self.server.clock() < self.outage[1]
+        if gone != self.gone:
+            self.gone = gone
+            self.cut = set(self.server.machines) if gone else set()
+            self.server.calm()
+            for endpoint in ("list", "one", "destroy", "change", "search") if gone else ():
+                self.server.plan(endpoint, *["503"] * 5000)
 
     def workplace(self, job: Job, lease: Lease, instance: Instance) -> Workplace:
         return RecordingWorkplace(self, job, instance.id)
@@ -171,3 +188,61 @@ def test_at_the_executor_s_own_ceiling_every_end_is_journalled_with_its_dollars(
     # and only once
     assert [executor.cancel(job.job_id) for job in jobs] == [None, None]
     assert executor.wait(1.0) == []
+
+
+@pytest.mark.parametrize("instance_waits", [True, False])
+def test_a_network_that_is_gone_for_an_hour_ends_no_sweep_and_is_no_stall(
+    service: LoopbackVast, tmp_path: Path, instance_waits: bool
+) -> None:
+    """Also where the instance stopped itself meanwhile: it is woken, and the job goes on from its checkpoint."""
+    state = planned(tmp_path, max_hours=1000.0, stall_timeout_s=1800.0)
+    jobs = trainings(state)[:2]
+    world = RecordingWorld(service, {job.job_id: 9000.0 for job in jobs})
+    stage = Stage(service, tmp_path, world)
+    world.silence_s = 1e6 if instance_waits else 1800.0
+    begun = stage.clock()
+    world.outage = (begun + 1800.0, begun + 1800.0 + 3600.0)
+    executor = stage.driver.process()
+    seen = set()
+
+    def look() -> None:
+        if world.outage[0] + 120 < stage.clock() < world.outage[1]:
+            seen.update(executor.state(job.job_id) for job in jobs)
+
+    heartbeat = Heartbeat(executor, 1800.0, clock=stage.clock)
+    queue = JobQueue(state, executor, heartbeat=heartbeat, clock=WorkClock(stage.clock), check=look)
+    queue.run(jobs, quiet)
+    executor.cancel_all()
+    assert all(state.done(job.job_id) for job in jobs)
+    assert seen == {"unknown"}
+    assert not state.journal.of("job_stalled")
+    lost = [event.data["lost"] for event in state.journal.of("job_ended")]
+    assert lost == ([False, False] if instance_waits else [True, True, False, False])
+    assert max(world.worked_s.values()) <= 9000.0 + (0 if instance_waits else 60.0)
+    assert not service.live("usim-")
+    assert not world.breaches
+
+
+def test_an_overspending_job_that_nobody_answers_for_is_ended_when_somebody_does(
+    service: LoopbackVast, tmp_path: Path
+) -> None:
+    """One of two is over the ceiling of its run while the network is gone: the sweep goes on."""
+    ceilings = Budget(run=Ceiling(hours=1.0))
+    state = planned(tmp_path, max_hours=1000.0, budget=ceilings)
+    long, short = trainings(state)[:2]
+    world = RecordingWorld(service, {long.job_id: 36000.0, short.job_id: 3000.0})
+    stage = Stage(service, tmp_path, world)
+    world.silence_s = 1e6
+    world.outage = (stage.clock() + 3500.0, stage.clock() + 7200.0)
+    executor = stage.driver.process()
+    clock = WorkClock(stage.clock)
+    heartbeat = Heartbeat(executor, 1e6, clock=stage.clock)
+    JobQueue(state, executor, heartbeat=heartbeat, clock=clock).run([long, short], quiet)
+    assert state.done(short.job_id)
+    assert state.failed_for_good(long.job_id)
+    assert "its ceiling in the plan" in state.last_words(long.job_id)
+    assert state.attempts(long.job_id) == 1
+    executor.cancel_all()
+    # asked to end where nobody heard it, its patience passed: it is kept with what it holds
+    kept = [lease.instance_id for lease in Ledger(tmp_path / FILE).all_kept()]
+    assert [(machine.id, machine.cur_state) for machine in service.live("usim-")] == [(kept[0], "stopped")]

@@ -141,7 +141,7 @@ def test_a_lost_job_is_told_only_when_its_instance_is_seen_stopped(stage: Stage)
     stage.driver.wait(3600.0)
     assert stage.codes() == [], "it may still be at work"
     assert stage.driver.executor is not None
-    assert stage.driver.executor.state("train:a") == "running"
+    assert stage.driver.executor.state("train:a") == "unknown"
     stage.server.calm()
     stage.driver.wait(300.0)
     assert stage.codes() == [-255]

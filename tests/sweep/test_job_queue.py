@@ -246,6 +246,12 @@ def test_silence_alone_is_no_stall(tmp_path: Path) -> None:
         assert not stalls(50)
     executor.says = "running"
     assert stalls(25)
+    heartbeat.forget(job.job_id)
+    assert not stalls(6)
+    executor.says = "unknown"
+    assert not stalls(4), "it counts no time in which nobody answers,"
+    executor.says = "running"
+    assert not stalls(2), "also when somebody does again before the timeout"
     metrics = tmp_path / "metrics_operator.jsonl"
     heartbeat.forget(job.job_id)
     for step in range(8):

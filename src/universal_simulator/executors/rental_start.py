@@ -101,6 +101,7 @@ def begin_working(rental: Rental) -> None:
     assert rental.lease is not None
     rental.lease = rental.tenant.ledger.placed(rental.lease.label, rental.now())
     rental.pulse_at = rental.copied_at = rental.now()
+    rental.silence.heard()
     rental.go(Phase.WORKING)
 
 

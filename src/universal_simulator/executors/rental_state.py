@@ -59,6 +59,8 @@ class Rental:
         self.in_doubt = False
         #: an earlier driver may have got so far; it cannot be asked any more
         self.perhaps_begun = self.lease is not None and self.lease.starting
+        #: the last step ended in the service's silence
+        self.unheard = False
         #: the service shows it stopped
         self.at_rest = False
         # at its end

@@ -30,10 +30,13 @@ class RentedJob(Rental):
 
     @property
     def state(self) -> JobState:
-        """As the contract's: what is not told yet waits, or is at work on its instance."""
+        """As the contract's: what is not told yet waits, or is at work on its instance, unless nobody said so at the
+        last look: not the instance, or not the service."""
         if self.tellable and self.end is not None:
             return "lost" if self.end.lost else "ended"
-        return "waiting" if self.phase in _BEFORE_ITS_WORK else "running"
+        if self.phase in _BEFORE_ITS_WORK:
+            return "waiting"
+        return "unknown" if self.silence.now_silent or self.unheard else "running"
 
     @property
     def use(self) -> Use:
@@ -56,7 +59,9 @@ class RentedJob(Rental):
             before = self.phase
             try:
                 _STEPS[self.phase](self)
+                self.unheard = False
             except ExecutorError as error:
+                self.unheard = True
                 self.later(str(error))
             if self.phase is before:
                 if self.due <= self.now():

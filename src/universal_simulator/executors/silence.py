@@ -37,6 +37,8 @@ class Silence:
 
     unreachable_s: float
     unanswered: int = 0
+    #: the last look had no answer
+    now_silent: bool = False
     called_ill: int = 0
     called_absent: int = 0
     quiet_s: float = 0.0
@@ -45,10 +47,11 @@ class Silence:
     def heard(self) -> None:
         """It answered: everything before is forgotten."""
         self.unanswered = self.called_ill = self.called_absent = 0
-        self.quiet_s, self._last = 0.0, None
+        self.quiet_s, self._last, self.now_silent = 0.0, None, False
 
     def unheard(self, now: float, health: Health | None) -> None:
         """It did not answer at `now`, and the service says `health`; None where that is silent too."""
+        self.now_silent = True
         if health is not None and self._last is not None:
             self.quiet_s += max(0.0, now - self._last)
         self._last = now if health is not None else None

@@ -348,9 +348,9 @@ class VastExecutor(Executor):
 
         The ends of it, and jobs of this machine, are the driver's to `cancel` and to pay before it stops.
         """
-        told = {name for name, job in self._jobs.items() if job.tellable and name not in self._untold}
+        before = {name for name, job in self._jobs.items() if job.tellable and name not in self._untold}
         troubles = self._end_all()
-        self._untold = [name for name, job in self._jobs.items() if job.end is not None and name not in told]
+        self._untold = [name for name, job in self._jobs.items() if job.end is not None and name not in before]
         for tenant in self._tenants.values():
             troubles += destroy_above_the_ceiling(tenant)
         told = (

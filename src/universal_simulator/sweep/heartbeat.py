@@ -26,6 +26,7 @@ class Stall:
 class _Sign:
     files: dict[str, int]
     since: float
+    looked: float
     words: str | None = None
 
 
@@ -33,7 +34,7 @@ class Heartbeat:
     """Watches jobs by the sizes of their files, and asks the executor before it calls one stalled.
 
     A job that waits for a worker, or whose worker does not answer, is not stalled: silence is no
-    answer. Time is the monotonic clock's: a wall clock set back or forward changes nothing.
+    answer, and its time does not count. Time is the monotonic clock's: a wall clock set back or forward changes nothing.
     """
 
     def __init__(
@@ -53,15 +54,20 @@ class Heartbeat:
         now, files = self.clock(), _files(job)
         sign = self._seen.get(job.job_id)
         if sign is None or sign.files != files:
-            self._seen[job.job_id] = _Sign(files, now)
+            self._seen[job.job_id] = _Sign(files, now, now)
             return None
+        at_work = self.executor.state(job.job_id) == "running"
+        since = sign.since if at_work else sign.since + now - sign.looked
+        self._seen[job.job_id] = sign = replace(sign, since=since, looked=now)
         silent_s = now - sign.since
-        if silent_s >= self.timeout_s / 2 and sign.words is None:
+        if not at_work or silent_s < self.timeout_s / 2:
+            return None
+        if sign.words is None:
             self._seen[job.job_id] = sign = replace(sign, words=self._words(job))
         if silent_s < self.timeout_s:
             return None
-        if self.executor.state(job.job_id) != "running" or self._words(job) != sign.words:
-            self._seen[job.job_id] = _Sign(files, now)
+        if self._words(job) != sign.words:
+            self._seen[job.job_id] = _Sign(files, now, now)
             return None
         return Stall(round(silent_s, 1), files, tail(job.log, EVIDENCE_LINES))
 

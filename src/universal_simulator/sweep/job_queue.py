@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from universal_simulator.errors import BudgetError, ExecutorError, UsimError
+from universal_simulator.errors import BudgetError, ExecutorError, UnreachableError, UsimError
 from universal_simulator.run_record import RunFolder, RunRecord, read_document
 from universal_simulator.sweep.early_stop import STOPPED_EARLY, EarlyStopWatch
 from universal_simulator.sweep.executor import LOST_EXIT_CODE, Executor, Job, JobEnd
@@ -71,6 +71,8 @@ class JobQueue:
         #: told by the executor, not journalled yet
         self._told: dict[str, JobEnd] = {}
         self._ends: Counter[tuple[str, str]] = Counter()
+        #: why a job was asked to end
+        self._why: dict[str, dict[str, Any]] = {}
 
     def run(
         self, jobs: Sequence[Job], report: Report, *, more: Callable[[], Sequence[Job]] = lambda: ()
@@ -125,7 +127,7 @@ class JobQueue:
         self._look()
         for end in list(self._told.values()):
             job = self._running[end.job_id]
-            if self._ended(job, end):
+            if self._ended(job, end, **self._why.get(end.job_id, {})):
                 again.append(job)
             elif end.exit_code == 0:
                 finished[job.job_id] = 1.0
@@ -184,6 +186,7 @@ class JobQueue:
     def _forget(self, job: Job) -> None:
         del self._running[job.job_id]
         self._told.pop(job.job_id, None)
+        self._why.pop(job.job_id, None)
         self.clock.forget(job.job_id)
         self.heartbeat.forget(job.job_id)
 
@@ -272,10 +275,23 @@ class JobQueue:
             if stall is None:
                 continue
             self.state.journal.append("job_stalled", job=job.job_id, **vars(stall))
-            end = self.executor.cancel(job.job_id)
-            if end is not None and self._ended(job, end, "stall" if end.exit_code else None):
+            if self._end(job, cause="stall"):
                 again.append(job)
         return again
+
+    def _end(self, job: Job, **why: Any) -> bool:
+        """Cancel a job and journal its end with the reason; True if it is to be tried again.
+
+        One that nobody answers for may still be at work: it stays, and when its end is told, that was why.
+        """
+        if job.job_id in self._why and self.executor.state(job.job_id) == "unknown":
+            return False
+        self._why[job.job_id] = why
+        try:
+            end = self.executor.cancel(job.job_id)
+        except UnreachableError:
+            return False
+        return end is not None and self._ended(job, end, **why)
 
     def _used(self, name: str, at_least_s: float = 0.0) -> Spend:
         """What a running job has come to, by the executor's account or else by the clock."""
@@ -300,18 +316,15 @@ class JobQueue:
             scope, words = refused
             if scope.name == "sweep":
                 raise _used_up(words)
-            end = self.executor.cancel(job.job_id)
-            if end is not None:
-                reason = f"ended: {scope.name} has used {words}, its ceiling in the plan"
-                self._ended(job, end, reason=reason, ceiling=True)
+            reason = f"ended: {scope.name} has used {words}, its ceiling in the plan"
+            self._end(job, reason=reason, ceiling=True)
 
     def _end_behind(self) -> None:
         """Members that lie behind the baseline's own curve are ended for good, with the figures."""
         for job in list(self._running.values()):
             verdict = self.watch.behind(job.job_id)
-            end = self.executor.cancel(job.job_id) if verdict is not None else None
-            if verdict is not None and end is not None:
-                self._ended(job, end, reason=f"{STOPPED_EARLY}{verdict.sentence}")
+            if verdict is not None:
+                self._end(job, reason=f"{STOPPED_EARLY}{verdict.sentence}")
 
     def _record(self, job_id: str) -> RunRecord | None:
         """The record of the run that a job is about, as it lies here now."""
