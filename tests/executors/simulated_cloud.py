@@ -79,6 +79,10 @@ class World:
     #: appends to the ledger until the driver is killed: before the line, in it ("torn"), or after it
     kill_in: int | None = None
     kill_where: str = "before"
+    #: whose result came home last, and those of whom that was never written down, as the driver died just then: where
+    #: the host dies too, another instance sees that nothing is left to do
+    came_home: str = ""
+    unwritten: set[str] = field(default_factory=set)
     #: instances destroyed with something on them that was nowhere else -> what
     destroyed: dict[int, str] = field(default_factory=dict)
 
@@ -186,7 +190,7 @@ class SimulatedWorkplace(Workplace):
         disk = world.disks.get(self.instance_id)
         self.begun = True
         if disk is None:
-            if name in world.results:
+            if name in world.results and name not in world.unwritten:
                 world.breach(f"{name} was started again after its result had come home")
             others = [
                 i
@@ -226,10 +230,12 @@ class SimulatedWorkplace(Workplace):
         self._after()
         name = disk.job
         self.world.saved_s[name] = max(self.world.saved_s.get(name, 0.0), disk.saved_s)
-        if disk.ending is not None:
+        if disk.ending is not None and (finished or disk.ending.exit_code != 0):
+            # a copy made while nobody knew that it had ended is a checkpoint, no result
             disk.fetched = True
             if disk.ending.exit_code == 0:
-                self.world.results[name] = self.world.results.get(name, 0) + finished
+                self.world.results[name] = self.world.results.get(name, 0) + 1
+                self.world.came_home = name
         return 1
 
     def halt(self) -> None:
@@ -255,6 +261,8 @@ class KillingJournal(Journal):
         if world.kill_in != 0:
             return super().append(kind, **data)
         world.kill_in = None
+        if kind == "ended" and world.kill_where != "after":
+            world.unwritten.add(world.came_home)
         if world.kill_where == "after":
             super().append(kind, **data)
         elif world.kill_where == "torn":

@@ -290,6 +290,36 @@ def test_what_was_kept_is_brought_home_though_nobody_submits_its_job_again(
     assert [m.label for m in stage.server.live("usim-") if "train.a" in str(m.label)] == []
 
 
+def test_a_job_submitted_after_a_recall_brought_its_result_home_ends_with_it_and_rents_nothing(
+    stage: Stage,
+) -> None:
+    machine = stage.begin(wait_s=3500.0)
+    assert machine is not None
+    cut_off(stage, machine, now=True)
+    stage.clock.sleep(300)
+    stage.driver.cancel("train:a")
+    stage.driver.executor = None
+    cut_off(stage, machine, now=False)
+    stage.driver.start()
+    assert stage.driver.executor is not None
+    while stage.driver.executor.bring_home(60.0):
+        pass
+    assert "train:a" in stage.world.results
+    # and the driver that fetched it dies before it is asked for it
+    stage.driver.executor = None
+    stage.driver.start()
+    stage.driver.submit("train:a")
+    stage.driver.wait(60.0)
+    assert stage.codes() == [-15, 0]
+    assert len(stage.server.creates) == 1
+    first, second = stage.driver.ends["train:a"]
+    assert first.submission != second.submission
+    assert (first.usd, second.usd) != (None, None)
+    assert (first.usd or 0.0) + (second.usd or 0.0) <= stage.ledger.spent_usd(stage.clock())
+    assert second.seconds < 60.0
+    assert not stage.server.live()
+
+
 def test_a_kept_instance_that_does_not_come_back_is_left_for_another_and_goes_when_the_result_is_home(
     stage: Stage,
 ) -> None:

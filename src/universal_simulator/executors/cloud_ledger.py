@@ -7,7 +7,8 @@
     placed      its job was started there
     ended       its job ended there, and what it left lies here, verified
     kept        it is stopped, and its disk holds what has not come home; its GPU bills no more
-    woken       it is started again, to bring that home
+    woken       it is started again, to bring that home; `recalled` where no driver waits for its job
+    claimed     its job was submitted again: what a recall brings, or brought, is that submission's end
     gone        it is verified to be gone (or was never made); what it has cost
     stray       an instance of ours that nobody wanted was destroyed
 
@@ -65,6 +66,8 @@ class Lease:
     seconds_before_wake: float = 0.0
     past_usd: float = 0.0
     priced_at: float | None = None
+    #: woken for what it holds, and the end of its job is told to nobody
+    recalled: bool = False
 
     @property
     def live(self) -> bool:
@@ -198,9 +201,13 @@ class Ledger:
         )
         return self.leases[label]
 
-    def woken(self, label: str, now: float) -> Lease:
+    def woken(self, label: str, now: float, *, recalled: bool = False) -> Lease:
         """Before it is started again: from now on it costs its full price, and its job has not ended."""
-        self._append("woken", now, label=label)
+        self._append("woken", now, label=label, recalled=recalled)
+        return self.leases[label]
+
+    def claimed(self, label: str, now: float) -> Lease:
+        self._append("claimed", now, label=label)
         return self.leases[label]
 
     def gone(self, label: str, now: float, *, reason: str) -> Lease:
@@ -226,6 +233,10 @@ class Ledger:
     def of_job(self, job_id: str) -> list[Lease]:
         """In the order they were asked for."""
         return [lease for lease in self.leases.values() if lease.job_id == job_id]
+
+    def brought_home(self, job_id: str) -> Lease | None:
+        """By a recall: how the job ended there, which nobody was told, and what it left is here."""
+        return next((lease for lease in self.of_job(job_id) if lease.recalled and lease.settled), None)
 
     def journalled(self) -> list[Journalled]:
         """For the reaper's rule."""
@@ -286,8 +297,14 @@ class Ledger:
             told_s = lease.seconds_before_wake + (lease.end.seconds if lease.end is not None else 0.0)
             lease = _repriced(replace(lease, end=None), data["now"], kept_at=None, reason="")
             lease = replace(
-                lease, woken=lease.woken + 1, usd_before_wake=lease.past_usd, seconds_before_wake=told_s
+                lease,
+                woken=lease.woken + 1,
+                usd_before_wake=lease.past_usd,
+                seconds_before_wake=told_s,
+                recalled=data.get("recalled", False),
             )
+        elif event.kind == "claimed":
+            lease = replace(lease, recalled=False)
         elif event.kind == "gone":
             lease = replace(lease, gone_at=data["now"], cost_usd=data["usd"], reason=data["reason"])
         else:

@@ -67,7 +67,7 @@ def reclaiming(rental: Rental) -> None:
     tenant = rental.tenant
     if rental.lease.kept:
         try:
-            rental.lease = tenant.wake(rental.lease)
+            rental.lease = tenant.wake(rental.lease, recalled=not rental.wanted)
         except RunCeilingError as error:
             rental.lease = None
             never_began(rental, str(error), JobEnd(rental.job.job_id, CEILING, 0.0))

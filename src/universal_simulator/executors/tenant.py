@@ -186,11 +186,11 @@ class Tenant:
         self.client.destroy_and_verify(lease.instance_id, deadline_s=DESTROY_S)
         return self.ledger.gone(lease.label, self.now(), reason=reason)
 
-    def wake(self, lease: Lease) -> Lease:
+    def wake(self, lease: Lease, *, recalled: bool = False) -> Lease:
         """Start a kept instance again. Raises BudgetError where its rent could cross a ceiling."""
         assert lease.instance_id is not None
         self.refuse_unaffordable(lease.usd_per_hour, lease.job_id)
-        lease = self.ledger.woken(lease.label, self.now())
+        lease = self.ledger.woken(lease.label, self.now(), recalled=recalled)
         self.client.start(lease.instance_id or 0)
         return lease
 

@@ -104,6 +104,11 @@ class VastExecutor(Executor):
             raise ExecutorError(f"{job.job_id} is at work already; wait for its end or cancel it")
         tenant = self._tenant(folder, make=True)
         assert tenant is not None
+        if (fetched := tenant.ledger.brought_home(job.job_id)) is not None:
+            # the end of this submission, and nothing is rented for it
+            self._set_aside(job.job_id)
+            self._take_over(tenant.ledger.claimed(fetched.label, tenant.now()), tenant, folder)
+            return
         kept = self._recalled(job.job_id, tenant)
         history = tenant.ledger.of_job(job.job_id)
         if any(lease.live and lease.end is None and lease != kept for lease in history):
@@ -132,7 +137,6 @@ class VastExecutor(Executor):
         history = tenant.ledger.of_job(job_id)
         if not history or (history[-1].end is None and not history[-1].live):
             return False
-        self._aside = [rental for rental in self._aside if rental.lease != history[-1]]
         self._take_over(history[-1], tenant, Path(folder))
         return True
 
@@ -239,6 +243,7 @@ class VastExecutor(Executor):
         return tenant
 
     def _take_over(self, lease: Lease, tenant: Tenant, folder: Path) -> None:
+        self._aside = [r for r in self._aside if r.lease is None or r.lease.label != lease.label]
         self._jobs[lease.job_id] = self._rental_of(lease, tenant, folder)
         if lease.end is not None:
             self._untold.append(lease.job_id)
@@ -262,7 +267,8 @@ class VastExecutor(Executor):
         for rental in self._aside:
             if rental.job.job_id == job_id and rental.reclaim and rental.end is None and rental.lease:
                 self._aside.remove(rental)
-                return tenant.ledger.leases[rental.lease.label]
+                lease = tenant.ledger.leases[rental.lease.label]
+                return tenant.ledger.claimed(lease.label, tenant.now()) if lease.recalled else lease
         kept = [lease for lease in tenant.ledger.of_job(job_id) if lease.kept]
         return kept[-1] if kept else None
 
