@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from tests.training.test_training import TINY
 from universal_simulator import assessment, experiment
 from universal_simulator.configuration import load_config
-from universal_simulator.device import describe, peak_memory_gib, resolve
+from universal_simulator.device import describe, peak_memory_gib, resolve, warning
 from universal_simulator.errors import ConfigurationError, UserError
 from universal_simulator.run_record import RunFolder, RunRecord
 
@@ -56,19 +57,33 @@ def test_the_device_is_no_part_of_who_a_run_is() -> None:
         load_config("rerun_txxoc8a8", ["device=tpu"], profile="smoke")
 
 
-def trained(folder: Path, device: str) -> RunRecord:
-    return experiment.run(load_config("rerun_txxoc8a8", [*TINY, f"device={device}"], profile="smoke"), folder)
+def trained(folder: Path, device: str, *, called: str = "smoke") -> RunRecord:
+    """Small, whatever its profile is called."""
+    loaded = load_config("rerun_txxoc8a8", [*TINY, f"device={device}"], profile="smoke")
+    config = loaded.config.model_copy(update={"profile": called})
+    return experiment.run(replace(loaded, config=config), folder)
 
 
 @pytest.mark.usefixtures("no_cuda")
-def test_a_run_says_where_it_ran_and_is_evaluated_where_it_is_told(tmp_path: Path) -> None:
-    record = trained(tmp_path, "auto")
+def test_a_run_says_where_it_ran_and_is_evaluated_where_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = trained(tmp_path, "auto", called="full")
+    assert "found no CUDA device, so this run of the full profile" in capsys.readouterr().err
     assert record.training is not None
     assert record.training.observation["device"] == "cpu"
     assert record.evaluations["small_eval"].observation["device"] == "cpu"
     folder = RunFolder(tmp_path, record.run_id).path
     with pytest.raises(UserError, match="'cuda' was asked for"):
         assessment.evaluate(folder, suite="full", device="cuda")
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_a_run_of_the_full_profile_that_lands_on_the_cpu_says_so() -> None:
+    assert "takes days" in str(warning("auto", resolve("auto"), "full"))
+    assert warning("cpu", resolve("cpu"), "full") is None, "asked for"
+    assert warning("auto", resolve("auto"), "embedded") is None
+    assert warning("auto", torch.device("cuda", 0), "full") is None
 
 
 @needs_cuda

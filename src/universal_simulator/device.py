@@ -28,6 +28,16 @@ def resolve(name: str) -> torch.device:
     return device
 
 
+def warning(name: str, device: torch.device, profile: str | None) -> str | None:
+    """Of a run that was planned for a GPU and will take days: `auto` found none for the full profile."""
+    if (name, device.type, profile) != ("auto", "cpu", "full"):
+        return None
+    return (
+        "warning: device auto found no CUDA device, so this run of the full profile trains on the CPU, which takes "
+        "days: run it where a GPU is (nvidia-smi shows them), or with --profile embedded or standard"
+    )
+
+
 def describe(device: torch.device) -> str:
     """`cpu`, or `cuda:0 (NVIDIA H100 80GB HBM3)`."""
     if device.type != "cuda":

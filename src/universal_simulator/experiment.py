@@ -6,6 +6,7 @@ import functools
 import json
 import platform
 import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from universal_simulator.data.generator import generate
 from universal_simulator.data.specification import DatasetSpec
 from universal_simulator.data.splits import CALIBRATION_HALVES
 from universal_simulator.data.windows import StreamingWindowSource, WindowSource
-from universal_simulator.device import describe, peak_memory_gib, resolve
+from universal_simulator.device import describe, peak_memory_gib, resolve, warning
 from universal_simulator.errors import UserError, UsimError
 from universal_simulator.identity import code_version, commit, input_hash, package_versions, run_identity
 from universal_simulator.model.surrogate import (
@@ -165,6 +166,8 @@ def _train(
     started = time.monotonic()
     inputs = input_hash(config_hash=config_hash, data_identity=dataset.identity, seed=config.seed)
     device = resolve(config.device)
+    if (words := warning(config.device, device, config.profile)) is not None:
+        print(words, file=sys.stderr, flush=True)
     windows, sample = _training_data(config, dataset, device)
     surrogate = _new_surrogate(config, dataset, sample)
     validation = dataset.load(

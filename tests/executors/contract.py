@@ -218,8 +218,10 @@ class ExecutorContract(abc.ABC):
             assert end is not None
             assert end.exit_code < 0
             return
-        with pytest.raises(ExecutorError, match="gpus 4096"):
-            executor.submit(huge)
+        for refuses in (executor.refuse_impossible, executor.submit):
+            with pytest.raises(ExecutorError, match="gpus 4096"):
+                refuses(huge)
+        executor.refuse_impossible(errand(tmp_path, "small", "exit", "0"))
         assert executor.state("huge") == "unknown"
 
     @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ from universal_simulator.errors import (
     SweepLockedError,
     UserError,
 )
+from universal_simulator.executors.local_process import LocalProcessExecutor
 from universal_simulator.identity import run_identity
 from universal_simulator.run_record import RunFolder, RunRecord, content_hash, read_document, write_json
 from universal_simulator.sweep.compute import compute_rows
-from universal_simulator.sweep.driver import locked, rebuild_reports, run_sweep
+from universal_simulator.sweep.driver import estimate_sweep, locked, rebuild_reports, run_sweep
 from universal_simulator.sweep.executor import Job, JobEnd
 from universal_simulator.sweep.journal import Journal
 from universal_simulator.sweep.leaderboard import PLAN_COLUMNS, leaderboard_path, result_digest
@@ -49,6 +51,36 @@ def test_whole_sweep_leaves_the_plans_artifacts(tmp_path: Path) -> None:
         path.unlink()
     rebuild_reports(tmp_path)
     assert (leaderboard_path(tmp_path).read_bytes(), report_path(tmp_path).read_bytes()) == before
+
+
+@pytest.mark.parametrize("begin", [run_sweep, estimate_sweep])
+def test_a_plan_whose_runs_can_never_start_here_is_refused_before_anything_is_made(
+    tmp_path: Path, begin: Callable[..., SweepState]
+) -> None:
+    executor = LocalProcessExecutor(1, gpus=[])
+    words = r"sota: a run on the machine 'large' asks for gpus 1, this machine lends 0: .*`machines` of the plan"
+    with pytest.raises(ExecutorError, match=words):
+        begin("sota", tmp_path, executor=executor)
+    assert not SweepState(tmp_path).journal.of("job_intent")
+    assert not list(tmp_path.glob("data*"))
+
+
+def test_a_finished_sweep_is_refused_nowhere(tmp_path: Path) -> None:
+    class Small(FakeExecutor):
+        opened = 0
+
+        def open(self, folder: Path | str) -> None:
+            self.opened += folder == tmp_path
+
+        def refuse_impossible(self, job: Job) -> None:
+            raise ExecutorError(f"{job.job_id} asks for more")
+
+    run_sweep("smoke", tmp_path, executor=FakeExecutor())
+    executor = Small()
+    run_sweep("smoke", tmp_path, executor=executor)
+    assert executor.opened == 1
+    with pytest.raises(ExecutorError, match="smoke: a run on the machine 'small' asks for more"):
+        run_sweep("smoke", tmp_path / "another", executor=Small())
 
 
 def test_finished_sweep_does_nothing_again(tmp_path: Path) -> None:

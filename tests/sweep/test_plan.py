@@ -61,6 +61,12 @@ def test_the_costly_plans_are_measured_first_and_held_to_the_plans_own_total() -
     assert min(machine.price_usd_per_hour for machine in plans["sota"].machines.values()) > 0
 
 
+def test_only_the_full_plan_asks_for_gpus() -> None:
+    names = ("sota", "sota_standard", "sota_embedded", "sota_smoke", "smoke", "smoke_iterate")
+    gpus = {name: {machine.gpus for machine in load_plan(name).machines.values()} for name in names}
+    assert gpus == {name: {1 if name == "sota" else 0} for name in names}
+
+
 def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     faults = faults_of(tmp_path, FAULTY)
     expected = [

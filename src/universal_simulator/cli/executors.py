@@ -70,9 +70,11 @@ def opened(
         )
         return
     if where is Where.ray:
+        from universal_simulator.executors.local_process import visible_gpus
         from universal_simulator.executors.ray_cluster import RayClusterExecutor
 
-        with closing(RayClusterExecutor(workers, address=ray_address)) as executor:
+        gpus = len(visible_gpus())  # of a head on this machine
+        with closing(RayClusterExecutor(workers, address=ray_address, gpus=gpus)) as executor:
             yield executor
         return
     from universal_simulator.executors.local_process import LocalProcessExecutor

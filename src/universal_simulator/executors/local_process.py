@@ -62,7 +62,7 @@ class LocalProcessExecutor(Executor):
         self.threads = max(1, cores // slots)
         self._all_threads = max(cores, self.threads * slots)
         self._all_memory_gib = memory_gib or _machine_memory_gib()
-        self._free_gpus = list(_visible_gpus() if gpus is None else gpus)
+        self._free_gpus = list(visible_gpus() if gpus is None else gpus)
         self._num_gpus = len(self._free_gpus)
         self._command = tuple(command)
         self._waiting: list[Job] = []
@@ -74,7 +74,7 @@ class LocalProcessExecutor(Executor):
     def submit(self, job: Job) -> None:
         if self.state(job.job_id) in ("waiting", "running"):
             raise ExecutorError(f"{job.job_id} is at work already; wait for its end or cancel it")
-        self._refuse_impossible(job)
+        self.refuse_impossible(job)
         self._logs[job.job_id] = job.log
         self._ends.pop(job.job_id, None)
         self._waiting.append(job)
@@ -124,7 +124,7 @@ class LocalProcessExecutor(Executor):
         for name in [*(job.job_id for job in self._waiting), *self._running]:
             self.cancel(name)
 
-    def _refuse_impossible(self, job: Job) -> None:
+    def refuse_impossible(self, job: Job) -> None:
         needs = job.resources
         for what, need, there in (
             ("threads", needs.threads or 0, self._all_threads),
@@ -133,8 +133,8 @@ class LocalProcessExecutor(Executor):
         ):
             if need > there:
                 raise ExecutorError(
-                    f"{job.job_id} asks for {what} {need:g}, this machine lends {there:g}: lower what the "
-                    "run asks for, or run it on a larger machine"
+                    f"{job.job_id} asks for {what} {need:g}, this machine lends {there:g}: lower what it "
+                    "asks for (`machines` of the plan), or run it on a larger machine (--executor ray or vast)"
                 )
 
     def _start_what_fits(self) -> None:
@@ -196,7 +196,7 @@ class LocalProcessExecutor(Executor):
         return self._ends[name]
 
 
-def _visible_gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """The GPUs that jobs may be given, without importing what drives them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

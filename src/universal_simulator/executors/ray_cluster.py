@@ -105,8 +105,7 @@ class RayClusterExecutor(Executor):
     def submit(self, job: Job) -> None:
         if job.job_id in self._placed or any(other.job_id == job.job_id for other in self._waiting):
             raise ExecutorError(f"{job.job_id} is at work already; wait for its end or cancel it")
-        if self._own:
-            self._refuse_impossible(job)
+        self.refuse_impossible(job)
         if self._waiting or len(self._placed) >= self.slots or not self._started(job):
             self._waiting.append(job)
         self._logs[job.job_id] = job.log
@@ -191,10 +190,11 @@ class RayClusterExecutor(Executor):
 
     # -- handing in ---------------------------------------------------------------------------
 
-    def _refuse_impossible(self, job: Job) -> None:
+    def refuse_impossible(self, job: Job) -> None:
+        """By the size of a head of our own; a cluster may grow."""
         needs = job.resources
         asked = (("threads", needs.threads or 0, self._cpus), ("gpus", needs.gpus, self._gpus))
-        for what, need, there in asked:
+        for what, need, there in asked if self._own else ():
             if need > there:
                 raise ExecutorError(
                     f"{job.job_id} asks for {what} {need}, this head lends {there}: lower what the run asks "

@@ -76,6 +76,13 @@ class VastExecutor(Executor):
         """Adopts, reaps and recalls, wherever something was ever rented for this folder."""
         self._tenant(Path(folder), make=False)
 
+    def refuse_impossible(self, job: Job) -> None:
+        if job.resources.gpus > 1:
+            raise ExecutorError(
+                f"{job.job_id} asks for gpus {job.resources.gpus}, instances are rented with 1 each"
+            )
+        self._settings.criteria(job.resources.machine_class)
+
     def bring_home(self, timeout_s: float) -> bool:
         """For a start and the patience with results, once; what does not answer is left to `cancel_all`."""
         until = self._client.clock() + timeout_s
@@ -95,11 +102,7 @@ class VastExecutor(Executor):
             self._local.submit(job)
             return
         folder = read_errand(job).folder
-        if job.resources.gpus > 1:
-            raise ExecutorError(
-                f"{job.job_id} asks for gpus {job.resources.gpus}, instances are rented with 1 each"
-            )
-        self._settings.criteria(job.resources.machine_class)
+        self.refuse_impossible(job)
         if job.job_id in self._jobs and self._jobs[job.job_id].end is None:
             raise ExecutorError(f"{job.job_id} is at work already; wait for its end or cancel it")
         tenant = self._tenant(folder, make=True)

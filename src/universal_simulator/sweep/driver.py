@@ -28,7 +28,7 @@ from universal_simulator.sweep.leaderboard import write_leaderboard
 from universal_simulator.sweep.left_open import refuse_elsewhere
 from universal_simulator.sweep.lock import locked
 from universal_simulator.sweep.plan import Plan, Round, load_plan
-from universal_simulator.sweep.preparation import make_forecast, send_canary
+from universal_simulator.sweep.preparation import make_forecast, open_place, send_canary
 from universal_simulator.sweep.report import write_sweep_report
 from universal_simulator.sweep.round_course import RoundCourse
 from universal_simulator.sweep.rounds import choose_champion, gate_results, promotions
@@ -132,7 +132,7 @@ class _Driver:
             self._tell(0.0, f"the journal's last line was torn and cut off: {self.journal.cut[:60]!r}")
         with ended_after(self.executor):
             try:
-                self.executor.open(self.folder)
+                open_place(self.state, self.executor)
                 self._phases()
                 while self.executor.bring_home(POLL_S):
                     self.queue.check()
@@ -147,7 +147,7 @@ class _Driver:
 
     def estimate(self) -> SweepState:
         with ended_after(self.executor):
-            self.executor.open(self.folder)
+            open_place(self.state, self.executor)
             self._data()
             self._plan_runs()
             send_canary(self.state, self.queue, lambda text: self._tell(0.05, text))

@@ -158,6 +158,10 @@ class Executor(abc.ABC):
         """
         return
 
+    def refuse_impossible(self, job: Job) -> None:
+        """Raise ExecutorError where such a job could never run here, as far as that is known. Starts nothing."""
+        return
+
     def bring_home(self, timeout_s: float) -> bool:
         """Fetch what earlier sittings had to leave elsewhere, when a sitting has nothing else to run.
 

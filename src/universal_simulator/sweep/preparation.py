@@ -1,4 +1,4 @@
-"""What goes before the trainings of a sweep: the canary first, then the forecast, which is measured."""
+"""What goes before the trainings of a sweep: the look at the place, the canary, then the forecast, which is measured."""
 
 from __future__ import annotations
 
@@ -6,12 +6,29 @@ from collections.abc import Callable
 
 from universal_simulator.errors import ExecutorError
 from universal_simulator.sweep import canary
+from universal_simulator.sweep.executor import Executor, Job
 from universal_simulator.sweep.forecast import calibration_jobs, forecast_event, totals
 from universal_simulator.sweep.job_queue import JobQueue
+from universal_simulator.sweep.jobs import log_path, resources
+from universal_simulator.sweep.run_planning import first_runs
 from universal_simulator.sweep.state import SweepState
 
 #: progress in words
 Tell = Callable[[str], None]
+
+
+def open_place(state: SweepState, executor: Executor) -> None:
+    """What earlier sittings left there is known; what the plan's runs need is there, or nothing is begun.
+
+    Raises ExecutorError where a run of the plan could never start: before data are made, not after.
+    """
+    executor.open(state.folder)
+    if state.finished:
+        return
+    for machine in sorted({wish.machine for wish in first_runs(state.plan)}):
+        asks = f"{state.plan.name}: a run on the machine {machine!r}"
+        needs = resources(state.plan, machine)
+        executor.refuse_impossible(Job(asks, (), log_path(state.folder, machine), state.folder, needs))
 
 
 def make_forecast(state: SweepState, queue: JobQueue, tell: Tell) -> None:
