@@ -12,6 +12,7 @@ from tests.executors.contract import ends_of
 from tests.executors.loopback_instances import HurriedClock
 from tests.executors.loopback_vast import LoopbackVast, offer
 from tests.executors.test_vast_client import KEY
+from tests.sweep.test_job_queue import planned
 from typer.testing import CliRunner, Result
 
 from universal_simulator.cli import app
@@ -86,6 +87,28 @@ def test_status_and_reap_know_their_own(service: LoopbackVast, tmp_path: Path) -
     assert (told["destroyed"], told["left"]) == ([wanted], [])
     assert list(service.machines) == [other.id]
     assert not Ledger(tmp_path / FILE).live()
+
+
+def test_the_status_of_a_sweep_tells_what_is_rented_kept_and_spent(
+    service: LoopbackVast, tmp_path: Path
+) -> None:
+    state = planned(tmp_path)
+    asked = ("sweep", "status", str(tmp_path))
+    assert json.loads(usim(*asked, "--json").output)["cloud"] is None
+    ledger, number = rented(tmp_path, service, "train:a")
+    requests = len(service.requests)
+    told = json.loads(usim(*asked, "--json").output)["cloud"]
+    assert [(lease["id"], lease["job"]) for lease in told["rented"]] == [(number, "train:a")]
+    assert told["spent_usd"] > 0
+    assert f"rented: {number} for train:a, $" in usim(*asked).output
+    (lease,) = ledger.live()
+    ledger.kept(lease.label, JobEnd("train:a", -255, 9.0, lost=True), ledger.latest, reason="a bad line")
+    answer = usim(*asked).output
+    assert f"instance {number} is stopped and KEPT for train:a: a bad line" in answer
+    assert "rented: " not in answer
+    assert "spent on rented machines" in answer
+    assert all(run.run_id in answer for run in state.runs)
+    assert len(service.requests) == requests, "nobody is asked"
 
 
 def test_what_is_kept_is_told_with_its_price_and_its_end_and_destroyed_only_on_demand(

@@ -169,7 +169,8 @@ def estimate(
 
 @app.command()
 def status(folder: Folder, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Which runs are done, failed or waiting, and the champion if there is one."""
+    """Which runs are done, failed or waiting, what is rented, kept and spent for them, and the champion if there is one."""
+    from universal_simulator.executors.kept_results import told_by_the_ledger
     from universal_simulator.sweep.state import SweepState
 
     state = SweepState(folder)
@@ -184,12 +185,20 @@ def status(folder: Folder, as_json: Annotated[bool, typer.Option("--json")] = Fa
         for run in state.runs
     }
     champion = state.decision("champion")
+    cloud = told_by_the_ledger(folder)
     if as_json:
-        typer.echo(json.dumps({"plan": state.plan.name, "runs": runs, "champion": champion}, indent=1))
+        told = {"plan": state.plan.name, "runs": runs, "champion": champion, "cloud": cloud}
+        typer.echo(json.dumps(told, indent=1))
         return
     typer.echo(f"{state.plan.name}: {len(state.journal.events)} events")
     for run_id, what in runs.items():
         typer.echo(f"  {what:8} {run_id}")
+    if cloud is not None:
+        for lease in cloud["rented"]:
+            typer.echo(f"rented: {lease['id'] or 'asked for'} for {lease['job']}, ${lease['usd_per_hour']:.4f} an hour")
+        for words in cloud["kept"]:
+            typer.echo(words)
+        typer.echo(f"${cloud['spent_usd']:.2f} spent on rented machines (usim cloud status asks the service)")
     typer.echo(champion["sentence"] if champion else "no champion yet")
 
 

@@ -7,10 +7,12 @@ of it, `usim sweep resume` wakes it and tries again, `usim cloud reap --all` des
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 from universal_simulator.errors import ExecutorError
-from universal_simulator.executors.cloud_ledger import CEILING, Lease
+from universal_simulator.executors.cloud_ledger import CEILING, FILE, Lease, Ledger
 from universal_simulator.executors.rental_phase import Phase
 from universal_simulator.executors.rental_start import begin_working, failed_start, never_began
 from universal_simulator.executors.rental_state import Rental
@@ -126,3 +128,19 @@ def telling(lease: Lease, folder: Path) -> str:
         f"disk is not here. It costs {price} until it is destroyed. To fetch it: usim sweep resume {folder} "
         f"--executor vast ...; to destroy it: usim cloud reap {folder} --all"
     )
+
+
+def told_by_the_ledger(folder: Path) -> dict[str, Any] | None:
+    """What a sweep has rented, kept and spent (USD up to now, by this machine's clock); None where it never rented.
+
+    Asks nobody: an instance that is being made or destroyed just now, or ended itself, is told as the ledger has it.
+    """
+    if not (folder / FILE).exists():
+        return None
+    ledger = Ledger(folder / FILE)
+    rented = [lease for lease in ledger.live() if not lease.kept]
+    return {
+        "rented": [{"id": x.instance_id, "job": x.job_id, "usd_per_hour": x.usd_per_hour} for x in rented],
+        "kept": [telling(lease, folder) for lease in ledger.all_kept()],
+        "spent_usd": round(ledger.spent_usd(max(time.time(), ledger.latest)), 4),
+    }
