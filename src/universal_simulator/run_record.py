@@ -53,6 +53,10 @@ class RunFolder:
         """The `RunRecord`: training and every evaluation of this run."""
         return self.path / "summary.json"
 
+    def kept_before(self, job: str) -> Path:
+        """The record as it was before an evaluation (full, test, ...; `*` for all) that has no end yet."""
+        return self.path / f".before-{job}.json"
+
     @property
     def model(self) -> Path:
         """Released model: weights, architecture, normalisation, data identity, one hash."""

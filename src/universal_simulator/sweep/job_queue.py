@@ -14,30 +14,20 @@ from dataclasses import replace
 from typing import Any
 
 from universal_simulator.errors import BudgetError, ExecutorError, UnreachableError, UsimError
-from universal_simulator.run_record import RunFolder, RunRecord, read_document
 from universal_simulator.sweep.early_stop import STOPPED_EARLY, EarlyStopWatch
 from universal_simulator.sweep.executor import LOST_EXIT_CODE, Executor, Job, JobEnd
 from universal_simulator.sweep.heartbeat import Heartbeat
 from universal_simulator.sweep.job_log import live_share, tail
 from universal_simulator.sweep.left_open import note_last_look
+from universal_simulator.sweep.returned_results import ReturnedResults
 from universal_simulator.sweep.spending import Ledger, Spend
-from universal_simulator.sweep.state import SweepState, result_hashes
-from universal_simulator.sweep.testimony import falsehoods
+from universal_simulator.sweep.state import SweepState
 from universal_simulator.sweep.work_clock import WorkClock, abandoned_s, mark_alive
 
 #: report(share done of each job begun, jobs running), called about every two seconds
 Report = Callable[[Mapping[str, float], Sequence[str]], None]
 #: a job is tried this often in one sitting, by what ended it: a signal, a stall, the loss of its worker
 MOST = {"signal": 2, "stall": 3, "lost": 5}
-#: failures of a training itself, which another try would repeat
-FINAL_FAILURES = ("DivergenceError", "MemoryExhaustedError", "RewardError")
-#: what a finished job adds to its run's record
-ADDED = {
-    "canary": ("training", "small_eval"),
-    "train": ("training", "small_eval"),
-    "full": ("full_eval",),
-    "test": ("test",),
-}
 POLL_S = 2.0
 
 
@@ -64,6 +54,7 @@ class JobQueue:
         self.heartbeat = heartbeat or Heartbeat(executor, state.plan.stall_timeout_s)
         self.ledger = Ledger(state, billed=lambda: executor.billed_usd(state.folder))
         self.watch = EarlyStopWatch(state)
+        self.returned = ReturnedResults(state)
         self.check = check
         self.clock = clock or WorkClock()
         self._first = True
@@ -162,6 +153,7 @@ class JobQueue:
                 return _used_up(words) if used_up else BudgetError(f"{reason}, so it was not launched")
             self._give_up(job, f"not launched: {reason}, its ceiling in the plan", final=True, ceiling=True)
             return None
+        self.returned.keep(job.job_id)
         self.state.journal.append(
             "job_intent",
             job=job.job_id,
@@ -215,20 +207,19 @@ class JobQueue:
             self._abandoned(job, 0.0, refused_launch=True, words=f"{end.submission} ended before")
             return True
         self._ends[job.job_id, cause] += 1
-        record = self._record(end.job_id)
-        lies = self._lies(end, record)
-        results = {} if end.exit_code or lies else self._results(end.job_id, record)
-        self._journal_end(end, refused=lies, results=results)
+        returned = self.returned.of(end)
+        lies = list(returned.lies)
+        self._journal_end(end, refused=lies, results=returned.results)
         self._forget(job)
+        self.returned.settle(end, believed=end.exit_code == 0 and not lies)
         if lies:
-            self._set_aside(end.job_id)
             self._give_up(job, f"what came back is not of this job: {'; '.join(lies)}", final=False)
             return False
         if end.exit_code == 0:
             return False
         if reason is None and self._ends[job.job_id, cause] < MOST.get(cause, 0):
             return True
-        final = reason is not None or self._is_final(end.job_id, end.exit_code)
+        final = reason is not None or self.returned.is_final(end)
         self._give_up(job, reason or tail(job.log), final=final, ceiling=ceiling)
         return False
 
@@ -325,47 +316,6 @@ class JobQueue:
             verdict = self.watch.behind(job.job_id)
             if verdict is not None:
                 self._end(job, reason=f"{STOPPED_EARLY}{verdict.sentence}")
-
-    def _record(self, job_id: str) -> RunRecord | None:
-        """The record of the run that a job is about, as it lies here now."""
-        what, _, run_id = job_id.partition(":")
-        path = RunFolder(self.state.folder, run_id).summary if what in ADDED else None
-        return read_document(path, RunRecord) if path is not None and path.exists() else None
-
-    def _lies(self, end: JobEnd, record: RunRecord | None) -> list[str]:
-        """Why the result of a job that says it ended well cannot be its own."""
-        what, _, run_id = end.job_id.partition(":")
-        if end.exit_code != 0 or what not in ADDED:
-            return []
-        if record is None:
-            return ["no record came back"]
-        model = RunFolder(self.state.folder, run_id).model
-        lies = [] if model.exists() else [f"{model.name} did not come back"]
-        lies += falsehoods(record, run_id, data_identity=self.state.data_identity)
-        suites = [suite for suite in ADDED[what] if suite != "training" and suite not in record.evaluations]
-        return lies + [f"its {suite} is not in the record" for suite in suites]
-
-    def _set_aside(self, job_id: str) -> None:
-        """A record that is not believed is kept as evidence, out of the way of the next attempt's."""
-        what, _, run_id = job_id.partition(":")
-        summary = RunFolder(self.state.folder, run_id).summary
-        if what in ("train", "canary") and summary.exists():
-            summary.replace(summary.with_name(f"refused-{self.state.attempts(job_id)}.json"))
-
-    def _results(self, job_id: str, record: RunRecord | None) -> dict[str, dict[str, str]]:
-        """run id -> hash of each result that this job added to its record."""
-        what, _, run_id = job_id.partition(":")
-        if record is None:
-            return {}
-        found = result_hashes(record)
-        return {run_id: {name: found[name] for name in ADDED[what] if name in found}}
-
-    def _is_final(self, job_id: str, exit_code: int) -> bool:
-        """The training itself failed (it diverged, memory is too small); anything else can be mended."""
-        if exit_code < 0 or not job_id.startswith("train:"):
-            return False
-        record = self._record(job_id)
-        return record is not None and record.failure_kind in FINAL_FAILURES
 
 
 def _used_up(words: str) -> BudgetError:

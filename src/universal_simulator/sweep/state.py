@@ -88,7 +88,7 @@ class SweepState:
         self._hashes: dict[str, dict[str, str]] = {}
         self._about: dict[str, dict[str, Any]] = {}
         #: what a record was read from (time, size, results held to it) and the record
-        self._records: dict[str, tuple[tuple[int, int, int], RunRecord]] = {}
+        self._records: dict[Path, tuple[tuple[int, int, int], RunRecord]] = {}
 
     def read_plan(self) -> Plan:
         """The plan as it was started or last amended; also what `self.plan` is from now on."""
@@ -230,14 +230,42 @@ class SweepState:
         return len(self._attempts.ends.get(job_id, ()))
 
     def record(self, run_id: str) -> RunRecord | None:
-        """The run's record; its results must be those that the journal saw when its job ended."""
-        path = RunFolder(self.folder, run_id).summary
-        if not path.exists():
-            return None
+        """The run's record; its results must be those that the journal saw when its job ended.
+
+        What an evaluation without an end may have spoiled is read from the copy kept before it.
+        """
+        files = RunFolder(self.folder, run_id)
+        try:
+            if files.summary.exists():
+                return self._held(files.summary, run_id)
+        except IntegrityError:
+            if self._kept(files) is None:
+                raise
+        kept = self._kept(files)
+        return None if kept is None else self._held(kept, run_id)
+
+    def journalled_results(self, run_id: str) -> dict[str, str]:
+        """Result of a run -> its hash, as the journal saw it when its job ended."""
+        self._absorb()
+        return dict(self._hashes.get(run_id, {}))
+
+    def holds(self, path: Path, run_id: str) -> bool:
+        """Whether a record lies there with every result that the journal saw of the run, and it saw some."""
+        try:
+            return path.exists() and bool(self.journalled_results(run_id)) and bool(self._held(path, run_id))
+        except IntegrityError:
+            return False
+
+    def _kept(self, files: RunFolder) -> Path | None:
+        kept = files.kept_before("*")
+        return next((p for p in sorted(kept.parent.glob(kept.name)) if self.holds(p, files.run_id)), None)
+
+    def _held(self, path: Path, run_id: str) -> RunRecord:
+        """Raises IntegrityError where the record there has not the results that the journal saw."""
         self._absorb()
         about = path.stat()
         seen = (about.st_mtime_ns, about.st_size, len(self._hashes.get(run_id, {})))
-        kept = self._records.get(run_id)
+        kept = self._records.get(path)
         if kept is not None and kept[0] == seen:
             return kept[1]
         record = read_document(path, RunRecord)
@@ -249,7 +277,7 @@ class SweepState:
                     "ended; the file was changed or restored from elsewhere: bring back the "
                     "original, or start a new folder"
                 )
-        self._records[run_id] = (seen, record)
+        self._records[path] = (seen, record)
         return record
 
     def records(self) -> dict[str, RunRecord]:
@@ -313,7 +341,9 @@ class SweepState:
     def skipped(self, round_name: str) -> dict[str, Any] | None:
         """How a round was skipped, unless an amendment lets it ask again."""
         amended = [
-            e.number for e in self.journal.of("plan_amended") if round_name in e.data.get("reopened_rounds", ())
+            e.number
+            for e in self.journal.of("plan_amended")
+            if round_name in e.data.get("reopened_rounds", ())
         ]
         events = [e for e in self.journal.of("round_skipped") if e.data["round"] == round_name]
         return events[-1].data if events and events[-1].number > max(amended, default=-1) else None
