@@ -389,6 +389,22 @@ def test_average_forgets_the_initialisation() -> None:
     assert left < 1e-6
 
 
+@pytest.mark.parametrize("memory", [50, 100, 150, 290])
+def test_average_remembers_as_long_as_configured(memory: int) -> None:
+    """Weights that rise by one a step, against the recursion in plain floats; never a mean of all of them."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = WeightAverage(model, 1 - 1 / memory)
+    expected = 0.0
+    for step in range(300):
+        torch.nn.init.constant_(model.weight, float(step))
+        average.update(model, step)
+        # a plain mean of the first `memory` weights, then exponential
+        expected = step / 2 if step < memory else expected + (step - expected) / memory
+    assert float(average.model.weight.detach()) == pytest.approx(expected, rel=1e-4)
+    plain_mean = 299 / 2
+    assert float(average.model.weight.detach()) > plain_mean
+
+
 def test_curriculum_and_validation_steps() -> None:
     config = load_config("rerun_txxoc8a8", profile="embedded").config.training
     lengths = [rollout_length(config, k) for k in range(config.operator.steps)]

@@ -44,8 +44,9 @@ Model = TypeVar("Model", bound=nn.Module)
 class WeightAverage(Generic[Model]):
     """Exponential moving average of the weights with warm-up.
 
-    decay_t = min(decay, (1 + t) / (10 + t)): without the warm-up a memory longer than the
-    run would leave mostly the random initialisation in the average.
+    decay_t = min(decay, t / (1 + t)), t from 0: a plain mean of the weights so far until that reaches
+    back 1 / (1 - decay) steps, the memory. The random initialisation has no share in it, and every
+    memory shorter than the run takes effect.
     """
 
     def __init__(self, model: Model, decay: float) -> None:
@@ -54,7 +55,7 @@ class WeightAverage(Generic[Model]):
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, step / (1 + step))
         averages: list[torch.Tensor] = list(self.model.parameters())
         torch._foreach_lerp_(averages, list(model.parameters()), 1 - decay)
         for average, current in zip(self.model.buffers(), model.buffers(), strict=True):
