@@ -52,6 +52,36 @@ def test_estimate_trains_nothing_and_the_sweep_goes_on_from_it(tmp_path: Path) -
     )
 
 
+def test_full_evals_begin_with_references_and_the_longest(tmp_path: Path) -> None:
+    """Else the longest is launched when the others end, and the machine waits for it alone."""
+
+    class Timed(FakeExecutor):
+        def work(self, job: Job) -> None:
+            super().work(job)
+            if job.arguments[0] == "run":
+                files = RunFolder.of_path(job.log.parent)
+                record = read_document(files.summary, RunRecord)
+                took = 9.0 if "aggressive" in job.job_id else 2.0 if "-s1-" in job.job_id else 1.0
+                small = record.evaluations["small_eval"].model_copy(
+                    update={"observation": {"wall_clock_s": took}}
+                )
+                write_json(files.summary, record.model_copy(update={"evaluations": {"small_eval": small}}))
+
+    executor = Timed()
+    plan = load_plan("sota_embedded").model_copy(update={"headline_regime": "nu=0.05"})
+    run_sweep(plan, tmp_path, executor=executor)
+    full = [job for job in executor.submitted if job.startswith("full:")]
+    order = [job.removeprefix("full:").rpartition("-")[0] for job in full]
+    # what takes as long as each other stays in the order of the plan
+    assert order[:4] == [
+        "fno_reference-s0",
+        "sweep_aggressive_sota-s0",
+        "rerun_txxoc8a8-s1",
+        "ablation_baseline_plain_frame-s0",
+    ]
+    assert len(order) >= 7
+
+
 def test_the_forecast_stops_a_sweep_before_it_spends_too_much(tmp_path: Path) -> None:
     """0.30 USD and 0.12 a training: two are launched, the third would cross the ceiling."""
     budget = Budget(sweep=Ceiling(usd=0.30))

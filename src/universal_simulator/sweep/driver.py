@@ -17,7 +17,7 @@ from universal_simulator.run_record import RunFolder
 from universal_simulator.sweep.amendment import amend, difference
 from universal_simulator.sweep.continuation import placebo_verdict
 from universal_simulator.sweep.executor import Executor
-from universal_simulator.sweep.forecast import Forecast
+from universal_simulator.sweep.forecast import Forecast, longest_first
 from universal_simulator.sweep.gates import GateResult
 from universal_simulator.sweep.interruption import Interruption, ended_after
 from universal_simulator.sweep.job_log import answer, tail
@@ -310,10 +310,10 @@ class _Driver:
 
     def _full_evals(self) -> None:
         references = [run.run_id for run in self.state.runs if run.role in REFERENCE_ROLES]
-        # references first: the pages of the others show them beside their own figures
         runs = [*references, *self._promoted(), *self.state.baselines()]
         done = [run for run in runs if self.state.done(training_id(run))]
-        jobs = [evaluation_job(self.plan, self.folder, self._run(run), "full") for run in done]
+        ordered = longest_first(done, self.forecast)
+        jobs = [evaluation_job(self.plan, self.folder, self._run(run), "full") for run in ordered]
 
         def report(shares: Mapping[str, float], running: Sequence[str]) -> None:
             share = sum(shares.values()) / max(1, len(jobs))

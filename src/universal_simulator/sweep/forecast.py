@@ -140,6 +140,23 @@ class Forecast:
         return list(lines.values())
 
 
+def longest_first(runs: Sequence[str], forecast: Forecast) -> list[str]:
+    """Run ids in the order in which their full-evals are launched.
+
+    References first: the pages of the others show them beside their own figures. Then the longest,
+    or the machine waits for it alone: by its forecast, where there is none by the run's own small-eval.
+    """
+    small = forecast.state.evaluations("small_eval")
+
+    def key(run_id: str) -> tuple[bool, float]:
+        run = forecast.state.run(run_id)
+        took = small[run_id].observation.get("wall_clock_s", 0.0) if run_id in small else 0.0
+        seconds = forecast.seconds(f"full:{run_id}") or float(took)
+        return run is None or run.role != "reference", -seconds
+
+    return sorted(runs, key=key)
+
+
 @dataclass(frozen=True)
 class Totals:
     """Of the written rounds. wall_s: on so many workers; worker hours and their price do not depend on them.
@@ -171,7 +188,8 @@ def totals(state: SweepState, *, workers: int) -> Totals:
     usd = sum(_price(state, run) * (train[run.run_id] + full.get(run.run_id, 0.0)) for run in state.runs)
     seconds = sum(train.values()) + sum(full.values()) + sum(test) + 2 * references
     ordered = [train[run.run_id] for run in sorted(state.runs, key=lambda run: -run.cost)]
-    wall = references * 2 + sum(makespan(part, workers) for part in (ordered, list(full.values()), test))
+    longest = [full[run_id] for run_id in longest_first(list(full), forecast)]
+    wall = references * 2 + sum(makespan(part, workers) for part in (ordered, longest, test))
     memory = max((float(m["peak_memory_gib"]) for m in told["measured"].values()), default=0.0)
     found = Totals(wall, seconds / 3600, usd, memory, len(full), references)
     return Totals(**{**asdict(found), "crosses": _crosses(state, found)})
