@@ -222,6 +222,11 @@ def _parameters(
     path: Path, rows: int, stored: np.ndarray | None, given: float | None, equation_name: str | None
 ) -> tuple[Equation, np.ndarray]:
     named = DECLARED.get(equation_name or "")
+    if equation_name is not None and named is None:
+        raise DataError(
+            f"{path} holds {equation_name!r}, an equation with a time known here is {' or '.join(DECLARED)}; "
+            "make it a data file of undeclared physics with `usim data import`"
+        )
     if stored is not None and named is not None and given is None:
         return named, stored.astype(np.float64)
     for equation, pattern in _NAME_PATTERNS:
