@@ -101,10 +101,11 @@ def amplitude_of(run: Run, surrogate: Surrogate, validation: Trajectories, membe
 
 
 def predictors_of(
-    run: Run, control: Path | None, dataset: Dataset, members: int
+    run: Run, control: Path | None, dataset: Dataset, given: argparse.Namespace
 ) -> tuple[dict[str, FieldPredictor], dict[str, Calibration], dict[str, Any]]:
     """Who is asked, the recalibration of each, and what was chosen on the way."""
     guards, evaluation = run.config.guards, run.config.evaluation
+    members = given.members or evaluation.members
     surrogate = load_surrogate(run.files.model)
     asked: dict[str, FieldPredictor] = {"operator": SurrogatePredictor(surrogate, guards)}
     samplers: dict[str, EnsemblePredictor] = {}
@@ -119,7 +120,7 @@ def predictors_of(
     )
     amplitude = amplitude_of(run, surrogate, validation, min(equal, members))
     samplers["perturbed"] = PerturbedOperator(surrogate, guards, members=equal, amplitude=amplitude)
-    half = run.load(dataset, "calibration_uncertainty", evaluation.ensemble_groups)
+    half = run.load(dataset, "calibration_uncertainty", given.calibration_groups)
     fits = {
         name: fit_calibration(
             sampler, half, dataset, first_frame=evaluation.first_frame, noise_seed=evaluation.noise_seed
@@ -132,6 +133,7 @@ def predictors_of(
         "perturbed_amplitude": amplitude,
         "perturbed_amplitude_at_edge": amplitude in (AMPLITUDES[0], AMPLITUDES[-1]),
         "perturbed_members": equal,
+        "calibration_groups": len(set(half.groups)),
         "calibration": {
             name: {
                 label: {"choice": choice, "operator_share_of_centre": centre}
@@ -151,7 +153,7 @@ def ask(
     """Add one seed's answers to the rows; what they cost and what was chosen."""
     dataset, evaluation = run.dataset, run.config.evaluation
     truth = run.load(dataset, "selection", given.groups)
-    predictors, fits, told = predictors_of(run, control, dataset, given.members or evaluation.members)
+    predictors, fits, told = predictors_of(run, control, dataset, given)
     for name, predictor in predictors.items():
         rules = EnsembleRules.of(
             truth, fits.get(name), first_frame=evaluation.first_frame, noise_seed=evaluation.noise_seed
@@ -285,6 +287,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--groups", type=int, default=64)
     parser.add_argument("--members", type=int, help="as configured where it is not given")
+    parser.add_argument("--calibration-groups", type=int, help="all of their half where it is not given")
     parser.add_argument("--lyapunov-time-s", type=float)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("words", nargs="*", help="overrides, key=value")

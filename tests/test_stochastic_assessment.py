@@ -36,7 +36,8 @@ def run(smoke_data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> RunFol
     """Trained for a few steps through every stochastic stage, calibrated, small-evaluated."""
     words = ["evaluation.members=6", "evaluation.small_members=4", "evaluation.full_groups=6"]
     words += ["evaluation.bootstrap_samples=20", STOCHASTIC]
-    words += ["evaluation.headline=ensemble_mean", "evaluation.ensemble_groups=null"]
+    words += ["evaluation.headline=ensemble_mean"]
+    words += ["evaluation.ensemble_groups=null", "evaluation.calibration_groups=null"]
     folder = tmp_path_factory.mktemp("run")
     record = experiment.run(tiny(smoke_data, *words), folder)
     return RunFolder(folder, record.run_id)
@@ -132,7 +133,7 @@ def test_a_member_that_breaks_on_calibration_data_leaves_the_model_uncalibrated(
 
 
 def test_every_rollout_of_a_calibration_is_counted(run: RunFolder, smoke_data: Dataset) -> None:
-    config = tiny(smoke_data, "evaluation.members=4", "evaluation.ensemble_groups=3").config
+    config = tiny(smoke_data, "evaluation.members=4", "evaluation.calibration_groups=3").config
     with FlopCounterMode(display=False) as counter:
         flops, why_not = sampler_choice._calibrate(config, smoke_data, load_surrogate(run.model), None)
     assert why_not == ""

@@ -123,7 +123,7 @@ def _calibrate(
         time_stride=config.data.time_stride,
         first_frame=config.evaluation.first_frame,
         num_frames=None if steps is None else steps + 1,
-        max_groups=config.evaluation.ensemble_groups,
+        max_groups=config.evaluation.calibration_groups,
         device=surrogate.offset.device,
     )
     rolled, why_not = 0, ""

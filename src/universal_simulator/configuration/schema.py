@@ -238,6 +238,8 @@ class EvaluationConfig(Section):
     small_members: Count = 8
     #: initial conditions that ensembles are asked for (None: all; needs the deterministic headline)
     ensemble_groups: Count | None = None
+    #: initial conditions of its half of the calibration split that ensembles are recalibrated on (None: all)
+    calibration_groups: Count | None = None
     #: whose nrmse is the headline of a stochastic model; the other's stands beside
     headline: Literal["ensemble_mean", "deterministic"] = "ensemble_mean"
     #: of the members' noise, with each trajectory's own initial condition
