@@ -13,7 +13,12 @@ from pathlib import Path
 from tests.executors.loopback_vast import Clock, LoopbackVast, Machine
 from universal_simulator.executors.cloud_ledger import Lease
 from universal_simulator.executors.rental_phase import DESERTED
-from universal_simulator.executors.transport import DamagedCopy, InstanceRefused, InstanceUnreachable
+from universal_simulator.executors.transport import (
+    DamagedCopy,
+    InstanceRefused,
+    InstanceUnreachable,
+    WrongResult,
+)
 from universal_simulator.executors.vast_replies import Instance
 from universal_simulator.executors.workplace import Ending, Glance, Workplace
 from universal_simulator.sweep.executor import Job
@@ -182,6 +187,8 @@ class SimulatedWorkplace(Workplace):
             raise InstanceRefused("no space left on device")
         if mood == "damaged":
             raise DamagedCopy("the copy is damaged")
+        if mood == "lies":
+            raise WrongResult("the record that came back is of other code")
         raise InstanceUnreachable(f"instance {self.instance_id} was lost in the middle")
 
     def start(self) -> None:

@@ -39,6 +39,7 @@ from universal_simulator.executors.transport import (
     InstanceRefused,
     InstanceUnreachable,
     RemoteFolder,
+    WrongResult,
 )
 from universal_simulator.identity import code_version
 from universal_simulator.run_record import RunFolder, RunRecord, write_json
@@ -249,7 +250,7 @@ def test_a_worker_that_lies_is_not_believed(
 ) -> None:
     home, staging = tmp_path / "home", tmp_path / "staging"
     write_json(RunFolder(home, RUN).summary, record())
-    with pytest.raises(DamagedCopy, match=message):
+    with pytest.raises(WrongResult, match=message):
         check_results(read_errand(training(home)), staging, arrived(staging, made, *others), finished=True)
 
 

@@ -135,8 +135,11 @@ def test_a_finished_sweep_that_is_resumed_brings_home_what_was_kept(
     assert [lease.instance_id for lease in Ledger(tmp_path / FILE).all_kept()] == [machine.id]
     before = stage.world.saved_s["train:late"]
     stage.world.cuts(machine)
-    resume_sweep(tmp_path, executor=stage.driver.process(FakeExecutor()))
+    state = resume_sweep(tmp_path, executor=stage.driver.process(FakeExecutor()))
     assert stage.world.saved_s["train:late"] > before
+    # the rent of bringing it home is journalled too, for whichever executor goes on
+    billed = state.journal.of("billed")[-1].data["usd"]
+    assert billed == pytest.approx(Ledger(tmp_path / FILE).spent_usd(stage.clock()), abs=0.02)
     assert not service.live("usim-")
     assert not stage.world.destroyed
 

@@ -188,6 +188,27 @@ def test_results_that_come_back_damaged_are_asked_for_again(stage: Stage) -> Non
     assert not stage.server.live()
 
 
+def test_results_that_are_not_the_job_s_are_asked_for_once_and_their_instance_is_kept(stage: Stage) -> None:
+    """A lie arrives intact however often it is asked for, and every hour of asking is rent."""
+    machine = stage.begin(wait_s=3500.0)
+    assert machine is not None
+    stage.clock.sleep(600)
+    stage.world.moods.extend(["good", "lies"])
+    stage.driver.wait(120.0)
+    assert (stage.codes(), machine.cur_state) == ([-255], "stopped")
+    (lease,) = stage.ledger.all_kept()
+    assert "not believed: the record that came back is of other code" in lease.reason
+    # submitted again it is asked once more, and where it lies again the job is done elsewhere
+    stage.world.moods.extend(["good", "lies"])
+    stage.driver.submit("train:a")
+    stage.driver.wait(300.0)
+    assert len(stage.server.creates) == 2
+    stage.driver.wait(4000.0)
+    stage.driver.wait(60.0)
+    assert stage.codes() == [-255, 0]
+    assert not stage.server.live()
+
+
 def test_a_job_cancelled_just_after_its_end_brings_its_result_home_on_a_bad_line(stage: Stage) -> None:
     stage.begin(wait_s=10.0)
     stage.driver.wait(3500.0)

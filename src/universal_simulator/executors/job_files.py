@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from universal_simulator.errors import ExecutorError, IntegrityError, UserError
-from universal_simulator.executors.transport import DamagedCopy
+from universal_simulator.executors.transport import WrongResult
 from universal_simulator.identity import code_version
 from universal_simulator.run_record import RunFolder, RunRecord, read_document
 from universal_simulator.sweep.executor import Job
@@ -126,7 +126,7 @@ def _kept(name: str) -> bool:
 
 
 def check_results(errand: Errand, staging: Path, arrived: Mapping[str, str], *, finished: bool) -> None:
-    """Raise DamagedCopy unless what arrived is this job's own and, when `finished`, whole."""
+    """Raise WrongResult unless what arrived is this job's own and, when `finished`, whole."""
     known = {p.name for p in (errand.folder / RUNS).glob("*")} if errand.run_id is None else set()
     runs = set()
     for name in arrived:
@@ -136,14 +136,14 @@ def check_results(errand: Errand, staging: Path, arrived: Mapping[str, str], *, 
         elif parts[0] == "reports" and len(parts) == 2 and parts[1].startswith("eval_"):
             runs.add(PurePosixPath(parts[1]).stem.removeprefix("eval_"))
         elif parts[0] != "references" or len(parts) != 2:
-            raise DamagedCopy(f"{errand.job.job_id}: the instance sent {name!r}, which is no result of it")
+            raise WrongResult(f"{errand.job.job_id}: the instance sent {name!r}, which is no result of it")
         if not _kept(parts[-1]):
-            raise DamagedCopy(f"{errand.job.job_id}: the instance sent {name!r}, which no run leaves")
+            raise WrongResult(f"{errand.job.job_id}: the instance sent {name!r}, which no run leaves")
     strangers = runs - {errand.run_id} if errand.run_id is not None else set()
     if strangers:
-        raise DamagedCopy(f"{errand.job.job_id}: the instance sent files of another run, {min(strangers)}")
+        raise WrongResult(f"{errand.job.job_id}: the instance sent files of another run, {min(strangers)}")
     if finished and errand.has_record and not runs:
-        raise DamagedCopy(f"{errand.job.job_id}: it told success and left no run behind")
+        raise WrongResult(f"{errand.job.job_id}: it told success and left no run behind")
     for run_id in sorted(runs - known):
         _check_record(errand, staging, run_id, finished=finished)
 
@@ -152,25 +152,25 @@ def _check_record(errand: Errand, staging: Path, run_id: str, *, finished: bool)
     path = RunFolder(staging, run_id).summary
     if not path.exists():
         if finished and errand.has_record:
-            raise DamagedCopy(f"{errand.job.job_id}: it told success and left no record of {run_id}")
+            raise WrongResult(f"{errand.job.job_id}: it told success and left no record of {run_id}")
         return
     try:
         record = read_document(path, RunRecord)
     except IntegrityError as error:
-        raise DamagedCopy(f"{errand.job.job_id}: {error}") from None
+        raise WrongResult(f"{errand.job.job_id}: {error}") from None
     names = {record.run_id, *(e.run_id for e in record.evaluations.values())}
     if names != {run_id}:
-        raise DamagedCopy(f"{errand.job.job_id}: the record that came back is of {', '.join(sorted(names))}")
+        raise WrongResult(f"{errand.job.job_id}: the record that came back is of {', '.join(sorted(names))}")
     if record.training is not None and record.training.result.code_version != code_version():
-        raise DamagedCopy(f"{errand.job.job_id}: the record that came back is of other code")
+        raise WrongResult(f"{errand.job.job_id}: the record that came back is of other code")
     if finished and (record.status != "finished" or errand.suite not in record.evaluations):
-        raise DamagedCopy(f"{errand.job.job_id}: it told success, its record says otherwise")
+        raise WrongResult(f"{errand.job.job_id}: it told success, its record says otherwise")
     ours = RunFolder(errand.folder, run_id).summary
     if ours.exists():
         before, after = result_hashes(read_document(ours, RunRecord)), result_hashes(record)
         changed = [name for name, digest in before.items() if name in after and after[name] != digest]
         if changed or before.keys() - after.keys():
-            raise DamagedCopy(f"{errand.job.job_id}: results that were known came back changed or missing")
+            raise WrongResult(f"{errand.job.job_id}: results that were known came back changed or missing")
 
 
 def install(errand: Errand, staging: Path, arrived: Mapping[str, str]) -> None:

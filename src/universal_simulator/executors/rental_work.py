@@ -6,7 +6,7 @@ from universal_simulator.errors import ExecutorError
 from universal_simulator.executors.cloud_ledger import CEILING
 from universal_simulator.executors.rental_phase import BEFORE_THE_JOB, DESERTED, Phase
 from universal_simulator.executors.rental_state import Rental
-from universal_simulator.executors.transport import DamagedCopy, InstanceRefused
+from universal_simulator.executors.transport import DamagedCopy, InstanceRefused, WrongResult
 from universal_simulator.executors.workplace import Ending, Glance
 from universal_simulator.sweep.executor import LOST_EXIT_CODE, JobEnd
 
@@ -56,7 +56,7 @@ def _copy_checkpoint(rental: Rental) -> None:
     try:
         rental.workplace().fetch(finished=False)
         rental.copied_at = rental.now()
-    except DamagedCopy as error:
+    except (DamagedCopy, WrongResult) as error:
         rental.trouble = str(error)
 
 
@@ -114,6 +114,10 @@ def collecting(rental: Rental) -> None:
     code = rental.ending.exit_code
     try:
         files = rental.workplace().fetch(finished=code == 0)
+    except WrongResult as error:
+        # every hour of asking for the same lie would be paid
+        rental.keep(f"its results are not believed: {error}", afresh=_goes_on_elsewhere(rental))
+        return
     except (ExecutorError, OSError) as error:
         _not_taken(rental, error, f"its results cannot be taken: {error}")
         return
@@ -140,9 +144,13 @@ def _not_taken(rental: Rental, error: Exception, trouble: str) -> None:
             return
     spent = rental.keep_code != CEILING and rental.tenant.must_stop(rental.lease)
     if spent or rental.now() > rental.deadline or (rental.cancelled and rental.at_rest):
-        rental.keep(trouble, afresh=rental.reclaim and rental.wanted and not rental.cancelled)
+        rental.keep(trouble, afresh=_goes_on_elsewhere(rental))
     else:
         rental.later(trouble, CANCEL_PAUSE_S if rental.cancelled else None)
+
+
+def _goes_on_elsewhere(rental: Rental) -> bool:
+    return rental.reclaim and rental.wanted and not rental.cancelled
 
 
 def closing(rental: Rental) -> None:

@@ -38,7 +38,11 @@ class InstanceRefused(ExecutorError):
 
 
 class DamagedCopy(ExecutorError):
-    """Files arrived, and not as they left."""
+    """Files arrived, and not as they left: asked again they may."""
+
+
+class WrongResult(ExecutorError):
+    """Files arrived as they left and are not the job's: asked again they would be the same."""
 
 
 @dataclass(frozen=True)

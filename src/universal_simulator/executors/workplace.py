@@ -44,8 +44,8 @@ class Workplace(abc.ABC):
     @abc.abstractmethod
     def fetch(self, *, finished: bool) -> int:
         """Copy its results here and install them, verified; how many files. `finished`: it ended with
-        success, so its record must be whole. Raises DamagedCopy, with nothing installed, where they did
-        not arrive as they left, or where the record is not this job's."""
+        success, so its record must be whole. With nothing installed raises DamagedCopy where they did not
+        arrive as they left, WrongResult where they are not this job's."""
 
     @abc.abstractmethod
     def halt(self) -> None:

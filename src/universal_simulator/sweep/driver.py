@@ -134,8 +134,11 @@ class _Driver:
             try:
                 open_place(self.state, self.executor)
                 self._phases()
-                while self.executor.bring_home(POLL_S):
-                    self.queue.check()
+                try:
+                    while self.executor.bring_home(POLL_S):
+                        self.queue.check()
+                finally:
+                    self.queue.ledger.journal_billed()
             except BudgetError as error:
                 self._stopped(str(error))
                 raise
