@@ -249,3 +249,53 @@ def test_an_overspending_job_that_nobody_answers_for_is_ended_when_somebody_does
     # asked to end where nobody heard it, its patience passed: it is kept with what it holds
     kept = [lease.instance_id for lease in Ledger(tmp_path / FILE).all_kept()]
     assert [(machine.id, machine.cur_state) for machine in service.live("usim-")] == [(kept[0], "stopped")]
+
+
+def test_one_unlucky_job_is_given_up_and_the_others_finish(service: LoopbackVast, tmp_path: Path) -> None:
+    """Its instances vanish again and again; typed again, on better ones, it goes on."""
+    state = planned(tmp_path, max_hours=1000.0)
+    unlucky, other = trainings(state)[:2]
+    stage = Stage(service, tmp_path, RecordingWorld(service, {unlucky.job_id: 1800.0, other.job_id: 1800.0}))
+    stage.driver.settings = stage.driver.settings.model_copy(update={"losses_per_run": 2})
+
+    def host_dies() -> None:
+        for machine in service.live("usim-"):
+            disk = stage.world.disks.get(machine.id)
+            if disk is not None and disk.job == unlucky.job_id:
+                del service.machines[machine.id]
+
+    executor = stage.driver.process()
+    JobQueue(state, executor, check=host_dies, clock=WorkClock(stage.clock)).run([unlucky, other], quiet)
+    executor.cancel_all()
+    assert state.done(other.job_id)
+    assert stage.world.worked_s[other.job_id] == 1800.0
+    assert state.failed(unlucky.job_id)
+    assert not state.failed_for_good(unlucky.job_id)
+    assert "has lost 3 instances at work in this sitting, 2 are" in state.last_words(unlucky.job_id)
+    assert len(Ledger(tmp_path / FILE).of_job(unlucky.job_id)) == 3
+    again = stage.driver.process()
+    JobQueue(SweepState(tmp_path), again).run([unlucky, other], quiet)
+    again.cancel_all()
+    assert SweepState(tmp_path).done(unlucky.job_id)
+    assert not service.live("usim-")
+
+
+@pytest.mark.parametrize("at_work", [True, False])
+def test_the_executor_s_ceiling_of_a_run_is_told_as_a_ceiling_and_locks_nothing(
+    service: LoopbackVast, tmp_path: Path, at_work: bool
+) -> None:
+    """Reached at work, or before anything is rented; either way the run is refused as by the plan's own."""
+    state = planned(tmp_path, max_hours=1000.0)
+    dear, cheap = trainings(state)[:2]
+    stage = Stage(service, tmp_path, RecordingWorld(service, {dear.job_id: 36000.0, cheap.job_id: 60.0}))
+    limit = 1.5 if at_work else 0.1
+    stage.driver.settings = stage.driver.settings.model_copy(update={"run_ceiling_usd": limit})
+    executor = stage.driver.process()
+    JobQueue(state, executor, clock=WorkClock(stage.clock)).run([dear, cheap], quiet)
+    executor.cancel_all()
+    state = SweepState(tmp_path)
+    assert state.failed_for_good(dear.job_id)
+    assert f"of ${limit:.2f} (run_ceiling_usd of --cloud)" in (state.refused_by_ceiling(dear.job_id) or "")
+    assert state.done(cheap.job_id) == at_work
+    assert state.refused_by_ceilings() == [dear.job_id] + [cheap.job_id] * (not at_work)
+    assert bool(service.creates) == at_work

@@ -535,11 +535,28 @@ def test_launches_within_an_hour_and_losses_are_capped(stage: Stage) -> None:
         stage.driver.wait(600.0)
         assert stage.codes() == expected
     assert stage.driver.executor is not None
-    with pytest.raises(ExecutorError, match="has lost 2 instances at work, at most 1"):
-        stage.driver.executor.submit(stage.driver.job("train:a"))
+    stage.driver.submit("train:a")
+    stage.driver.wait(60.0)
+    assert stage.codes() == [-255, -255, -255]
+    assert "lost 2 instances at work in this sitting, 1 are" in stage.driver.ends["train:a"][-1].reason
     stage.driver.submit("train:b")
     stage.driver.wait(600.0)
     assert len(stage.server.creates) == 2, "a third within the hour waits"
+
+
+def test_a_driver_that_sleeps_uses_up_no_losses(stage: Stage) -> None:
+    """The instance ended itself, as it should; the next submission goes on from what it saved."""
+    stage.settle(losses_per_run=0)
+    machine = stage.begin()
+    assert machine is not None
+    stage.clock.sleep(3000.0)
+    stage.driver.wait(600.0)
+    assert stage.world.counts["stopped themselves"] == 1
+    assert stage.codes() == [-255]
+    stage.driver.submit("train:a")
+    stage.driver.wait(7200.0)
+    assert stage.codes() == [-255, 0]
+    assert stage.world.worked_s["train:a"] <= 3600.0 + 60.0
 
 
 def test_one_at_a_time_and_in_the_order_given(service: LoopbackVast, tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ from universal_simulator.sweep.journal import Event, Journal
 FILE = Path("cloud") / "ledger.jsonl"
 #: exit code of a job that its own ceiling ended (EX_TEMPFAIL): it did not fail, and money would finish it
 CEILING = 75
+#: why a job ended on an instance that had not heard from its driver: nobody's loss but the driver's
+DRIVER_SILENT = "it ended itself, the driver was silent"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Lease:
     priced_at: float | None = None
     #: woken for what it holds, and the end of its job is told to nobody
     recalled: bool = False
+    #: it ended its work because its driver was silent (a laptop slept)
+    deserted: bool = False
 
     @property
     def live(self) -> bool:
@@ -234,6 +238,11 @@ class Ledger:
         """In the order they were asked for."""
         return [lease for lease in self.leases.values() if lease.job_id == job_id]
 
+    def losses(self, job_id: str) -> set[str]:
+        """Labels of the instances that this job lost at work, without those that its driver deserted."""
+        ended = [lease for lease in self.of_job(job_id) if lease.end is not None and lease.end.lost]
+        return {lease.label for lease in ended if not lease.deserted}
+
     def brought_home(self, job_id: str) -> Lease | None:
         """By a recall: how the job ended there, which nobody was told, and what it left is here."""
         return next((lease for lease in self.of_job(job_id) if lease.recalled and lease.settled), None)
@@ -290,7 +299,7 @@ class Ledger:
             lease = replace(lease, placed_at=data["now"])
         elif event.kind in ("ended", "kept"):
             end = JobEnd(lease.job_id, data["exit_code"], data["seconds"], lost=data["lost"])
-            lease = replace(lease, end=end)
+            lease = replace(lease, end=end, deserted=data.get("reason") == DRIVER_SILENT)
             if event.kind == "kept":
                 lease = _repriced(lease, data["now"], kept_at=data["now"], reason=data["reason"])
         elif event.kind == "woken":

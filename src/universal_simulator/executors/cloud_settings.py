@@ -72,7 +72,7 @@ class CloudSettings(BaseModel):
 
     #: instances tried for one start of a job: stuck, refused or dead before it began
     startups_per_start: Count = 4
-    #: instances that one job may lose at work
+    #: instances that one job may lose at work in one sitting; a silent driver's own are not counted
     losses_per_run: Annotated[int, Field(ge=0)] = 3
     launches_per_hour: Count = 12
 

@@ -140,3 +140,13 @@ def never_began(rental: Rental, reason: str, end: JobEnd | None = None) -> None:
     rental.end = end or JobEnd(rental.job.job_id, LOST_EXIT_CODE, 0.0, lost=True)
     rental.go(Phase.DONE)
     rental.note(reason)
+
+
+def give_up_unlucky(rental: Rental) -> None:
+    """Its instances went away too often in this sitting: nothing more is rented for it, others go on."""
+    job_id, at_most = rental.job.job_id, rental.settings.losses_per_run
+    reason = (
+        f"{job_id} has lost {rental.tenant.lost(job_id)} instances at work in this sitting, {at_most} are replaced "
+        "(losses_per_run of --cloud); type the command again to go on from its last copy"
+    )
+    never_began(rental, reason, JobEnd(job_id, LOST_EXIT_CODE, 0.0, lost=True, reason=reason))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from universal_simulator.errors import ExecutorError
-from universal_simulator.executors.cloud_ledger import CEILING
+from universal_simulator.executors.cloud_ledger import CEILING, DRIVER_SILENT
 from universal_simulator.executors.rental_phase import BEFORE_THE_JOB, DESERTED, Phase
 from universal_simulator.executors.rental_state import Rental
 from universal_simulator.executors.transport import DamagedCopy, InstanceRefused, WrongResult
@@ -86,7 +86,7 @@ def ended_by_itself(rental: Rental, ending: Ending) -> None:
         rental.discard(f"step {ending.step!r} failed there with exit code {ending.exit_code}")
         return
     if ending.exit_code == DESERTED:
-        rental.reason = "it ended itself, the driver was silent"
+        rental.reason = DRIVER_SILENT
         rental.ending = Ending(LOST_EXIT_CODE, ending.seconds)
     settings = rental.settings
     rental.within(settings.startup_s if rental.reclaim else settings.results_patience_s)

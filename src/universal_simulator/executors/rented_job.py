@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from universal_simulator.errors import ExecutorError, UnreachableError
 from universal_simulator.executors import kept_results, rental_start, rental_work
+from universal_simulator.executors.cloud_ledger import CEILING
 from universal_simulator.executors.rental_phase import Phase
 from universal_simulator.executors.rental_state import Rental
 from universal_simulator.executors.tenant import DESTROY_S
@@ -48,10 +49,19 @@ class RentedJob(Rental):
 
     @property
     def billed_end(self) -> JobEnd:
-        """Named by its lease and how often that was woken; what it has cost by now."""
+        """Named by its lease and how often that was woken; what it has cost by now; which ceiling ended it."""
         assert self.end is not None
         name = self.lease.submission if self.lease is not None else ""
-        return replace(self.end, usd=self.use.usd, submission=name)
+        end = replace(self.end, usd=self.use.usd, submission=name)
+        return replace(end, reason=self._ceiling, ceiling=True) if end.exit_code == CEILING else end
+
+    @property
+    def _ceiling(self) -> str:
+        spent_usd, limit_usd = self.tenant.spent_usd(self.job.job_id), self.settings.run_limit_usd
+        return (
+            f"the rent of one job has its ceiling: ${spent_usd:.2f} of ${limit_usd:.2f} (run_ceiling_usd of "
+            "--cloud) are spent, and more would cross it"
+        )
 
     def step(self) -> None:
         """As far as it goes now. Raises BudgetError where renting for it would cross a ceiling."""

@@ -47,12 +47,18 @@ class Tenant:
     def __init__(self, client: VastClient, ledger: Ledger, settings: CloudSettings) -> None:
         self.client, self.ledger, self.settings = client, ledger, settings
         self.reaped_at: float | None = None
+        #: what earlier sittings lost counts no more: who types the command again wants it tried again
+        self._lost_before = {label for x in ledger.leases.values() for label in ledger.losses(x.job_id)}
         self._floor = (ledger.latest, client.clock())
 
     def now(self) -> float:
         """Seconds by the clock that bills, never before what was already written down."""
         latest, since = self._floor
         return max(self.client.service_now(), latest + self.client.clock() - since)
+
+    def lost(self, job_id: str) -> int:
+        """Instances that a job has lost at work in this sitting."""
+        return len(self.ledger.losses(job_id) - self._lost_before)
 
     # --- money ---
 

@@ -16,6 +16,7 @@ from universal_simulator.executors.cloud_settings import CloudSettings
 from universal_simulator.executors.job_files import read_errand
 from universal_simulator.executors.kept_results import telling
 from universal_simulator.executors.rental_phase import Phase
+from universal_simulator.executors.rental_start import give_up_unlucky
 from universal_simulator.executors.rental_state import WorkplaceOf
 from universal_simulator.executors.rented_job import RentedJob
 from universal_simulator.executors.tenant import Tenant
@@ -116,16 +117,12 @@ class VastExecutor(Executor):
         history = tenant.ledger.of_job(job.job_id)
         if any(lease.live and lease.end is None and lease != kept for lease in history):
             raise ExecutorError(f"{job.job_id} is at work already, for another driver; attach to it")
-        losses = sum(lease.end is not None and lease.end.lost for lease in history)
-        if losses > self._settings.losses_per_run and kept is None:
-            raise ExecutorError(
-                f"{job.job_id} has lost {losses} instances at work, at most {self._settings.losses_per_run} "
-                "are replaced (losses_per_run); see its log for what became of them"
-            )
         self._set_aside(job.job_id)
-        self._jobs[job.job_id] = RentedJob(
-            job, tenant, self._workplace_of, lease=kept, reclaim=kept is not None
-        )
+        rental = RentedJob(job, tenant, self._workplace_of, lease=kept, reclaim=kept is not None)
+        self._jobs[job.job_id] = rental
+        if kept is None and tenant.lost(job.job_id) > self._settings.losses_per_run:
+            give_up_unlucky(rental)
+            self._untold.append(job.job_id)
         self._step()
 
     def attach(self, job_id: str, folder: Path | str) -> bool:

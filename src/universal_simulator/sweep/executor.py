@@ -110,7 +110,9 @@ class JobEnd:
     seconds: how long it ran, waiting excluded, as far as known. lost: worker or host went away;
     not the run's fault, resubmit it from its checkpoint. usd: what this submission was billed up to
     here; None: by the plan's price of its seconds. submission: the executor's own name of this
-    submission, the same whenever its end is told again; "" where no end outlives the driver.
+    submission, the same whenever its end is told again; "" where no end outlives the driver. reason:
+    why submitting it again now is of no use, in words; the sitting gives the job up and others go on.
+    ceiling: because of a ceiling of the executor's own, which holds as one of the plan does.
     """
 
     job_id: str
@@ -119,6 +121,8 @@ class JobEnd:
     lost: bool = False
     usd: float | None = None
     submission: str = ""
+    reason: str = ""
+    ceiling: bool = False
 
 
 @dataclass(frozen=True)

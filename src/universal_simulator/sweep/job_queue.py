@@ -217,10 +217,12 @@ class JobQueue:
             return False
         if end.exit_code == 0:
             return False
-        if reason is None and self._ends[job.job_id, cause] < MOST.get(cause, 0):
+        reason = reason or (end.reason if end.ceiling else None)
+        if reason is None and not end.reason and self._ends[job.job_id, cause] < MOST.get(cause, 0):
             return True
         final = reason is not None or self.returned.is_final(end)
-        self._give_up(job, reason or tail(job.log), final=final, ceiling=ceiling)
+        words = reason or end.reason or tail(job.log)
+        self._give_up(job, words, final=final, ceiling=ceiling or end.ceiling)
         return False
 
     def _journal_end(self, end: JobEnd, **words: Any) -> None:
