@@ -64,7 +64,7 @@ def sets_of(surrogate: Surrogate, truth: Trajectories, *, beam: int) -> Sets:
         found.append(_set(decision, target))
 
     ttc = TTCSection(
-        beam=beam, candidates=beam + 3 + 2 * len(MOVED), residual_threshold=0.0, max_evaluations=10**9
+        beam=beam, candidates=2 + 2 * len(MOVED), residual_threshold=0.0, max_evaluations=10**9
     )
     predictor = SearchingPredictor(surrogate, GuardsConfig(), ttc, cost=mean_alone, observe=note)
     predictor.rollout(truth.fields[:, 0], truth.parameters, truth.fields.shape[1] - 1)

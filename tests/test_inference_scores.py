@@ -49,6 +49,11 @@ def test_scores_are_those_of_a_model_trained_with_test_time_compute(
     # a model that holds its reward is asked with that one
     (stored,) = score_settings(whole.path, ["ttc.residual_threshold=0.35"])
     assert stored.result.regimes == own.result.regimes
+    # a regressed answer is fitted for its score, which is not that of its representations' mean
+    regressed, free = score_settings(plain.path, ["ttc.combine=regress", "ttc.combine=average"])
+    assert regressed.observation["reward_s"] > 0
+    for regime, result in regressed.result.regimes.items():
+        assert result.per_group["nrmse"] != free.result.regimes[regime].per_group["nrmse"]
     with pytest.raises(UserError, match="a model without its run"):
         score_settings(plain.model, ["ttc.beam=2"])
 

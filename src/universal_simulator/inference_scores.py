@@ -7,12 +7,14 @@ run's record, its model file and its headline stay what they are.
 A threshold is a share of the learned reward's 95th percentile. A model that was trained with `ttc.enabled`
 has that reward in its file. For any other one it is trained here, once for all settings, by the
 same code, with the run's own settings and seed on the same half of calibration, and kept in memory: its seconds
-are counted (`reward_s`). The predictor is named by the stored model and its settings, of which the
+are counted (`reward_s`). So is the combination of a regressed answer (`ttc.combine: regress`), for each setting
+that changes its fit. The predictor is named by the stored model and its settings, of which the
 reward is a function.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from universal_simulator.assessment import Subject, question_of, references_of, 
 from universal_simulator.configuration.inference_settings import score_label, with_settings
 from universal_simulator.configuration.schema import TTCSection
 from universal_simulator.data.batch import Trajectories
-from universal_simulator.data.dataset import open_dataset
+from universal_simulator.data.dataset import Dataset, open_dataset
 from universal_simulator.data.splits import CALIBRATION_HALVES
 from universal_simulator.device import describe, resolve
 from universal_simulator.errors import UserError
@@ -43,6 +45,7 @@ from universal_simulator.run_record import (
     read_document,
     write_json,
 )
+from universal_simulator.training.combination import fit_combination
 from universal_simulator.training.reward import train_reward
 
 #: progress(label of the setting, batches done, of how many)
@@ -78,7 +81,9 @@ def score_settings(
     assert subject.data_file is not None
     wanted = [with_settings(subject.ttc, [word]) for word in settings]
     stored, started = hash_of(subject.surrogate), time.monotonic()
-    _learn_reward(subject, subject.folder, subject.data_file)
+    half = _Half(subject, subject.folder, subject.data_file)
+    if subject.surrogate.architecture.reward is None and subject.ttc.reward_steps:
+        half.learn_reward()
     reward_s = (time.monotonic() - started) / max(1, len(wanted))
     truth, protocol = question_of(subject, subject.data_file, "small", False, None)
     place = resolve(subject.device)
@@ -87,28 +92,64 @@ def score_settings(
     asked = _Asked(subject, truth, protocol, rows, place, stored, reward_s)
     records = []
     for ttc in wanted:
-        records.append(_scored(asked, ttc, progress=progress))
+        started = time.monotonic()
+        if ttc.combine == "regress":
+            half.fit_combination(ttc)
+        fitting_s = time.monotonic() - started
+        records.append(_scored(asked, ttc, fitting_s=fitting_s, progress=progress))
         write_json(subject.folder.evaluation(records[-1].suite), records[-1])
     return records
 
 
-def _learn_reward(subject: Subject, folder: RunFolder, data_file: Path) -> None:
-    """In memory, where the model file holds none and the run's settings ask for one."""
-    surrogate = subject.surrogate
-    if surrogate.architecture.reward is not None or not subject.ttc.reward_steps:
-        return
-    record = read_document(folder.summary, RunRecord)
-    assert record.training is not None
-    dataset = open_dataset(data_file)
-    truth = dataset.load(
-        CALIBRATION_HALVES[1],
-        time_stride=surrogate.architecture.time_stride,
-        device=surrogate.offset.device,
-    )
-    train_reward(surrogate, subject.ttc, subject.guards, truth, dataset, seed=record.training.result.seed)
+class _Half:
+    """The rewards' half of calibration of a run, and what is learned on it in memory."""
+
+    def __init__(self, subject: Subject, folder: RunFolder, data_file: Path) -> None:
+        self.subject = subject
+        record = read_document(folder.summary, RunRecord)
+        assert record.training is not None
+        self.seed = record.training.result.seed
+        self.data_file = data_file
+        self.stored = subject.surrogate.architecture.combination
+        self.fitted_for: TTCSection | None = None
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        return open_dataset(self.data_file)
+
+    def truth(self) -> Trajectories:
+        surrogate = self.subject.surrogate
+        return self.dataset.load(
+            CALIBRATION_HALVES[1],
+            time_stride=surrogate.architecture.time_stride,
+            device=surrogate.offset.device,
+        )
+
+    def learn_reward(self) -> None:
+        train_reward(
+            self.subject.surrogate,
+            self.subject.ttc,
+            self.subject.guards,
+            self.truth(),
+            self.dataset,
+            seed=self.seed,
+        )
+
+    def fit_combination(self, ttc: TTCSection) -> None:
+        """Where the model file holds none; one that it holds is asked as it is, and refuses another beam."""
+        # where it acts is nothing to the fit, which acts everywhere
+        like = ttc.model_copy(update={"residual_threshold": 0.0, "max_evaluations": 0})
+        if self.stored is not None or self.fitted_for == like:
+            return
+        self.fitted_for = like
+        fit_combination(
+            self.subject.surrogate, ttc, self.subject.guards, self.truth(), self.dataset, seed=self.seed
+        )
 
 
-def _scored(asked: _Asked, ttc: TTCSection, *, progress: Progress | None) -> EvaluationRecord:
+def _scored(
+    asked: _Asked, ttc: TTCSection, *, fitting_s: float, progress: Progress | None
+) -> EvaluationRecord:
     evaluation, label = asked.subject.evaluation, score_label(ttc)
     predictor = SearchingPredictor(
         asked.subject.surrogate,
@@ -139,7 +180,7 @@ def _scored(asked: _Asked, ttc: TTCSection, *, progress: Progress | None) -> Eva
         ),
         observation={
             "wall_clock_s": time.monotonic() - started,
-            "reward_s": asked.reward_s,
+            "reward_s": asked.reward_s + fitting_s,
             "rollout_s_per_trajectory": evaluator.rollout_s,
             "evaluations_per_sample": predictor.evaluations_spent / max(1, predictor.samples_rolled),
             "device": describe(asked.place),

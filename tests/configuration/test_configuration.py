@@ -159,7 +159,6 @@ def test_all_faults_are_told_at_once_with_the_nearest_key() -> None:
         ("training.stages=[operator,steady_prior]", "no stage of an equation with a time"),
         ("model.corrector.heads=5", "does not divide"),
         ("steady_prior.epochs=3", "only 0 is allowed"),
-        ("ttc={enabled: true, beam: 8}", "ttc.candidates"),
         ("ttc={enabled: true, tau_range: [0.8, 0.2]}", "ttc.tau_range"),
         ("ttc={enabled: true, reward_steps: 0}", "ttc.residual_threshold"),
         ("model.options.operator.heads=5", "does not divide"),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from universal_simulator.configuration import load_config
 from universal_simulator.configuration.schema import RewardWeights
 from universal_simulator.errors import RewardError
 from universal_simulator.inference import rewards
 from universal_simulator.inference.candidates import (
+    DIRECTIONS,
     Stem,
     along,
     first_pool,
     pass_size,
+    pool_sizes,
     refined_pool,
     representations,
 )
@@ -67,11 +70,47 @@ def test_a_pool_has_the_ends_their_mean_and_tau_first() -> None:
     size = torch.full((2,), 0.01)
     names, pool = first_pool(stem, count=12, tau_range=(0.2, 0.8), size=size, grid=GRID)
     assert names[:5] == ("end0", "end1", "mean", "tau 0.2", "tau 0.8")
-    assert names[5:] == ("shift+", "shift-", "warp+", "warp-", "amplitude+", "amplitude-", "member0")
+    assert names[5:11] == ("shift+", "shift-", "warp+", "warp-", "amplitude+", "amplitude-")
+    assert names[11:] == ("member0", "member1")
     torch.testing.assert_close(pool[:, 4] - pool[:, 2], torch.full_like(pool[:, 0], 0.08))
     assert torch.equal(pool[:, 2], ends.mean(dim=1))
     again = refined_pool(field(), field() * 1.02, count=8, size=size, grid=GRID)
     assert again[0] == ("mean", "shift+", "shift-", "warp+", "warp-", "amplitude+", "amplitude-")
+
+
+@pytest.mark.parametrize("config", ["rerun_txxoc8a8", "sweep_aggressive_sota"])
+def test_at_the_plans_own_values_every_direction_is_a_candidate(config: str) -> None:
+    """Both ends of tau and both sides of shift, warp and amplitude; the members where the plan asks for 12."""
+    ttc = load_config(config, profile="full").config.ttc
+    ends = torch.stack([field() + 0.01 * index for index in range(ttc.beam)], dim=1)
+    size = torch.full((2,), 0.01)
+    for corrected in (ends + 0.1, None):
+        stem = Stem(ends, field() * 1.02, corrected)
+        names, pool = first_pool(stem, count=ttc.candidates, tau_range=ttc.tau_range, size=size, grid=GRID)
+        signs = {f"{name}{sign}" for name in DIRECTIONS for sign in "+-"}
+        taus = {f"tau {tau:g}" for tau in ttc.tau_range}
+        members = {f"member{index}" for index in range(ttc.beam)}
+        told = signs if corrected is None else signs | taus | (members if ttc.candidates == 12 else set())
+        assert set(names[ttc.beam + 1 :]) == told
+        sizes = pool_sizes(
+            ends=ttc.beam, count=ttc.candidates, corrected=corrected is not None, passes=ttc.steps
+        )
+        assert sizes[0] == len(names) == pool.shape[1]
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_sizes_of_pools_are_those_of_the_pools(corrected: bool) -> None:
+    ends, size = torch.stack([field(), field() + 0.01], dim=1), torch.full((2,), 0.01)
+    stem = Stem(ends, field() * 1.02, ends + 0.1 if corrected else None)
+    for count in range(1, 14):
+        first = first_pool(stem, count=count, tau_range=(0.2, 0.8), size=size, grid=GRID)[0]
+        later = refined_pool(field(), field() * 1.02, count=count, size=size, grid=GRID)[0]
+        assert pool_sizes(ends=2, count=count, corrected=corrected, passes=3) == [
+            len(first),
+            len(later),
+            len(later),
+        ]
+        assert len(set(first)) == len(first)
 
 
 def test_pass_sizes_are_the_schedule_in_units_of_noise_std() -> None:

@@ -61,7 +61,7 @@ def leaning(model: Surrogate, count: int, *, amount: float) -> Trajectories:
     initial, parameters = fields(count)
     moved: list[Decision] = []
     model.forget_combination()
-    asked = SearchingPredictor(model, GuardsConfig(), REGRESS, observe=moved.append)
+    asked = SearchingPredictor(model, GuardsConfig(), REGRESS, observe=moved.append, fitting=True)
     kept = asked.guard(asked.rollout(initial, parameters, STEPS), initial)  # truth keeps its mean
     frames = torch.cat([initial[:, None], kept], dim=1)
     for decision in moved:
@@ -100,7 +100,7 @@ def test_fitted_on_rollouts_it_moves_the_answer_to_where_the_truth_lies(
 
 def test_without_weights_it_is_the_mean_and_an_observer_sees_a_candidate_more() -> None:
     decisions: list[Decision] = []
-    asked = SearchingPredictor(surrogate(), GuardsConfig(), REGRESS, observe=decisions.append)
+    asked = SearchingPredictor(surrogate(), GuardsConfig(), REGRESS, observe=decisions.append, fitting=True)
     alone = representations_alone(asked, copies=2)
     torch.testing.assert_close(asked.rollout(*fields(3), STEPS), alone.rollout(*fields(3), STEPS))
     assert decisions[0].names == ("end0", "end1", "mean", "regressed")
@@ -111,10 +111,10 @@ def test_without_weights_it_is_the_mean_and_an_observer_sees_a_candidate_more() 
 
 def test_what_is_not_finite_is_replaced_by_the_mean_and_counted() -> None:
     model = surrogate()
-    alone = representations_alone(SearchingPredictor(model, GuardsConfig(), REGRESS), copies=2)
+    alone = representations_alone(SearchingPredictor(model, GuardsConfig(), REGRESS, fitting=True), copies=2)
     expected = alone.rollout(*fields(3), STEPS)
     seen: list[Decision] = []
-    SearchingPredictor(model, GuardsConfig(), REGRESS, observe=seen.append).rollout(*fields(3), STEPS)
+    SearchingPredictor(model, GuardsConfig(), REGRESS, observe=seen.append, fitting=True).rollout(*fields(3), STEPS)
     assert seen[0].directions is not None
     directions, features = seen[0].directions.fields.shape[1], seen[0].directions.features.shape[1]
     model.add_combination(entry(directions, features)).weights.fill_(torch.inf)
@@ -128,7 +128,7 @@ def test_what_ranks_and_bounds_a_choice_is_not_applicable_to_a_regressed_answer(
     model = surrogate()
     truth = leaning(model, 3, amount=0.5)
     regress = REGRESS.model_copy(update={"beam": beam})
-    asked = SearchingPredictor(model, GuardsConfig(), regress)
+    asked = SearchingPredictor(model, GuardsConfig(), regress, fitting=True)
     decisions: list[Decision] = []
     asked.observe = decisions.append
     asked.rollout(truth.fields[:, 0], truth.parameters, STEPS)
@@ -168,7 +168,7 @@ OF_CANDIDATES = (
 def test_keys_that_are_told_as_unread_change_nothing(setting: dict[str, Any]) -> None:
     """And what is told as read changes something, as `test_search` shows."""
     model = surrogate()
-    model.add_combination(entry(*_size(model))).weights.normal_(generator=torch.Generator().manual_seed(0))
+    model.add_combination(entry(*size_of(model))).weights.normal_(generator=torch.Generator().manual_seed(0))
     own = {**REGRESS.model_dump(), "reward_steps": 0}
     base, other = (TTCSection(**{**own, **more}) for more in ({}, setting))
     answers = [
@@ -190,9 +190,9 @@ def test_keys_that_are_told_as_unread_change_nothing(setting: dict[str, Any]) ->
         assert unread(key, {**effective, "ttc.reward_steps": 300}, trains_reward=False) is not None
 
 
-def _size(model: Surrogate) -> tuple[int, int]:
+def size_of(model: Surrogate) -> tuple[int, int]:
     seen: list[Decision] = []
-    SearchingPredictor(model, GuardsConfig(), REGRESS, observe=seen.append).rollout(*fields(1), 4)
+    SearchingPredictor(model, GuardsConfig(), REGRESS, observe=seen.append, fitting=True).rollout(*fields(1), 4)
     assert seen[0].directions is not None
     return seen[0].directions.fields.shape[1], seen[0].directions.features.shape[1]
 
@@ -221,6 +221,11 @@ def test_a_combination_is_part_of_the_model_file_and_belongs_to_its_beam(tmp_pat
     assert len(representations_alone(asked, copies=3).views) == 3, "its rivals need none"
     with pytest.raises(UserError, match=r"fitted for ttc.beam=2, asked is 3"):
         SearchingPredictor(again, GuardsConfig(), REGRESS.model_copy(update={"beam": 3}))
+
+
+def test_a_regressed_answer_without_a_fitted_combination_is_refused_not_scored_as_the_mean() -> None:
+    with pytest.raises(UserError, match=r"asks a fitted combination, and this model has none"):
+        SearchingPredictor(surrogate(), GuardsConfig(), REGRESS)
 
 
 def test_only_the_rewards_half_of_calibration_is_allowed(smoke_data: Dataset) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
 from typing import Any
 
@@ -44,7 +45,8 @@ def model() -> Surrogate:
 
 
 def predictor(cost: CostFunction | None = None, **settings: Any) -> SearchingPredictor:
-    return SearchingPredictor(model(), GuardsConfig(), TTCSection(**FREE | settings), cost=cost)
+    ttc = TTCSection(**FREE | settings)
+    return SearchingPredictor(model(), GuardsConfig(), ttc, cost=cost, fitting=ttc.combine == "regress")
 
 
 def rolled(cost: CostFunction | None = None, *, count: int = 3, **settings: Any) -> Tensor:
@@ -125,8 +127,9 @@ def test_nothing_to_spend_or_nothing_above_the_threshold_is_the_plain_rollout() 
 
 @pytest.mark.parametrize("horizon", [1, 2])
 def test_evaluations_are_counted_per_sample_and_never_exceed_what_is_allowed(horizon: int) -> None:
-    beam, candidates, segment = 3, 12, 4
-    price = (beam - 1) * segment + (horizon - 1) * segment * candidates + beam * 6  # 3 Heun steps
+    beam, segment = 3, 4
+    pool = beam + 1 + 2 + 6 + beam  # the ends, their mean, tau, both sides of three directions, members
+    price = (beam - 1) * segment + (horizon - 1) * segment * pool + beam * 6  # 3 Heun steps
     asked = predictor(horizon=horizon, max_evaluations=2 * price)
     found = asked.rollout(*fields(3), 3 * segment)
     assert asked.accounts.evaluations.tolist() == [2 * price] * 3
@@ -253,7 +256,7 @@ def world(count: int = 24) -> Trajectories:
 
 def knowing(truth: Trajectories, *, lies: bool = False) -> CostFunction:
     """A cost that has seen the truth at the end of each segment, or draws at random."""
-    ends = iter([4, 8, 10])
+    ends = itertools.cycle([4, 8, 10])
     generator = torch.Generator().manual_seed(0)
 
     def cost(question: Question) -> Tensor:

@@ -300,11 +300,6 @@ def _impossible_search(config: RunConfig) -> list[str]:
             "ttc.solver: residual is a cost, and a regressed answer without a threshold asks none; "
             "set ttc.residual_threshold, or take ttc.solver=correction or off"
         )
-    if ttc.candidates <= ttc.beam and live("ttc.candidates"):
-        faults.append(
-            f"ttc.candidates: {ttc.candidates} leave no room beside {ttc.beam} partial trajectories (ttc.beam) "
-            "for their mean; give at least one more than the beam"
-        )
     if ttc.tau_range[0] >= ttc.tau_range[1] and live("ttc.tau_range"):
         faults.append(f"ttc.tau_range: expected a lower and a higher share, got {list(ttc.tau_range)}")
     if config.model.reencode_every is None:

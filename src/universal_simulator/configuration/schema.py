@@ -275,7 +275,7 @@ class TTCSection(Section):
 
     #: passes per segment: the first over all candidates, each further one about what was chosen
     steps: Count = 1
-    #: per sample and pass
+    #: per sample and pass, beside the partial trajectories and their mean
     candidates: Annotated[int, Field(ge=2)] = 8
     #: partial trajectories per sample, each rolled out in a representation of its own
     beam: Count = 3

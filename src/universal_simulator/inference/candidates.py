@@ -76,32 +76,41 @@ class Stem:
 def first_pool(
     stem: Stem, *, count: int, tau_range: tuple[float, float], size: Tensor, grid: Grid
 ) -> tuple[tuple[str, ...], Tensor]:
-    """Names (n) and fields (B, n, C, X) of `count` candidates: the ends, their mean, the corrector at
-    both ends of `tau_range`, then pairs along the directions; members fill what pairs leave."""
+    """Names (n) and fields (B, n, C, X): the ends, their mean, and `count` candidates beside these, as
+    far as there are so many: the corrector at both ends of `tau_range`, then pairs along the directions;
+    members fill what pairs leave. So 8 are tau and every direction, and 12 the members of 4 ends as well."""
     centre = stem.mean
     names = [f"end{index}" for index in range(stem.ends.shape[1])] + ["mean"]
     fields = [*stem.ends.unbind(1), centre]
+    most = len(fields) + count
     if stem.corrected is not None:
         residual = stem.corrected.mean(dim=1) - centre
         for tau in tau_range:
             names.append(f"tau {tau:g}")
             fields.append(centre + tau * residual)
     members = [] if stem.corrected is None else list(stem.corrected.unbind(1))
-    pairs = min((count - len(fields)) // 2, len(DIRECTIONS))
+    pairs = min((most - len(fields)) // 2, len(DIRECTIONS))
     moved_names, moved = along(centre, stem.before, size=size, pairs=max(0, pairs), grid=grid)
     names += moved_names
     fields += moved
-    for index, member in enumerate(members[: max(0, count - len(fields))]):
+    for index, member in enumerate(members[: max(0, most - len(fields))]):
         names.append(f"member{index}")
         fields.append(member)
-    return tuple(names[:count]), torch.stack(fields[:count], dim=1)
+    return tuple(names[:most]), torch.stack(fields[:most], dim=1)
+
+
+def pool_sizes(*, ends: int, count: int, corrected: bool, passes: int) -> list[int]:
+    """Candidates of each pass, ends and mean among them: what the pools below hold."""
+    beside = 2 * min((count - 2 * corrected) // 2, len(DIRECTIONS))
+    first = min(count, 2 + beside + ends) if corrected else min(count, beside)
+    return [ends + 1 + first, *[1 + 2 * min(count // 2, len(DIRECTIONS))] * (passes - 1)]
 
 
 def refined_pool(
     centre: Tensor, before: Tensor, *, count: int, size: Tensor, grid: Grid
 ) -> tuple[tuple[str, ...], Tensor]:
-    """The candidates of a further pass: what was chosen, first, and pairs about it."""
-    names, fields = along(centre, before, size=size, pairs=min((count - 1) // 2, len(DIRECTIONS)), grid=grid)
+    """The candidates of a further pass: what was chosen, first, and beside it `count` in pairs about it."""
+    names, fields = along(centre, before, size=size, pairs=min(count // 2, len(DIRECTIONS)), grid=grid)
     return ("mean", *names), torch.stack([centre, *fields], dim=1)
 
 

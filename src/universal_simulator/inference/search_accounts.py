@@ -34,8 +34,8 @@ class Decision:
 @dataclass
 class Accounts:
     """Per sample (B,): model evaluations beyond the plain rollout; of these corrector evaluations, for
-    `ends` corrected ends; candidates the reward scored, in so many questions; candidates dropped because
-    they or their reward were not finite, and regressed answers that were not. acts (B, S): who acted in which segment."""
+    `ends` corrected ends; candidates the reward scored, in so many questions; candidates dropped because they were not
+    finite, and regressed answers that were not; finite candidates whose reward was not. acts (B, S): who acted in which segment."""
 
     evaluations: Tensor
     corrector_evaluations: Tensor
@@ -43,13 +43,14 @@ class Accounts:
     reward_evaluations: Tensor
     questions: Tensor
     dropped: Tensor
+    reward_nans: Tensor
     acts: Tensor
 
     @classmethod
     def zero(cls, size: int, segments: int = 0) -> Accounts:
-        zero = [torch.zeros(size, dtype=torch.long) for _ in range(6)]
+        zero = [torch.zeros(size, dtype=torch.long) for _ in range(7)]
         acts = torch.zeros(size, segments, dtype=torch.bool)
-        return cls(zero[0], zero[1], zero[2], zero[3], zero[4], zero[5], acts)
+        return cls(zero[0], zero[1], zero[2], zero[3], zero[4], zero[5], zero[6], acts)
 
     @property
     def acted(self) -> Tensor:

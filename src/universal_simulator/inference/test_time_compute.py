@@ -35,13 +35,13 @@ import torch
 from torch import Tensor
 
 from universal_simulator.configuration.schema import GuardsConfig, TTCSection
-from universal_simulator.errors import UserError
 from universal_simulator.inference.candidates import (
     Representation,
     Stem,
     combination,
     first_pool,
     pass_size,
+    pool_sizes,
     refined_pool,
     representations,
     spread,
@@ -54,6 +54,7 @@ from universal_simulator.inference.predictor import SurrogatePredictor
 from universal_simulator.inference.rewards import Cost, CostFunction, Question
 from universal_simulator.inference.rollout import num_segments
 from universal_simulator.inference.search_accounts import Accounts, Decision
+from universal_simulator.inference.search_refusals import refuse_unfitted
 from universal_simulator.inference.solver_in_the_loop import ResidualCost, residual_step
 from universal_simulator.model.surrogate import Surrogate
 
@@ -62,7 +63,8 @@ class SearchingPredictor(SurrogatePredictor):
     """A surrogate that spends more evaluations on a rollout; deterministic for its noise seed.
 
     cost: in place of the configured reward. observe: told of every decision. rewarded, schedule (B, S): see
-    the module. `accounts` are those of the last rollout, `evaluations_spent` and `samples_rolled` of all.
+    the module. fitting: a combination is being fitted, none answers yet. `accounts` are those of the last
+    rollout, `evaluations_spent` and `samples_rolled` of all.
     """
 
     def __init__(
@@ -77,20 +79,13 @@ class SearchingPredictor(SurrogatePredictor):
         observe: Callable[[Decision], None] | None = None,
         rewarded: bool = True,
         schedule: Tensor | None = None,
+        fitting: bool = False,
     ) -> None:
         super().__init__(surrogate, guards, frame_spacing_s=frame_spacing_s)
         entry = surrogate.architecture.reward
-        if ttc.residual_threshold > 0 and entry is None and cost is None and schedule is None and rewarded:
-            raise UserError(
-                "ttc.residual_threshold is a share of the learned reward's 95th percentile, and this model has "
-                "no learned reward; train it with ttc.enabled=true, or set ttc.residual_threshold=0"
-            )
-        fitted = surrogate.architecture.combination
-        if ttc.combine == "regress" and fitted is not None and fitted.beam != ttc.beam:
-            raise UserError(
-                f"this model's combination was fitted for ttc.beam={fitted.beam}, asked is {ttc.beam}; "
-                "ask for the same beam, or train it anew"
-            )
+        refuse_unfitted(
+            surrogate, ttc, asks_threshold=cost is None and schedule is None and rewarded, fitting=fitting
+        )
         self.ttc = ttc
         self.guards_config = guards
         self.frame_spacing_s = frame_spacing_s
@@ -271,7 +266,9 @@ class _Search:
             cost = self._cost(question)
             self._asked(rows, 1, pool.shape[1])
             self._asked(rows, (ttc.horizon - 1) * pool.shape[1], 1)
-            self.accounts.dropped[rows.cpu()] += (~torch.isfinite(cost)).sum(dim=1).cpu()
+            unscored, finite = ~torch.isfinite(cost), question.finite()
+            self.accounts.dropped[rows.cpu()] += (~finite).sum(dim=1).cpu()
+            self.accounts.reward_nans[rows.cpu()] += (unscored & finite).sum(dim=1).cpu()
             weights = combination(cost, ttc.combine, ttc.temperature)
             usable = torch.isfinite(cost).any(dim=1)
             found = torch.einsum(
@@ -354,7 +351,10 @@ class _Search:
         views, ttc = len(self.views), self.ttc
         if not self.predictor.rewarded or ttc.combine == "regress":
             return (views - 1) * count
-        lookahead = (ttc.horizon - 1) * self.segment * ttc.candidates * ttc.steps
+        sizes = pool_sizes(
+            ends=views, count=ttc.candidates, corrected=self.noise is not None, passes=ttc.steps
+        )
+        lookahead = (ttc.horizon - 1) * self.segment * sum(sizes)
         return (views - 1) * count + lookahead + self._sampled()
 
     def _sampled(self) -> int:

@@ -56,7 +56,9 @@ def fit_combination(
                 directions.append(found.fields[kept].flatten(2))
                 errors.append(error[kept])
 
-            predictor = SearchingPredictor(surrogate, guards, free, noise_seed=seed, observe=note)
+            predictor = SearchingPredictor(
+                surrogate, guards, free, noise_seed=seed, observe=note, fitting=True
+            )
             predictor.rollout(frames[:, 0], parameters, frames.shape[1] - 1)
     if not sum(len(part) for part in features):
         raise DataError("no rollout of the reward's training half is finite; train the operator longer")
