@@ -1,19 +1,23 @@
 """What each part of test-time compute is worth at equal cost, on several seeds of one model together.
 
-    python benchmarks/ttc_ablation.py DATA MODEL [MODEL ...] --out FILE [--groups 32] [--regime nu=0.01]
+    python benchmarks/ttc_ablation.py DATA MODEL [MODEL ...] --controls MODEL [MODEL ...] --out FILE
+        [--groups 32] [--regime nu=0.01]
 
 Each MODEL is a run's model.safetensors with corrector (and student), one for each seed, all trained on
-DATA; where it brings no learned reward or combination they are fitted on their half of the calibration split. Guarded rollouts
-from frame 0 to the end on the selection split, one table per regime:
+DATA; where it brings no learned reward or combination they are fitted on their half of the calibration split.
+--controls are the capacity controls of these runs, one for each, in their order. Guarded rollouts from frame 0 to
+the end on the selection split, one table per regime:
 
-    operator; ensembles of 2 and 8; representations alone; the search with the learned reward, or with a
-    regressed answer; the first acting at random or in the first segments as often; representations alone where the reward would act, at
-    random and first; solver in the loop; the classical solver on the same grid.
+    operator; capacity control alone, with representations and with a regressed answer; teacher and student,
+    each the members' own mean of 2 and 8; the recalibrated centre of the stored sampler's 2 and 8;
+    representations alone; the search with the learned reward, or with a regressed answer; the first acting at
+    random or in the first segments as often; representations alone where the reward would act, at random and
+    first; solver in the loop; the classical solver on the same grid.
 
 nrmse is the mean over seeds of each initial condition; intervals are 95 % over initial conditions, gains are
 paired. Each search stands beside the operator, the ensemble and representations of at least its own
 evaluations, operations (in operator steps, the reward's included) and seconds; `best` is the strongest
-of them. Seconds are those of this machine under its load at the time.
+of the model's own. The control alone and its representations stand beside them at the same budgets. Seconds are those of this machine under its load at the time.
 """
 
 from __future__ import annotations
@@ -24,12 +28,14 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from ttc_rivals import REGRESSED, Control, control_of, sampler_rows, samplers_of
 
 from universal_simulator.configuration.schema import GuardsConfig, TTCSection
 from universal_simulator.data.batch import GROUP_DIGITS, Trajectories
@@ -60,6 +66,7 @@ FREE: dict[str, Any] = {"residual_threshold": 0.0, "max_evaluations": 10**6}
 #: searches by name: what differs from the plan's values
 SEARCHES: dict[str, dict[str, Any]] = {
     "TTC learned, plan values": {},
+    "TTC learned, plan values, everywhere": FREE,
     "TTC learned, beam 2": {"beam": 2},
     "TTC learned, beam 2, everywhere": {"beam": 2, **FREE},
     "TTC regressed, beam 2": {"beam": 2, "combine": "regress"},
@@ -75,12 +82,24 @@ PAIRS = (
     ("TTC learned, beam 2", "TTC learned, beam 2, first"),
     ("TTC learned, beam 2", "representations 2 where the reward acts"),
     ("TTC learned, beam 2, everywhere", "representations 2"),
+    ("TTC learned, plan values, everywhere", "representations 3"),
     ("TTC regressed, beam 2, everywhere", "representations 2"),
     ("TTC regressed, beam 2", "representations 2 where the reward acts"),
     ("representations 2 where the reward acts", "representations 2 at random"),
     ("representations 2 where the reward acts", "representations 2 first"),
     ("representations 2", "representations 2 where the reward acts"),
+    ("student, mean of 2", "teacher, mean of 2"),
+    ("student, mean of 8", "teacher, mean of 8"),
+    ("student, mean of 8", "capacity control"),
+    ("TTC learned, beam 2", "capacity control"),
+    ("TTC regressed, beam 2, everywhere", "capacity control"),
+    ("TTC learned, beam 2", "student, mean of 2"),
+    ("TTC learned, beam 2", "student, mean of 8"),
+    ("control, representations 2", "capacity control"),
+    (REGRESSED, "control, representations 2"),
 )
+#: rivals of a budget that are not the model's own
+OF_CONTROLS = ("control", "control representations")
 
 
 @dataclass(frozen=True)
@@ -92,13 +111,25 @@ class Seed:
     sets: dict[str, dict[str, float | None]]
 
 
-def seed_of(surrogate: Surrogate, truth: Trajectories, label: str) -> Seed:
+def seed_of(
+    surrogate: Surrogate,
+    truth: Trajectories,
+    label: str,
+    *,
+    samplers: Mapping[str, Surrogate] | None = None,
+    control: Surrogate | None = None,
+) -> Seed:
     plan = SearchingPredictor(surrogate, GuardsConfig(), TTCSection())
     calibrations = EnsembleRules.of(truth, surrogate.calibration, first_frame=0).calibrations
     asked = Rivals(plan, truth, noise_seed=0, calibration=calibrations.get(label))
     rows = {"operator": asked.named("operator", 1)}
+    other = None
+    if control is not None:
+        other = Control.of(control, truth, step_flops=plan.prices.step_flops)
+        rows |= other.rows()
+    rows |= sampler_rows(samplers or {}, truth)
     for count in (2, 8):
-        rows[f"ensemble mean of {count}"] = asked.named("ensemble", count)
+        rows[f"ensemble centre of {count}"] = asked.named("ensemble", count)
     for count in (2, 3):
         rows[f"representations {count}"] = asked.named("representations", count)
     rivals: dict[str, dict[str, dict[str, Answer]]] = {}
@@ -117,6 +148,9 @@ def seed_of(surrogate: Surrogate, truth: Trajectories, label: str) -> Seed:
         rows[name] = asked.searched(predictor)
     for name in searches:
         rivals[name] = {kind: asked.at(rows[name].spent, kind) for kind in KINDS}
+        if other is not None:
+            for kind in KINDS:
+                rivals[name][kind] |= other.at(rows[name].spent, kind)
     rows["classical solver, same grid"] = classical(surrogate, truth)
     return Seed(rows, rivals, sets)
 
@@ -165,19 +199,20 @@ def joint(seeds: list[Seed], groups: tuple[str, ...]) -> dict[str, Any]:
     pairs = {
         f"{one} / {other}": paired([s.rows[one] for s in seeds], [s.rows[other] for s in seeds], groups)
         for one, other in PAIRS
+        if one in seeds[0].rows and other in seeds[0].rows
     }
     return {"rows": rows, "pairs": pairs}
 
 
 def at_equal(seeds: list[Seed], name: str, kind: str, groups: tuple[str, ...]) -> dict[str, Any]:
-    """Paired gains over each rival of the budget, and over the best of all seeds together."""
+    """Paired gains over each rival of the budget; best: the model's own strongest, of all seeds together."""
     others = [seed.rivals[name][kind] for seed in seeds]
     ours = [seed.rows[name] for seed in seeds]
     together = {
         rival: Answer(pooled([o[rival] for o in others]), others[0][rival].spent, others[0][rival].size)
         for rival in others[0]
     }
-    strongest = best(together, groups)
+    strongest = best({k: v for k, v in together.items() if k not in OF_CONTROLS}, groups)
     found: dict[str, Any] = {"best": strongest}
     for rival in together:
         found[rival] = {
@@ -259,29 +294,50 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--regime", help="one regime, e.g. nu=0.01 (default: all)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--controls", type=Path, nargs="+", default=[], help="capacity controls, one for each MODEL"
+    )
     given = parser.parse_args(words)
+    if given.controls and len(given.controls) != len(given.models):
+        parser.error("--controls needs one model for each MODEL, in their order")
     torch.set_num_threads(given.threads)
     dataset = open_dataset(given.data)
     seeds: dict[str, list[Seed]] = {}
     groups: dict[str, tuple[str, ...]] = {}
-    models = []
-    for path in given.models:
+    models: list[dict[str, Any]] = []
+    for index, path in enumerate(given.models):
         surrogate, about = prepared(path, dataset)
+        parts: dict[str, Any] = {}
+        if (path.parent / "summary.json").is_file():  # what its samplers' noise is stands there
+            parts["samplers"] = samplers_of(path)
+        if given.controls:
+            control = given.controls[index]
+            parts["control"] = control_of(control, dataset)
+            about |= {"control": str(control), "control_hash": hash_of(load_surrogate(control))}
         models.append(about)
         truth = dataset.load(
             given.split, time_stride=surrogate.architecture.time_stride, max_groups=given.groups
         )
         if given.split != "validation":
             refuse_seen(surrogate, truth, path)
-        for label, index in truth.regimes().items():
+        for label, rows in truth.regimes().items():
             if given.regime in (None, label):
-                part = truth.subset(index)
+                part = truth.subset(rows)
                 groups[label] = part.groups
                 started = time.perf_counter()
-                seeds.setdefault(label, []).append(seed_of(surrogate, part, label))
+                seeds.setdefault(label, []).append(seed_of(surrogate, part, label, **parts))
                 print(f"{path.parent.name} {label}: {time.perf_counter() - started:.0f} s", flush=True)
-    tables = {label: joint(found, groups[label]) for label, found in seeds.items()}
-    document = {
+        # after every seed: a long run that is cut off keeps what it has
+        tables = {label: joint(found, groups[label]) for label, found in seeds.items()}
+        write_json(given.out, described(given, dataset, models, tables))
+    for label, table in tables.items():
+        told(label, table)
+
+
+def described(
+    given: argparse.Namespace, dataset: Dataset, models: list[dict[str, Any]], tables: dict[str, Any]
+) -> dict[str, Any]:
+    return {
         "command": " ".join(["python", *sys.argv]),
         "commit": commit(),
         "code_version": code_version(),
@@ -295,9 +351,6 @@ def main(words: list[str] | None = None) -> None:
         "models": models,
         "regimes": tables,
     }
-    write_json(given.out, document)
-    for label, table in tables.items():
-        told(label, table)
 
 
 if __name__ == "__main__":

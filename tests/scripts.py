@@ -11,6 +11,8 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 def script(name: str) -> ModuleType:
+    if str(BENCHMARKS) not in sys.path:  # they import each other as scripts do
+        sys.path.append(str(BENCHMARKS))
     specification = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert specification is not None
     assert specification.loader is not None

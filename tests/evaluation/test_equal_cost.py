@@ -8,7 +8,7 @@ import torch
 from tests.inference.test_search import knowing, predictor, world
 from universal_simulator import assessment
 from universal_simulator.configuration.schema import EvaluationConfig, GuardsConfig
-from universal_simulator.evaluation import search_diagnostics
+from universal_simulator.evaluation import equal_cost, search_diagnostics
 from universal_simulator.evaluation.ensemble import EnsembleRules
 from universal_simulator.evaluation.equal_cost import Answer, Rivals, Spent, best, gain
 from universal_simulator.evaluation.search_diagnostics import diagnose
@@ -99,3 +99,20 @@ def test_a_search_that_acts_in_some_places_is_compared_with_chance() -> None:
     assert found.metrics["ttc_gain_over_first"].value == pytest.approx(0.0), "a budget acts first by itself"
     assert found.observed["equal_seconds_ensemble"] >= 2
     assert found.observed["gain_equal_seconds_low"] <= found.observed["gain_equal_seconds"]
+
+
+def test_seconds_are_the_median_of_warm_calls_and_an_observer_is_told_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([0.0, 1.0, *(t for start, took in ((2, 0.4), (3, 0.2), (4, 0.3)) for t in (start, start + took))])
+    monkeypatch.setattr(equal_cost.time, "perf_counter", lambda: next(clock))
+    answers = iter("abcd")
+    assert equal_cost.timed(lambda: next(answers), per=2) == ("a", pytest.approx(0.15))
+    clock = iter([0.0, 5.0])
+    assert equal_cost.timed(lambda: "long", per=2) == ("long", 2.5), "long enough to be asked once"
+    monkeypatch.undo()
+    asked, told = predictor(beam=2), []
+    asked.observe = told.append
+    Rivals(asked, world(2), noise_seed=0).searched(asked)
+    assert [decision.step for decision in told] == [4, 8, 10]
+    assert asked.observe == told.append

@@ -9,7 +9,8 @@ include the plain rollout and are counted in three ways, since they do not agree
 
     evaluations   operator steps and corrector samples
     operations    floating-point operations in operator steps (`inference/operations.py`), reward included
-    seconds       of this machine under its load at the time
+    seconds       of this machine under its load at the time: the median of REPEATS warm calls, or the one
+                  call where it alone takes LONG_S, beside which a first call's warming is nothing
 
 The reference of a gain is the *best* rival by mean nrmse on the same data, which flatters the rival.
 The gain over representations alone is the learned reward's own.
@@ -19,9 +20,11 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -40,6 +43,9 @@ from universal_simulator.model.calibration import RegimeCalibration
 
 Kind = Literal["evaluations", "operations", "seconds"]
 KINDS: tuple[Kind, ...] = ("evaluations", "operations", "seconds")
+#: calls whose median is taken, and seconds after which a single call says enough
+REPEATS, LONG_S = 3, 0.5
+T = TypeVar("T")
 #: rivals at equal cost have at least two and at most this many members or copies
 FEWEST, MOST = 2, 32
 
@@ -113,9 +119,18 @@ class Rivals:
     def searched(self, predictor: SearchingPredictor) -> Answer:
         """A search's own answer, with what it spent."""
         truth = self.truth
-        started = time.perf_counter()
-        raw = predictor.rollout(truth.fields[:, 0], truth.parameters, self.frames)
-        seconds = (time.perf_counter() - started) / len(truth)
+        observe, asked = predictor.observe, 0
+
+        def rollout() -> Tensor:
+            """Observed once, however often it is timed."""
+            nonlocal asked
+            predictor.observe, asked = (None if asked else observe), asked + 1
+            return predictor.rollout(truth.fields[:, 0], truth.parameters, self.frames)
+
+        try:
+            raw, seconds = timed(rollout, per=len(truth))
+        finally:
+            predictor.observe = observe
         accounts = predictor.accounts
         extra = float(accounts.evaluations.double().mean())
         operations = float(accounts.operations(self.predictor.prices).mean())
@@ -154,11 +169,14 @@ class Rivals:
     @functools.cached_property
     def _plain(self) -> tuple[Tensor, Spent]:
         """The operator's rollout before any guard, and what it costs."""
-        started = time.perf_counter()
-        raw = SurrogatePredictor.rollout(
-            self.predictor, self.truth.fields[:, 0], self.truth.parameters, self.frames
+        truth = self.truth
+        raw, seconds = timed(
+            lambda: SurrogatePredictor.rollout(
+                self.predictor, truth.fields[:, 0], truth.parameters, self.frames
+            ),
+            per=len(truth),
         )
-        return raw, Spent(self.steps, self.steps, (time.perf_counter() - started) / len(self.truth))
+        return raw, Spent(self.steps, self.steps, seconds)
 
     def _ensemble(self, size: int) -> Answer:
         predictor, truth = self.predictor, self.truth
@@ -168,11 +186,12 @@ class Rivals:
             members=size,
             frame_spacing_s=predictor.frame_spacing_s,
         )
-        started = time.perf_counter()
-        drawn = sampler.rollout_members(
-            truth.fields[:, 0], truth.parameters, self.frames, seed=self.noise_seed
+        drawn, seconds = timed(
+            lambda: sampler.rollout_members(
+                truth.fields[:, 0], truth.parameters, self.frames, seed=self.noise_seed
+            ),
+            per=len(truth),
         )
-        seconds = (time.perf_counter() - started) / len(truth)
         evaluations = size * self.steps * (1 + evaluations_per_sample(predictor.surrogate))
         operations = size * self.steps * predictor.prices.member_step
         centre, once = guard_members(sampler, drawn, truth.fields[:, 0]).mean(dim=1), NOTHING
@@ -194,6 +213,20 @@ class Rivals:
     def _error(self, guarded: Tensor) -> Tensor:
         error, valid, _ = nrmse_frames(guarded, self.truth.fields[:, 1:], self.truth.fields[:, 0])
         return mean_valid(error, valid, dims=(1, 2)).nan_to_num()
+
+
+def timed(call: Callable[[], T], *, per: int) -> tuple[T, float]:
+    """What the first call answers, and seconds of a call over `per`: see the module."""
+    started = time.perf_counter()
+    found = call()
+    taken = [time.perf_counter() - started]
+    if taken[0] < LONG_S:
+        taken.clear()
+        for _ in range(REPEATS):
+            started = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - started)
+    return found, statistics.median(taken) / per
 
 
 @dataclass(frozen=True)
