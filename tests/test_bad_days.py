@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
 import subprocess
@@ -15,7 +16,10 @@ import pytest
 
 from tests.test_repetition import TINY
 from universal_simulator import cli
+from universal_simulator.data import generator
 from universal_simulator.data.dataset import Dataset
+from universal_simulator.data.generator import generate
+from universal_simulator.data.specification import DatasetSpec
 from universal_simulator.repetition import compare
 from universal_simulator.run_record import (
     RunFolder,
@@ -98,6 +102,89 @@ def test_a_read_only_folder_is_named(
         assert str(folder / "runs") in told
         assert "give another folder" in told
         assert list(folder.iterdir()) == []
+
+
+#: two chunks of 32 and 6 groups, 48 KiB a group
+SPEC = DatasetSpec.model_validate(
+    {
+        "name": "full",
+        "equation": "advection",
+        "solver": "exact",
+        "parameter_values": [0.4, 1.0],
+        "groups": {"train": 30, "calibration": 2, "validation": 2, "selection": 2, "test": 2},
+        "grid_points": 64,
+        "solver_refinement": [1, 1],
+        "frames": 96,
+        "frame_spacing_s": 0.01,
+    }
+)
+
+
+def test_a_disk_too_small_for_data_is_told_before_anything_is_solved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "data" / "burgers_smoke.hdf5"
+    words = ["usim", "data", "generate", "burgers_smoke", "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(generator, "_write_chunk", lambda *_: pytest.fail("solved for nothing"))
+    with room_for(2_000_000), pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    told = capsys.readouterr().err
+    assert "File too large" in told
+    assert f"{path}.partial" in told
+    assert "make room and type the command again" in told
+    assert "damaged" not in told
+    assert len(told.splitlines()) == 1, told
+
+
+def test_a_disk_that_fills_up_while_data_are_made_costs_no_chunk(tmp_path: Path) -> None:
+    """Where room cannot be reserved; with room again the rest is made, to the same content."""
+    whole = generate(SPEC, tmp_path / "whole.hdf5")
+    path = tmp_path / "parts.hdf5"
+    steps: list[int] = []
+
+    def filled(done: int, total: int) -> None:
+        steps.append(done)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_600_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    with (
+        room_for(resource.getrlimit(resource.RLIMIT_FSIZE)[0]),
+        pytest.raises(OSError, match="too large") as full,
+    ):
+        generate(SPEC, path, progress=filled)
+    assert full.value.filename == f"{path}.partial"
+    assert generate(SPEC, path, progress=lambda done, _: steps.append(done)).identity == whole.identity
+    assert steps == [32, 38], "the first chunk is not made again"
+
+
+def test_finished_chunks_outlive_a_lock_and_only_a_damaged_file_starts_over(tmp_path: Path) -> None:
+    path = tmp_path / "parts.hdf5"
+    partial = tmp_path / "parts.hdf5.partial"
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        generate(SPEC, path, progress=stop)
+    steps: list[int] = []
+    with open(partial, "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match="partial"):
+            generate(SPEC, path)
+    with pytest.raises(Stopped):
+        generate(SPEC.model_copy(update={"seed": 5}), tmp_path / "other.hdf5", progress=stop)
+    os.truncate(tmp_path / "other.hdf5.partial", 100_000)
+    generate(
+        SPEC.model_copy(update={"seed": 5}), tmp_path / "other.hdf5", progress=lambda n, _: steps.append(n)
+    )
+    assert steps == [32, 38], "what is no HDF5 any more is made anew"
+    steps.clear()
+    generate(SPEC, path, progress=lambda done, _: steps.append(done))
+    assert steps == [38], "what was only locked is not"
 
 
 @pytest.mark.slow

@@ -49,6 +49,7 @@ _CURES = {
     errno.EFBIG: _NO_ROOM,
     errno.EROFS: _NO_WRITING,
     errno.EACCES: _NO_WRITING,
+    errno.EAGAIN: "another process has this file open: type the command again when that one is done",
 }
 
 

@@ -2,16 +2,20 @@
 
 Every group (initial condition) is solved under every parameter value. Chunk i of groups is
 drawn from a generator seeded by (seed, i), so a killed generation goes on with the next
-chunk and ends in the same bytes as an uninterrupted one.
+chunk and ends in the same bytes as an uninterrupted one. The whole file's room is reserved before
+the first chunk, so a disk too small is told before anything is solved.
 """
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
 from pydantic import ValidationError
@@ -45,8 +49,9 @@ def generate(spec: DatasetSpec, path: Path, *, progress: Progress | None = None)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     total = sum(spec.groups.model_dump().values())
-    _check_space(spec, path, total)
+    _check_space(spec, partial, total)
     done = _resume(spec, partial, total)
+    _reserve(partial, partial.stat().st_size)
     for first in range(done, total, CHUNK_GROUPS):
         _write_chunk(spec, partial, first, min(CHUNK_GROUPS, total - first))
         if progress is not None:
@@ -78,12 +83,27 @@ def _states(stored: str | None, spec: DatasetSpec) -> bool:
         return False
 
 
-def _check_space(spec: DatasetSpec, path: Path, groups: int) -> None:
+def _check_space(spec: DatasetSpec, partial: Path, groups: int) -> None:
     rows = groups * len(spec.parameter_values)
-    needed = rows * spec.frames * spec.grid_points * 4 * 1.05
-    free = shutil.disk_usage(path.parent).free
+    held = partial.stat().st_blocks * 512 if partial.exists() else 0
+    needed = rows * spec.frames * spec.grid_points * 4 * 1.05 - held
+    free = shutil.disk_usage(partial.parent).free
     if free < needed:
-        raise DataError(f"{path} needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free there")
+        raise DataError(
+            f"{partial} needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free there; make room and "
+            "type the command again, or give another folder"
+        )
+
+
+def _reserve(path: Path, length: int) -> None:
+    """`length` bytes on the disk, now: OSError where there is no room for them. Content stays."""
+    with open(path, "ab") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, length)
+        except OSError as error:
+            # a file system that cannot reserve tells of a full disk when a chunk is written
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
 
 
 def _resume(spec: DatasetSpec, partial: Path, total: int) -> int:
@@ -91,10 +111,10 @@ def _resume(spec: DatasetSpec, partial: Path, total: int) -> int:
     if partial.exists():
         try:
             with pdebench.opened(partial, "r+") as file:
-                if _states(file.attrs.get("specification"), spec):
+                if _states(file.attrs.get("specification"), spec) and "groups_done" in file.attrs:
                     return int(file.attrs["groups_done"])
         except DataError:
-            # a kill inside HDF5's own write leaves nothing worth keeping
+            # no HDF5 any more: a kill inside its own write leaves nothing worth keeping
             partial.unlink()
     values = spec.parameter_values
     grid = Grid((spec.domain_length,), (spec.grid_points,))
@@ -102,9 +122,10 @@ def _resume(spec: DatasetSpec, partial: Path, total: int) -> int:
         np.arange(len(SPLITS), dtype=np.int8),
         [getattr(spec.groups, name) * len(values) for name in SPLITS],
     )
+    shape = (total * len(values), spec.frames, spec.grid_points)
+    # asked before HDF5 holds anything back that it could not write
+    _reserve(partial, 4 * math.prod(shape))
     with pdebench.opened(partial, "w") as file:
-        rows = total * len(values)
-        file.create_dataset("tensor", (rows, spec.frames, spec.grid_points), dtype="<f4")
         file["x-coordinate"] = grid.coordinates().numpy()
         # one longer than the frames, as published
         file["t-coordinate"] = np.arange(spec.frames + 1) * spec.frame_spacing_s
@@ -115,6 +136,11 @@ def _resume(spec: DatasetSpec, partial: Path, total: int) -> int:
         file.attrs["specification"] = spec.model_dump_json()
         file.attrs["groups_done"] = 0
         file.attrs["complete"] = False
+        # at its full length from the start: later writes change no structure that a kill could tear
+        placed = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        placed.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        placed.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        file.create_dataset("tensor", shape, dtype="<f4", dcpl=placed)
     return 0
 
 

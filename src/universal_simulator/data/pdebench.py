@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -51,17 +52,38 @@ class FileHeader:
 
 @contextmanager
 def opened(path: Path, mode: str = "r") -> Iterator[h5py.File]:
-    """h5py.File with its errors translated."""
+    """h5py.File with its errors translated.
+
+    Content that cannot be understood is a DataError. What the operating system refuses to a writer
+    (no space left, a limit, another process's lock, no permission) stays an OSError with its number and
+    the path, for the file is as good as before; to a reader it is a DataError that says so.
+    """
     if mode == "r" and not path.is_file():
         raise DataError(f"{path} does not exist or is no file")
     try:
         with h5py.File(path, mode) as file:
             yield file
     except (OSError, RuntimeError) as error:
+        number = _refused(error)
+        if number and mode != "r":
+            raise OSError(number, os.strerror(number), str(path)) from error
+        if number:
+            raise DataError(
+                f"{path} cannot be read: {os.strerror(number)}; see to its permissions, its disk and who else "
+                "has it open"
+            ) from error
         raise DataError(
             f"{path} cannot be read as HDF5 ({error}); it is damaged, truncated or of another "
             "format: download or generate it again"
         ) from error
+
+
+def _refused(error: OSError | RuntimeError) -> int:
+    """Number of the operating system's own error, 0 where it had none. HDF5 words it where a file is closed."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    worded = re.search(r"\berrno = (\d+)", str(error))
+    return int(worded.group(1)) if worded else 0
 
 
 def read_header(path: Path, *, parameter: float | None = None) -> FileHeader:
