@@ -86,7 +86,8 @@ def evaluation(run_id: str, quality: float, suite: str) -> EvaluationRecord:
     )  # fmt: skip
     predictor = Predictor(model_hash=content_hash(run_id), weights="ema", guards=("mass_projection",))
     result = EvaluationResult(protocol=protocol, predictor=predictor, regimes=dict.fromkeys(REGIMES, regime))
-    return EvaluationRecord(suite=suite, run_id=run_id, result=result, observation={"wall_clock_s": 1.0})
+    observed = {"wall_clock_s": 1.0, "code_version": code_version()}
+    return EvaluationRecord(suite=suite, run_id=run_id, result=result, observation=observed)
 
 
 def training(run_id: str, words: list[str]) -> TrainingRecord:

@@ -25,6 +25,7 @@ from universal_simulator.evaluation.references import Rows, cached_reference_row
 from universal_simulator.evaluation.refusals import refuse_calibrated, refuse_foreign, refuse_seen
 from universal_simulator.evaluation.report import write_report
 from universal_simulator.evaluation.search_diagnostics import diagnose, with_diagnoses
+from universal_simulator.identity import code_version
 from universal_simulator.inference.predictor import SurrogatePredictor
 from universal_simulator.inference.test_time_compute import SearchingPredictor
 from universal_simulator.model.surrogate import Surrogate, hash_of, load_surrogate
@@ -129,6 +130,7 @@ def evaluate(
             "references_s": references_s,
             "classical_s_per_trajectory": seconds,
             "opening": opening,
+            "code_version": code_version(),
             **_observed(evaluator, place),
             **searched,
         },

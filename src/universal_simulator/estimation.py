@@ -30,6 +30,7 @@ import torch
 from universal_simulator.configuration import LoadedConfig, load_config
 from universal_simulator.configuration.schema import RunConfig, TrainingConfig
 from universal_simulator.data.dataset import Dataset
+from universal_simulator.device import peak_memory_gib, resolve
 from universal_simulator.errors import TrainingError
 from universal_simulator.experiment import prepare_dataset, run
 from universal_simulator.run_record import RunRecord
@@ -125,7 +126,7 @@ def _forecast(
         small_eval_s=small_s,
         full_eval_s=startup_s + growth * small_s,
         references_s=growth * float(small.observation["references_s"]),
-        peak_memory_gib=_peak_memory_gib(),
+        peak_memory_gib=_peak_memory_gib(short.config.device),
         optimiser_steps=sum(_lengths(whole.config.training, stages).values()),
         step_s={f"{stage}, {length}": seconds for (stage, length), seconds in step_s.items()},
         calibration_s=calibration_s,
@@ -177,8 +178,7 @@ def _full_groups(config: RunConfig, dataset: Dataset) -> int:
     return min(config.evaluation.full_groups or there, there)
 
 
-def _peak_memory_gib() -> float:
-    """Of the accelerator where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def _peak_memory_gib(device: str) -> float:
+    """Of the accelerator where the config trains on one, else of this process: as `TrainingRecord` tells it."""
+    on_device = peak_memory_gib(resolve(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 if on_device is None else on_device

@@ -188,6 +188,12 @@ class EvaluationRecord(Document):
     result: EvaluationResult
     observation: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def code_version(self) -> str | None:
+        """Of the code that asked and measured; None of a record from before it was said."""
+        found = self.observation.get("code_version")
+        return None if found is None else str(found)
+
 
 class NoiseChoice(Document):
     """What becomes of a corrector's noise (`model/corrector.py`).
@@ -250,6 +256,16 @@ class TrainingResult(Document):
 class TrainingRecord(Document):
     result: TrainingResult
     observation: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def peak_memory_gib(self) -> float | None:
+        """Most memory that it held: on the accelerator where it trained on one, else in its process; None: not told."""
+        seen = self.observation
+        on_device = seen.get("peak_device_memory_gib")
+        if on_device is None and not str(seen.get("device", "cpu")).startswith("cpu"):
+            return None
+        found = seen.get("peak_memory_gib") if on_device is None else on_device
+        return None if found is None else float(found)
 
 
 class Origin(Document):

@@ -104,7 +104,7 @@ def run_steady(
         suite="small_eval",
         run_id=expected,
         result=evaluate_steady(config, dataset, cells, trained, model_hash=digest),
-        observation={"wall_clock_s": time.monotonic() - ended},
+        observation={"wall_clock_s": time.monotonic() - ended, "code_version": code_version()},
     )
     record = RunRecord(
         run_id=expected,

@@ -122,7 +122,7 @@ class FakeExecutor(Executor):
             result = found.result.model_copy(
                 update={"predictor": found.result.predictor.model_copy(update=asked)}
             )
-            observed = {"wall_clock_s": 0.5, "evaluations_per_sample": 40.0}
+            observed = found.observation | {"wall_clock_s": 0.5, "evaluations_per_sample": 40.0}
             scored = found.model_copy(
                 update={"suite": score_label(own), "result": result, "observation": observed}
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from universal_simulator.identity import code_version
 from universal_simulator.run_record import (
     EvaluationRecord,
     EvaluationResult,
@@ -75,7 +76,8 @@ def evaluation(
             for r in REGIMES
         },
     )
-    return EvaluationRecord(suite=suite, run_id=run_id, result=result, observation={"wall_clock_s": 1.0})
+    observed = {"wall_clock_s": 1.0, "code_version": code_version()}
+    return EvaluationRecord(suite=suite, run_id=run_id, result=result, observation=observed)
 
 
 def run_record(run_id: str, name: str, seed: int, evaluations: dict[str, EvaluationRecord]) -> RunRecord:

@@ -9,13 +9,15 @@ import pytest
 
 from tests.sweep.fake_executor import FakeExecutor
 from universal_simulator.errors import BudgetError, ExecutorError
+from universal_simulator.identity import code_version
 from universal_simulator.run_record import RunFolder, RunRecord, read_document, write_json
 from universal_simulator.sweep import canary
+from universal_simulator.sweep.candidates import planned_refinements
 from universal_simulator.sweep.driver import estimate_sweep, run_sweep
 from universal_simulator.sweep.executor import Job, JobEnd
 from universal_simulator.sweep.forecast import Forecast, as_document, makespan, outcomes
 from universal_simulator.sweep.leaderboard import result_digest
-from universal_simulator.sweep.plan import Budget, Ceiling, Machine, load_plan
+from universal_simulator.sweep.plan import Budget, Ceiling, Machine, Round, load_plan
 from universal_simulator.sweep.report import report_path
 from universal_simulator.sweep.state import SweepState
 
@@ -52,6 +54,51 @@ def test_estimate_trains_nothing_and_the_sweep_goes_on_from_it(tmp_path: Path) -
     )
 
 
+@pytest.mark.parametrize(
+    ("observed", "gib"),
+    [
+        ({"peak_memory_gib": 3.0, "peak_device_memory_gib": 40.0, "device": "cuda:0 (NVIDIA H100)"}, 40.0),
+        ({"peak_memory_gib": 3.0, "peak_device_memory_gib": None, "device": "cpu"}, 3.0),
+        ({"peak_memory_gib": 3.0}, 3.0),
+        ({"peak_memory_gib": 3.0, "device": "cuda:0 (NVIDIA H100)"}, None),
+    ],
+)
+def test_what_must_fit_is_the_memory_of_the_device_that_trained(
+    tmp_path: Path, observed: dict[str, object], gib: float | None
+) -> None:
+    """ "If VRAM allows": what the process held in main memory says nothing of it."""
+
+    class Measuring(FakeExecutor):
+        def work(self, job: Job) -> None:
+            super().work(job)
+            if job.arguments[0] == "run":
+                path = RunFolder.of_path(job.log.parent).summary
+                record = read_document(path, RunRecord)
+                assert record.training is not None
+                training = record.training.model_copy(update={"observation": observed})
+                write_json(path, record.model_copy(update={"training": training}))
+
+    state = run_sweep(PLAN.model_copy(update={"calibrate": True}), tmp_path, executor=Measuring())
+    assert {row.took_gib for row in outcomes(state) if row.what == "train"} == {gib}
+    wide = {"model.options.latent_dim": 128}
+    limits = {"fits": 1000.0, "too large": 100.0}
+    round_ = Round.model_validate(
+        {
+            "name": "E",
+            "kind": "refine",
+            "hypothesis": "Wider is better.",
+            "forecast": {"relative_reduction": [0.1, 0.3]},
+            "refinements": [{"name": n, "set": wide, "memory_limit_gib": limits[n]} for n in limits],
+        }
+    )
+    fits, large = planned_refinements(state, round_, state.members()[0])
+    if gib is None:
+        assert "was not measured" in str(fits.refused)
+    else:
+        assert fits.refused is None
+    assert ("exceeds 100 GiB" in str(large.refused)) == (gib == 40.0)
+
+
 def test_full_evals_begin_with_references_and_the_longest(tmp_path: Path) -> None:
     """Else the longest is launched when the others end, and the machine waits for it alone."""
 
@@ -63,7 +110,7 @@ def test_full_evals_begin_with_references_and_the_longest(tmp_path: Path) -> Non
                 record = read_document(files.summary, RunRecord)
                 took = 9.0 if "aggressive" in job.job_id else 2.0 if "-s1-" in job.job_id else 1.0
                 small = record.evaluations["small_eval"].model_copy(
-                    update={"observation": {"wall_clock_s": took}}
+                    update={"observation": {"wall_clock_s": took, "code_version": code_version()}}
                 )
                 write_json(files.summary, record.model_copy(update={"evaluations": {"small_eval": small}}))
 

@@ -28,10 +28,28 @@ def foreign_evaluation(files: RunFolder) -> None:
     write_json(files.summary, record.model_copy(update={"evaluations": changed}))
 
 
+def evaluated_by(code: str | None) -> Spoil:
+    """The suite that came last says another code than the sweep's, or none."""
+
+    def spoil(files: RunFolder) -> None:
+        record = read_document(files.summary, RunRecord)
+        name = next(name for name in ("test", "full_eval") if name in record.evaluations)
+        seen = {key: v for key, v in record.evaluations[name].observation.items() if key != "code_version"}
+        seen |= {} if code is None else {"code_version": code}
+        changed = record.evaluations[name].model_copy(update={"observation": seen})
+        write_json(
+            files.summary, record.model_copy(update={"evaluations": {**record.evaluations, name: changed}})
+        )
+
+    return spoil
+
+
 SPOILED: dict[str, tuple[Spoil, str]] = {
     "config": (lambda files: lie(files, config_hash="0" * 64), "its config 0000000000"),
     "validation": (lambda files: lie(files, validation={"best_nrmse": 0.0}), "training is not the one the"),
     "foreign": (foreign_evaluation, "is of another"),
+    "other code": (evaluated_by("f" * 64), "was asked by other code .ffffffffff, here"),
+    "no code": (evaluated_by(None), "was asked by other code .not told, here"),
     "torn": (lambda files: files.summary.write_text('{"run_id": "x'), "is not a valid RunRecord"),
     "gone": (lambda files: files.summary.unlink(), "no record came back"),
 }

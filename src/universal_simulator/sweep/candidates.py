@@ -60,7 +60,7 @@ def planned_refinements(state: SweepState, round_: Round, base: Run) -> list[Cha
     One that makes no valid config of this base, or one that has run already, is refused in words.
     """
     effective, record = effective_config(state.plan, base), state.record(base.run_id)
-    measured = record.training.observation.get("peak_memory_gib") if record and record.training else None
+    measured = record.training.peak_memory_gib if record and record.training else None
     changes = []
     for wanted in round_.refinements:
         change = live_change(

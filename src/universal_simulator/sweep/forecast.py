@@ -274,7 +274,6 @@ def outcomes(state: SweepState) -> list[Outcome]:
             memory: tuple[float | None, float | None] = (None, None)
             record = records.get(run.run_id)
             if what == "train" and record is not None and record.training is not None:
-                seen = record.training.observation.get("peak_memory_gib")
-                memory = (float(about["peak_memory_gib"]), seen)
+                memory = (float(about["peak_memory_gib"]), record.training.peak_memory_gib)
             found.append(Outcome(run.run_id, what, forecast.seconds(job_id), took[job_id], *memory))
     return found

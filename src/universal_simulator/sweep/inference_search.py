@@ -17,6 +17,7 @@ from typing import Any
 from universal_simulator.configuration import load_config
 from universal_simulator.configuration.inference_settings import score_label, settings_hash, with_settings
 from universal_simulator.errors import IntegrityError
+from universal_simulator.identity import code_version
 from universal_simulator.run_record import EvaluationRecord, RunFolder, content_hash, read_document
 from universal_simulator.sweep.gates import paired_interval
 from universal_simulator.sweep.job_queue import JobQueue
@@ -151,6 +152,7 @@ class InferenceSearch:
             "model": (record.result.predictor.model_hash, run.training.result.model_hash),
             "settings": (record.result.predictor.search_hash, settings_hash(ttc)),
             "protocol": (record.result.protocol.hash, plain.protocol.hash),
+            "code": (record.code_version, code_version()),
         }
         wrong = [name for name, (found, expected) in asked.items() if found != expected]
         if wrong:

@@ -38,4 +38,7 @@ def falsehoods(record: RunRecord, run_id: str, *, data_identity: str) -> list[st
             found.append(f"its {suite} is of {evaluation.run_id}")
         elif suite in OWN_SUITES and evaluation.result.protocol.dataset_identity != data_identity:
             found.append(f"its {suite} was asked on other data")
+        elif suite in OWN_SUITES and evaluation.code_version != code_version():
+            said = (evaluation.code_version or "not told")[:10]
+            found.append(f"its {suite} was asked by other code ({said}, here {code_version()[:10]})")
     return found
