@@ -61,31 +61,30 @@ def indifferent(question: Question) -> Tensor:
     return torch.where(question.finite(), 1.0, torch.inf)
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"steps": 2},
-        {"candidates": 9},
-        {"beam": 4},
-        {"horizon": 2},
-        {"residual_threshold": 50.0},
-        {"gamma": 0.0},
-        {"max_evaluations": 20},
-        {"tau_range": (0.3, 0.85)},
-        {"tau_range": (0.15, 0.6)},
-        {"noise_std": 0.03},
-        {"noise_schedule": (0.01,)},
-        {"noise_schedule": ()},
-        {"guidance_lambda": 1.0},
-        {"combine": "pick"},
-        {"combine": "regress"},
-        {"temperature": 0.1},
-        {"projection": False},
-        {"solver": "residual"},
-        {"solver": "correction"},
-    ],
-    ids=str,
-)
+SETTINGS: list[dict[str, Any]] = [
+    {"steps": 2},
+    {"candidates": 9},
+    {"beam": 4},
+    {"horizon": 2},
+    {"residual_threshold": 50.0},
+    {"gamma": 0.0},
+    {"max_evaluations": 20},
+    {"tau_range": (0.3, 0.85)},
+    {"tau_range": (0.15, 0.6)},
+    {"noise_std": 0.03},
+    {"noise_schedule": (0.01,)},
+    {"noise_schedule": ()},
+    {"guidance_lambda": 1.0},
+    {"combine": "pick"},
+    {"combine": "regress"},
+    {"temperature": 0.1},
+    {"projection": False},
+    {"solver": "residual"},
+    {"solver": "correction"},
+]
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_every_knob_changes_the_outcome(setting: dict[str, Any]) -> None:
     base = rolled()
     assert torch.equal(rolled(), base), "deterministic"
@@ -98,7 +97,11 @@ def test_later_entries_of_the_schedule_are_later_passes() -> None:
     assert torch.equal(rolled(steps=1, noise_schedule=(0.03, 0.005)), rolled(steps=1, noise_schedule=(0.03,)))
 
 
-@pytest.mark.parametrize("name", ["energy", "negativity"])
+#: the last in a test of its own
+REWARD_WEIGHTS = ("energy", "negativity", "mass")
+
+
+@pytest.mark.parametrize("name", REWARD_WEIGHTS[:2])
 def test_reward_weights_reach_what_is_declared(name: str) -> None:
     def weighed(value: float) -> Tensor:
         weights = {"mass": 0.0, "energy": 0.0, "negativity": 0.0, name: value}

@@ -7,8 +7,6 @@ import json
 import math
 import shutil
 import statistics
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from pydantic import BaseModel
 
 from tests.model.small_models import surrogate as corrected
 from universal_simulator import assessment, experiment, sampler_choice, stages
 from universal_simulator.configuration import LoadedConfig, load_config
 from universal_simulator.configuration.schema import (
-    PENDING_SECTIONS,
-    LatentSurrogateOptions,
-    RunConfig,
-    Section,
     Stage,
 )
 from universal_simulator.data.dataset import Dataset, open_dataset
@@ -46,8 +39,7 @@ from universal_simulator.physics.initial_conditions import draw_sine_family
 from universal_simulator.physics.spectral import resample
 from universal_simulator.physics.spectral_solver import solve_burgers
 from universal_simulator.run_record import RunFolder
-from universal_simulator.tracking.snapshot import read_snapshot
-from universal_simulator.training import loop, reward
+from universal_simulator.training import loop
 from universal_simulator.training.augmentation import Augmentation
 from universal_simulator.training.loop import rollout_length, validation_steps
 from universal_simulator.training.optimisation import WeightAverage, learning_rate
@@ -175,181 +167,6 @@ def test_damaged_training_state_is_refused(tmp_path: Path, smoke_data: Dataset) 
     files.summary.unlink()
     with pytest.raises(IntegrityError, match="damaged"):
         experiment.run(config, tmp_path)
-
-
-KNOBS = [
-    "seed=1",
-    "training.operator.learning_rate=5e-4",
-    "training.operator.warmup_ratio=0.5",
-    "training.operator.schedule=cosine",
-    "training.operator.betas=[0.8,0.9]",
-    "training.operator.weight_decay=0.3",
-    "training.operator.grad_clip=0.01",
-    "training.operator.ema_decay=0.5",
-    "training.batch_size=5",
-    "training.stages=[operator]",
-    "training.codec.steps=5",
-    "training.codec.batch_size=5",
-    "training.codec.learning_rate=5e-4",
-    "training.augmentation=[]",
-    "training.augmentation=[shift,reflection]",
-    "training.accumulation=2",
-    "training.windows_from_start=1.0",
-    "training.loss.lambda_spectral=1.0",
-    "training.loss.lambda_latent=0.0",
-    "training.loss.lambda_reconstruction=0.0",
-    "training.rollout_curriculum=[2,2,4]",
-    "model.options.latent_tokens=12",
-    "model.options.latent_dim=16",
-    "model.options.operator.hidden=32",
-    "model.options.operator.depths=[1,2,1]",
-    "model.options.operator.group_size=16",
-    "model.options.operator.heads=2",
-    "model.options.operator.stochastic_depth=0.5",
-    "model.options.decoder.hidden=32",
-    "model.options.decoder.mlp_hidden=64",
-    "model.options.decoder.layers=2",
-    "model.options.decoder.heads=2",
-    "model.options.decoder.frequencies=[1,2]",
-    "model.canonical_frame=[]",
-    "model.reencode_every=2",
-    "data.time_stride=4",
-    "data.train_groups=20",
-    "training.precision=bfloat16",
-]
-
-
-@pytest.fixture(scope="module")
-def plain(
-    smoke_data: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, torch.Tensor], str]:
-    return outcome(tmp_path_factory.mktemp("plain"), tiny(smoke_data))
-
-
-@pytest.mark.parametrize("knob", KNOBS)
-def test_every_knob_changes_the_result(
-    tmp_path: Path, smoke_data: Dataset, plain: tuple[dict[str, torch.Tensor], str], knob: str
-) -> None:
-    before, log_before = plain
-    after, log_after = outcome(tmp_path, tiny(smoke_data, knob))
-    if knob.startswith(("training.operator.ema_decay", "model.reencode_every")):
-        # the weights kept may be the same, the validation scores may not
-        assert log_after.splitlines()[-1] != log_before.splitlines()[-1]
-        return
-    same_shape = {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in before.items()}
-    assert not same_shape or any(not torch.equal(after[k], before[k]) for k in after)
-
-
-STOCHASTIC_KNOBS = [
-    "training.diff_residual.steps=5",
-    "training.diff_residual.learning_rate=5e-4",
-    "training.diff_residual.warmup_ratio=0.5",
-    "training.diff_residual.schedule=constant",
-    "training.diff_residual.betas=[0.8,0.9]",
-    "training.diff_residual.weight_decay=0.3",
-    "training.diff_residual.grad_clip=0.01",
-    "training.consistency_distill.steps=4",
-    "training.consistency_distill.learning_rate=5e-4",
-    "training.consistency_distill.weight_decay=0.3",
-    "training.consistency_distill.batch_size=3",
-    "training.consistency_distill.accumulation=2",
-    "training.consistency_distill.taus=3",
-    "training.diff_residual.residuals_per_window=2",
-    "training.consistency_distill.residuals_per_window=2",
-    "training.diff_residual.latent_cache_windows=0",
-    "training.diff_residual.latent_cache_dtype=bfloat16",
-    "training.consistency_distill.latent_cache_windows=5",
-    "model.corrector.hidden=32",
-    "model.corrector.layers=1",
-    "model.corrector.heads=2",
-    "model.corrector.group_size=4",
-    "model.corrector.teacher_steps=2",
-]
-
-
-@pytest.fixture(scope="module")
-def stochastic(
-    smoke_data: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, torch.Tensor], str]:
-    return outcome(tmp_path_factory.mktemp("stochastic"), tiny(smoke_data, STOCHASTIC), stage="diff_residual")
-
-
-@pytest.mark.parametrize("knob", STOCHASTIC_KNOBS)
-def test_every_knob_of_the_stochastic_stages_changes_the_result(
-    tmp_path: Path, smoke_data: Dataset, stochastic: tuple[dict[str, torch.Tensor], str], knob: str
-) -> None:
-    before, log_before = stochastic
-    after, log_after = outcome(tmp_path, tiny(smoke_data, STOCHASTIC, knob), stage="diff_residual")
-    if knob.startswith("model.corrector.teacher_steps"):
-        assert log_after.splitlines()[-1] != log_before.splitlines()[-1]
-        return
-    changed = {k for k in after if k not in before or after[k].shape != before[k].shape}
-    changed |= {k for k in after.keys() & before.keys() - changed if not torch.equal(after[k], before[k])}
-    assert changed
-    if not knob.startswith("model"):
-        assert all(k.startswith(("corrector.", "calibration_")) for k in changed), (
-            "only its own part is trained"
-        )
-
-
-@contextmanager
-def recorded_reads() -> Iterator[set[tuple[str, str]]]:
-    """(section class, key) of every attribute read of a configuration section."""
-    reads: set[tuple[str, str]] = set()
-    original = BaseModel.__getattribute__
-
-    def spy(self: Any, name: str) -> Any:
-        if name in type(self).model_fields:
-            reads.add((type(self).__name__, name))
-        return original(self, name)
-
-    Section.__getattribute__ = spy  # type: ignore[method-assign]
-    try:
-        yield reads
-    finally:
-        del Section.__getattribute__
-
-
-def all_keys(kind: type[BaseModel]) -> set[tuple[str, str]]:
-    keys = set()
-    for name, field in kind.model_fields.items():
-        if kind is RunConfig and name in PENDING_SECTIONS:
-            continue
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            keys |= all_keys(annotation)
-        keys.add((kind.__name__, name))
-    return keys
-
-
-def unread(data: Dataset, folder: Path) -> set[tuple[str, str]]:
-    (folder / "data").mkdir()
-    (folder / "data" / "burgers_smoke.hdf5").symlink_to(data.path)
-    search = ["ttc.enabled=true", "ttc.reward_steps=3", "ttc.residual_threshold=0.05"]
-    words = [*TINY, STOCHASTIC, *search, "training.operator.schedule=cosine"]
-    config = load_config("rerun_txxoc8a8", words, profile="smoke")
-    with recorded_reads() as reads, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reward, "SEGMENTS_FROM_ANYWHERE", 1)  # a few candidate sets are read like many
-        record = experiment.run(config, folder)
-        files = RunFolder(folder, record.run_id)
-        assessment.evaluate(files.path, suite="full")
-        assessment.evaluate(files.path, suite="full", search=True)
-        # a mirror reads the section from the run's config.json, with no RunConfig at hand
-        if read_snapshot(files).group == "baseline-experiments":
-            reads.add(("RunConfig", "tracking"))
-    return (all_keys(RunConfig) | all_keys(LatentSurrogateOptions)) - reads
-
-
-def test_no_key_is_dead(tmp_path: Path, smoke_data: Dataset) -> None:
-    assert unread(smoke_data, tmp_path) == set()
-
-
-def test_a_planted_dead_key_is_found(
-    tmp_path: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("universal_simulator.training.optimisation.learning_rate", lambda stage, step: 1e-3)
-    monkeypatch.setattr(loop, "learning_rate", lambda stage, step: 1e-3)
-    assert ("Stage", "warmup_ratio") in unread(smoke_data, tmp_path)
 
 
 def test_divergence_stops_the_run_and_is_recorded(tmp_path: Path, smoke_data: Dataset) -> None:
