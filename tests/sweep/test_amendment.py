@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.sweep.fake_executor import FakeExecutor
-from universal_simulator.cli.sweep import leaderboard
+from universal_simulator.cli.leaderboard import leaderboard
 from universal_simulator.errors import BudgetError, ExecutorError, UserError
 from universal_simulator.sweep.driver import resume_sweep, run_sweep
 from universal_simulator.sweep.executor import Job, JobEnd

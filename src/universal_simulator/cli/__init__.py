@@ -9,7 +9,18 @@ import sys
 import typer
 
 from universal_simulator import __version__
-from universal_simulator.cli import calibrate, cloud, config, data, doctor, model, run, sweep, track
+from universal_simulator.cli import (
+    calibrate,
+    cloud,
+    config,
+    data,
+    doctor,
+    leaderboard,
+    model,
+    run,
+    sweep,
+    track,
+)
 from universal_simulator.credentials import masked
 from universal_simulator.errors import UsimError
 
@@ -30,7 +41,7 @@ app.add_typer(track.app, name="track")
 app.command("run")(run.run)
 app.command("evaluate")(model.evaluate)
 app.command("rollout")(model.rollout)
-app.command("leaderboard")(sweep.leaderboard)
+app.command("leaderboard")(leaderboard.leaderboard)
 app.command("calibrate", hidden=True)(calibrate.calibrate)
 app.command("doctor")(doctor.doctor)
 

@@ -1,8 +1,7 @@
-"""usim sweep run | status | resume | report | explain, usim leaderboard"""
+"""usim sweep run | status | resume | report | explain"""
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -195,7 +194,9 @@ def status(folder: Folder, as_json: Annotated[bool, typer.Option("--json")] = Fa
         typer.echo(f"  {what:8} {run_id}")
     if cloud is not None:
         for lease in cloud["rented"]:
-            typer.echo(f"rented: {lease['id'] or 'asked for'} for {lease['job']}, ${lease['usd_per_hour']:.4f} an hour")
+            typer.echo(
+                f"rented: {lease['id'] or 'asked for'} for {lease['job']}, ${lease['usd_per_hour']:.4f} an hour"
+            )
         for words in cloud["kept"]:
             typer.echo(words)
         typer.echo(f"${cloud['spent_usd']:.2f} spent on rented machines (usim cloud status asks the service)")
@@ -235,41 +236,6 @@ def explain(folder: Folder, run: Annotated[str | None, typer.Argument(help="one 
                 typer.echo(f"    {gate['answer']:15} {where}: {gate['sentence']}")
 
 
-def leaderboard(folder: Folder, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """The leaderboard of a sweep's folder."""
-    from universal_simulator.errors import UserError
-    from universal_simulator.sweep.leaderboard import leaderboard_path
-
-    path = leaderboard_path(folder)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; run `usim sweep report {folder}` or finish the sweep")
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if as_json:
-        typer.echo(json.dumps(rows, indent=1))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = (
-        "run_id",
-        "label",
-        "suite",
-        "regime",
-        "nrmse",
-        "nrmse_low",
-        "nrmse_high",
-        "conservation_gap",
-        "params",
-    )
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*(_short(row[name]) for name in columns))
-    Console().print(table)
-    openings = max((int(row["test_openings"]) for row in rows), default=0)
-    typer.echo(f"sealed test split: opened {openings} time{'' if openings == 1 else 's'}")
-
-
 def _print_forecast(document: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -301,13 +267,6 @@ def _print_forecast(document: dict[str, Any]) -> None:
     )
     for words in total["crosses"]:
         typer.echo(f"warning: {words}")
-
-
-def _short(text: str) -> str:
-    try:
-        return f"{float(text):.4g}" if "." in text or "e" in text else text
-    except ValueError:
-        return text
 
 
 def _track(wanted: bool, folder: Path) -> None:
