@@ -5,11 +5,18 @@ from __future__ import annotations
 import sys
 import time
 
+#: share of what a phase began with that must be done before its speed is believed
+TOLD_FROM = 0.05
+
 
 class ProgressLine:
-    """`update(phase, done, total, detail)`; writes to stderr. A new phase starts a new estimate."""
+    """`update(phase, done, total, detail)`; writes to stderr. A new phase starts a new estimate.
 
-    def __init__(self, interval_s: float | None = None) -> None:
+    estimates: False where `detail` says better how long it takes than an even pace would.
+    """
+
+    def __init__(self, interval_s: float | None = None, *, estimates: bool = True) -> None:
+        self.estimates = estimates
         self.terminal = sys.stderr.isatty()
         self.interval_s = interval_s or (0.3 if self.terminal else 20.0)
         self.phase = ""
@@ -23,11 +30,10 @@ class ProgressLine:
         elif now - self.told < self.interval_s and done < total:
             return
         self.told = now
-        made = done - self.first_done
-        eta = (now - self.started) * (total - done) / made if made > 0 else None
+        made, asked = done - self.first_done, total - self.first_done
         text = f"{phase}: {100 * done / total:3.0f} %"
-        if eta is not None and done < total:
-            text += f", {_duration(eta)} left"
+        if self.estimates and done < total and made > 0 and made >= TOLD_FROM * asked:
+            text += f", {_duration((now - self.started) * (total - done) / made)} left"
         if detail:
             text += f"; {detail}"
         if self.terminal:

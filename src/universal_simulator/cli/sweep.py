@@ -45,7 +45,7 @@ def run_command(
     from universal_simulator.sweep.driver import run_sweep
 
     _track(track, folder)
-    line = ProgressLine()
+    line = ProgressLine(estimates=False)
     with opened(
         executor,
         workers=workers,
@@ -88,7 +88,7 @@ def resume(
     from universal_simulator.sweep.driver import resume_sweep
 
     _track(track, folder)
-    line = ProgressLine()
+    line = ProgressLine(estimates=False)
     with opened(
         executor,
         workers=workers,
@@ -140,7 +140,7 @@ def estimate(
             "with --executor vast the ledger of what is rented must outlive this command: give --folder DIR, "
             "the sweep's own (`usim sweep run` goes on from it, `usim cloud status DIR` tells what is rented)"
         )
-    line = ProgressLine()
+    line = ProgressLine(estimates=False)
     kept = nullcontext(str(folder)) if folder else tempfile.TemporaryDirectory(prefix="usim-")
     with (
         kept as there,

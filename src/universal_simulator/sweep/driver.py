@@ -29,6 +29,7 @@ from universal_simulator.sweep.left_open import refuse_elsewhere
 from universal_simulator.sweep.lock import locked
 from universal_simulator.sweep.plan import Plan, Round, load_plan
 from universal_simulator.sweep.preparation import make_forecast, open_place, send_canary
+from universal_simulator.sweep.progress import SweepProgress
 from universal_simulator.sweep.report import write_sweep_report
 from universal_simulator.sweep.round_course import RoundCourse
 from universal_simulator.sweep.rounds import choose_champion, gate_results, promotions
@@ -124,12 +125,12 @@ class _Driver:
         self.executor = executor
         self.forecast = Forecast(state)
         self.queue = JobQueue(state, executor, forecast=self.forecast.seconds, check=interruption.check)
-        self.progress = progress
+        self.progress = SweepProgress(state, progress, workers=executor.slots)
         self._judged: dict[str, dict[str, list[GateResult]]] = {}
 
     def run(self) -> SweepState:
         if self.journal.cut is not None:
-            self._tell(0.0, f"the journal's last line was torn and cut off: {self.journal.cut[:60]!r}")
+            self.progress.say(f"the journal's last line was torn and cut off: {self.journal.cut[:60]!r}")
         with ended_after(self.executor):
             try:
                 open_place(self.state, self.executor)
@@ -145,7 +146,7 @@ class _Driver:
             if not self.state.finished:
                 self.journal.append("sweep_finished", champion=self._decided("champion")["champion"])
             _write_reports(self.state)
-        self._tell(1.0, "finished")
+        self.progress.tell(1.0, "finished")
         return self.state
 
     def estimate(self) -> SweepState:
@@ -153,16 +154,16 @@ class _Driver:
             open_place(self.state, self.executor)
             self._data()
             self._plan_runs()
-            send_canary(self.state, self.queue, lambda text: self._tell(0.05, text))
-            make_forecast(self.state, self.queue, lambda text: self._tell(0.05, text))
+            send_canary(self.state, self.queue, self.progress.say)
+            make_forecast(self.state, self.queue, self.progress.say)
         return self.state
 
     def _phases(self) -> None:
         self._data()
         self._plan_runs()
-        send_canary(self.state, self.queue, lambda text: self._tell(0.05, text))
+        send_canary(self.state, self.queue, self.progress.say)
         if self.plan.calibrate:
-            make_forecast(self.state, self.queue, lambda text: self._tell(0.05, text))
+            make_forecast(self.state, self.queue, self.progress.say)
         self._train()
         self._small_eval_gates()
         self._promote()
@@ -180,7 +181,9 @@ class _Driver:
         job = data_job(self.plan, self.folder)
         self.queue.run(
             [job],
-            lambda shares, _: self._tell(0.05 * shares.get(DATA, 0), f"generating {self.plan.dataset}"),
+            lambda shares, running: self.progress.look(
+                shares, running, f"generating {self.plan.dataset}: {shares.get(DATA, 0.0):.0%}"
+            ),
         )
         if not self.state.done(DATA):
             raise ExecutorError(f"the data could not be made; see {job.log}:\n{tail(job.log)}")
@@ -239,13 +242,10 @@ class _Driver:
         first = "baseline" if self.plan.early_stop else None
         ordered = sorted(self.state.runs, key=lambda run: (run.role != first, -run.cost))
         jobs = [training_job(self.plan, self.folder, run) for run in ordered]
-        costs = {job.job_id: run.cost for job, run in zip(jobs, ordered, strict=True)}
-        total = sum(costs.values())
 
         def report(shares: Mapping[str, float], running: Sequence[str]) -> None:
-            share = sum(costs[name] * done for name, done in shares.items()) / total
             names = ", ".join(f"{name.removeprefix('train:')} {shares[name]:.0%}" for name in running)
-            self._tell(0.05 + 0.7 * share, f"training {_whole(shares)}/{len(jobs)}: {names}")
+            self.progress.look(shares, running, f"training {_whole(shares)}/{len(jobs)}: {names}")
 
         self.queue.run(jobs, report)
 
@@ -319,8 +319,7 @@ class _Driver:
         jobs = [evaluation_job(self.plan, self.folder, self._run(run), "full") for run in ordered]
 
         def report(shares: Mapping[str, float], running: Sequence[str]) -> None:
-            share = sum(shares.values()) / max(1, len(jobs))
-            self._tell(0.75 + 0.2 * share, f"full-eval {_whole(shares)}/{len(jobs)}")
+            self.progress.look(shares, running, f"full-eval {_whole(shares)}/{len(jobs)}")
 
         self.queue.run(jobs, report)
         self._refuse_incomplete(runs, "full")
@@ -348,7 +347,7 @@ class _Driver:
         """Rounds that start from the champion of their moment, one after the other."""
         for index, round_ in enumerate(self.plan.rounds):
             if round_.kind != "members":
-                RoundCourse(self.state, self.queue, round_, index, lambda text: self._tell(0.95, text)).run()
+                RoundCourse(self.state, self.queue, round_, index, self.progress.say).run()
 
     def _open_test(self) -> None:
         """The sealed split, once: for the final champion, its baseline and the references."""
@@ -373,7 +372,9 @@ class _Driver:
                 evaluation_job(self.plan, self.folder, self._run(run), "test", opening=opened[run])
                 for run in done
             ],
-            lambda shares, running: self._tell(0.97, "opening the test split for the champion"),
+            lambda shares, running: self.progress.look(
+                shares, running, "opening the test split for the champion"
+            ),
         )
         self._refuse_incomplete(done, "test")
 
@@ -386,10 +387,6 @@ class _Driver:
         decision = self.state.decision(kind)
         assert decision is not None, kind
         return decision
-
-    def _tell(self, fraction: float, text: str) -> None:
-        if self.progress is not None:
-            self.progress(fraction, text)
 
 
 def _write_reports(state: SweepState) -> SweepState:
