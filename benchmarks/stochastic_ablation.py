@@ -174,7 +174,7 @@ def ask(
     cost: dict[str, Any] = {
         "run": run.files.run_id,
         "seed": training.result.seed,
-        "params": training.result.params,
+        "params": load_surrogate(run.files.model).num_parameters(),
         "training_flops_by_stage": flops_by_stage(run.files.path),
         "seconds_by_stage": training.observation["wall_clock_s_by_stage"],
         "validation": run.found.model_dump(mode="json"),

@@ -92,7 +92,7 @@ def rollout_rows(state: SweepState, part: Trajectories) -> dict[str, Any]:
         rows[run.config] = {
             "trajectories_per_s": len(part) / seconds(neural),
             "nrmse": nrmse(neural(), part),
-            "params": predictor.surrogate.num_parameters(),
+            "params": predictor.surrogate.deterministic_parameters(),
         }
     return rows
 

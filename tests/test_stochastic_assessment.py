@@ -98,6 +98,10 @@ def test_record_and_page_tell_what_corrector_and_student_are_worth(run: RunFolde
     assert flops["sampler_choice"] > 0
     assert flops["calibration"] > 0
     assert training.result.training_flops == pytest.approx(sum(flops.values()))
+    # the mean of the members is this run's headline: all of it makes the nrmse
+    assert training.result.headline_flops == training.result.training_flops
+    assert training.result.params == surrogate.num_parameters()
+    assert training.result.params_corrector == surrogate.corrector_parameters() > 0
     page = run.report("html").read_text()
     assert "Corrector and student" in page
     assert str(escape(found.decision)) in page
@@ -121,8 +125,17 @@ def test_a_member_that_breaks_on_calibration_data_leaves_the_model_uncalibrated(
     assert found is not None
     assert "members of 1 of" in found.uncalibrated
     assert found.calibration == {}
-    assert record.training.observation["training_flops_by_stage"]["calibration"] > 0
-    assert load_surrogate(RunFolder(tmp_path, record.run_id).model).architecture.calibration is None
+    flops = record.training.observation["training_flops_by_stage"]
+    assert flops["calibration"] > 0
+    model = load_surrogate(RunFolder(tmp_path, record.run_id).model)
+    assert model.architecture.calibration is None
+    # the operator's rollout is this run's headline: what the corrector took is told apart
+    own = sum(parameter.numel() for parameter in model.member.parameters())
+    assert (record.training.result.params, model.num_parameters()) == (
+        own,
+        own + model.corrector_parameters(),
+    )
+    assert record.training.result.headline_flops == flops["codec"] + flops["operator"]
     for regime in record.evaluations["small_eval"].result.regimes.values():
         assert "not recalibrated" in regime.metrics["ece"].reason
         assert regime.metrics["nrmse"].value is not None

@@ -209,8 +209,17 @@ def _train(
     )
     flops = {name: outcome.progress.training_flops for name, outcome in outcomes.items()} | spent
     result = _training_result(config, config_hash, dataset, surrogate, outcomes, model_hash)
+    decided_by_members = surrogate.corrector is not None and config.evaluation.headline == "ensemble_mean"
+    made_by = flops if decided_by_members else flops.keys() & {"codec", "operator"}
     result = result.model_copy(
-        update={"training_flops": sum(flops.values()), "stochastic": stochastic_result}
+        update={
+            "training_flops": sum(flops.values()),
+            "headline_flops": sum(flops[name] for name in made_by),
+            "stochastic": stochastic_result,
+            "params": surrogate.num_parameters()
+            if decided_by_members
+            else surrogate.deterministic_parameters(),
+        }
     )
     seconds = {name: outcome.progress.seconds for name, outcome in outcomes.items()}
     seconds["calibration"] = calibration_s
@@ -338,7 +347,8 @@ def _training_result(
         data_identity=dataset.identity,
         code_version=code_version(),
         seed=config.seed,
-        params=surrogate.num_parameters(),
+        params=surrogate.deterministic_parameters(),
+        params_corrector=surrogate.corrector_parameters(),
         optimiser_steps=done.step,
         training_flops=sum(outcome.progress.training_flops for outcome in outcomes.values()),
         model_hash=model_hash,

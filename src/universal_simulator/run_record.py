@@ -242,15 +242,26 @@ class TrainingResult(Document):
     data_identity: str
     code_version: str
     seed: int
+    #: of what makes the headline's nrmse
     params: int
+    #: of what sampling members adds (within `params` where the ensemble's mean is the headline)
+    params_corrector: int = 0
     optimiser_steps: int
+    #: of all stages, calibration included
     training_flops: float
+    #: of the stages that make the headline's nrmse (None: a record from before they were told apart)
+    headline_flops: float | None = None
     model_hash: str
     weights_kept: Literal["raw", "ema"]
     validation: dict[str, float | None]
     stages: tuple[str, ...]
     #: of a run that trained a corrector
     stochastic: StochasticResult | None = None
+
+    @property
+    def compared_flops(self) -> float:
+        """What a gain in nrmse was bought with."""
+        return self.training_flops if self.headline_flops is None else self.headline_flops
 
 
 class TrainingRecord(Document):

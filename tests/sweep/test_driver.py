@@ -58,7 +58,9 @@ def test_a_plan_whose_runs_can_never_start_here_is_refused_before_anything_is_ma
     tmp_path: Path, begin: Callable[..., SweepState]
 ) -> None:
     executor = LocalProcessExecutor(1, gpus=[])
-    words = r"sota: a run on the machine 'large' asks for gpus 1, this machine lends 0: .*`machines` of the plan"
+    words = (
+        r"sota: a run on the machine 'large' asks for gpus 1, this machine lends 0: .*`machines` of the plan"
+    )
     with pytest.raises(ExecutorError, match=words):
         begin("sota", tmp_path, executor=executor)
     assert not SweepState(tmp_path).journal.of("job_intent")
@@ -367,7 +369,7 @@ def test_duplicate_members_are_refused(tmp_path: Path) -> None:
 
 
 class MeteredExecutor(FakeExecutor):
-    """Records carry the effective config; the Fourier operator uses ten times the baseline's FLOPs."""
+    """Records carry the effective config; the Fourier operator uses ten times the baseline's FLOPs for its headline."""
 
     def work(self, job: Job) -> None:
         super().work(job)
@@ -382,7 +384,8 @@ class MeteredExecutor(FakeExecutor):
         steps = config.training.operator.steps
         changes = {
             "effective_config": config.model_dump(mode="json"),
-            "training_flops": 1e6 * steps * (10 if words[1].startswith("fno") else 1),
+            "training_flops": 7e6 * steps,
+            "headline_flops": 1e6 * steps * (10 if words[1].startswith("fno") else 1),
             "optimiser_steps": steps,
             "stages": config.training.stages,
         }
@@ -402,7 +405,7 @@ def test_compute_matched_reference_gets_the_measured_flops_of_its_target(tmp_pat
     assert target is not None
     assert record.training is not None
     assert target.training is not None
-    assert record.training.result.training_flops == target.training.result.training_flops
+    assert record.training.result.headline_flops == target.training.result.headline_flops
     ours = load_config(run.config, run.overrides, profile="smoke").config.training
     plain = load_config(run.config, profile="smoke").config.training
     assert ours.operator.steps == 10 * plain.operator.steps

@@ -207,11 +207,19 @@ class Surrogate(nn.Module):
 
     def num_parameters(self) -> int:
         """Of what a stochastic rollout uses: the member, and its corrector without the unused sampler."""
-        total = sum(parameter.numel() for parameter in self.member.parameters())
-        if self.corrector is not None:
-            total += sum(parameter.numel() for parameter in self.corrector.parameters())
-            if self.corrector.student is not None:
-                total -= sum(parameter.numel() for parameter in self.corrector.teacher.parameters())
+        return self.deterministic_parameters() + self.corrector_parameters()
+
+    def deterministic_parameters(self) -> int:
+        """Of what the operator's own rollout uses: the member."""
+        return sum(parameter.numel() for parameter in self.member.parameters())
+
+    def corrector_parameters(self) -> int:
+        """Of what sampling adds to it; 0 without a corrector."""
+        if self.corrector is None:
+            return 0
+        total = sum(parameter.numel() for parameter in self.corrector.parameters())
+        if self.corrector.student is not None:
+            total -= sum(parameter.numel() for parameter in self.corrector.teacher.parameters())
         return total
 
     def normalise(self, fields: Tensor) -> Tensor:

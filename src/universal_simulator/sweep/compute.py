@@ -19,10 +19,12 @@ TOLERANCE = 1.1
 
 @dataclass(frozen=True)
 class ComputeRow:
-    """training_flops: counted operations. flops_ratio: to the baseline's. seconds: training and evaluation."""
+    """Counted operations. headline_flops: of the stages that make the nrmse, flops_ratio: these to the baseline's;
+    training_flops: of all stages. seconds: training and evaluation."""
 
     run_id: str
     role: str
+    headline_flops: float
     training_flops: float
     flops_ratio: float
     optimiser_steps: int
@@ -47,7 +49,7 @@ def compute_rows(state: SweepState) -> list[ComputeRow]:
         for run in state.runs
         if run.run_id in records and records[run.run_id].training is not None
     ]
-    return sorted(rows, key=lambda row: (row.training_flops, row.run_id))
+    return sorted(rows, key=lambda row: (row.headline_flops, row.run_id))
 
 
 def _row(run: Run, record: RunRecord, baseline: RunRecord) -> ComputeRow:
@@ -58,8 +60,9 @@ def _row(run: Run, record: RunRecord, baseline: RunRecord) -> ComputeRow:
     return ComputeRow(
         run_id=run.run_id,
         role=run.role,
+        headline_flops=ours.compared_flops,
         training_flops=ours.training_flops,
-        flops_ratio=ours.training_flops / theirs.training_flops,
+        flops_ratio=ours.compared_flops / theirs.compared_flops,
         optimiser_steps=ours.optimiser_steps,
         batch_tokens=tokens,
         tokens_ratio=tokens / reference if tokens and reference else None,
@@ -132,7 +135,7 @@ def compute_matches(state: SweepState) -> list[ComputeMatch]:
                     target=target.run_id,
                     regime=regime,
                     suite=suite,
-                    flops_ratio=record.training.result.training_flops / target.training.result.training_flops,
+                    flops_ratio=record.training.result.compared_flops / target.training.result.compared_flops,
                     nrmse=headline_value(ours, regime),
                     nrmse_target=headline_value(theirs, regime),
                     gain=paired_interval(theirs.result.regimes[regime], ours.result.regimes[regime]),

@@ -36,6 +36,8 @@ RESULT_METRICS = (
 )
 IDENTITY_COLUMNS = (
     "seed",
+    "params_corrector",
+    "headline_flops",
     "training_flops",
     "optimiser_steps",
     "protocol_hash",
@@ -99,6 +101,8 @@ def _rows(run: Run, record: RunRecord, champion: str | None, openings: int) -> l
                     "nrmse_high": nrmse.high,
                     **{name: metrics.get(name) for name in RESULT_METRICS},
                     "seed": training.seed,
+                    "params_corrector": training.params_corrector,
+                    "headline_flops": training.compared_flops,
                     "training_flops": training.training_flops,
                     "optimiser_steps": training.optimiser_steps,
                     "protocol_hash": evaluation.result.protocol.hash,

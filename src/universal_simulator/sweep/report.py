@@ -151,7 +151,7 @@ def _row(state: SweepState, run: Run, record: RunRecord | None, promoted: dict[s
         "run": run,
         "status": _status(state, run_id, record),
         "params": training.params if training else None,
-        "flops": training.training_flops if training else None,
+        "flops": training.compared_flops if training else None,
         "steps": training.optimiser_steps if training else None,
         "seconds": record.wall_clock_s() if record else None,
         "promoted": promoted.get(run_id),

@@ -204,7 +204,7 @@ def _scaled_steps(own: RunRecord, target: RunRecord) -> list[str]:
     assert target.training is not None
     ours, training = own.training.result, own.training.result.effective_config["training"]
     done = ours.optimiser_steps / training["operator"]["steps"]
-    ratio = target.training.result.training_flops / (ours.training_flops / done)
+    ratio = target.training.result.compared_flops / (ours.compared_flops / done)
     return [
         f"training.{stage}.{key}={max(1, round(ratio * training[stage][key]))}"
         for stage in ours.stages

@@ -76,7 +76,7 @@ def _why(state: SweepState, record: RunRecord, baseline: RunRecord) -> str:
     effect = "helped" if gain > 0 else "hurt"
     if indistinguishable(ours, theirs, regime):
         effect = "indistinguishable from the baseline (the paired 95 % interval holds zero)"
-    flops = record.training.result.training_flops / baseline.training.result.training_flops
+    flops = record.training.result.compared_flops / baseline.training.result.compared_flops
     validation = record.training.result.validation
     still = validation["best_step"] == record.training.result.optimiser_steps
     return (
