@@ -1,7 +1,8 @@
 """What settings that only inference reads are worth on one trained model: scored by evaluation alone.
 
 Each setting of test-time compute is one predictor, asked the run's small suite (validation split) and
-written beside its evaluations as `evaluations/small_eval_ttc_{8 hex digits of the settings}.json`. The
+written beside its evaluations as `evaluations/small_eval_ttc_{8 hex digits of the settings}.json`, with the
+diagnostics of every such evaluation on its first initial conditions. The
 run's record, its model file and its headline stay what they are.
 
 A threshold is a share of the learned reward's 95th percentile. A model that was trained with `ttc.enabled`
@@ -34,6 +35,7 @@ from universal_simulator.evaluation.answering import described
 from universal_simulator.evaluation.ensemble import EnsembleRules
 from universal_simulator.evaluation.evaluator import Evaluator
 from universal_simulator.evaluation.references import Rows
+from universal_simulator.evaluation.search_diagnostics import diagnose, with_diagnoses
 from universal_simulator.inference.test_time_compute import SearchingPredictor
 from universal_simulator.model.surrogate import hash_of
 from universal_simulator.run_record import (
@@ -48,6 +50,8 @@ from universal_simulator.run_record import (
 from universal_simulator.training.combination import fit_combination
 from universal_simulator.training.reward import train_reward
 
+#: initial conditions on which each setting is diagnosed
+DIAGNOSED_GROUPS = 16
 #: progress(label of the setting, batches done, of how many)
 Progress = Callable[[str, int, int], None]
 
@@ -65,12 +69,20 @@ class _Asked:
     stored: str
     #: seconds of a reward trained here, a setting's share
     reward_s: float
+    #: initial conditions that are diagnosed
+    groups: int
 
 
 def score_settings(
-    path: Path, settings: Sequence[str], *, progress: Progress | None = None
+    path: Path,
+    settings: Sequence[str],
+    *,
+    groups: int = DIAGNOSED_GROUPS,
+    progress: Progress | None = None,
 ) -> list[EvaluationRecord]:
     """One record for each setting (a `ttc.key=value` word), in their order.
+
+    groups: initial conditions of each that are diagnosed.
 
     Raises ConfigurationError for a word that is no such setting, UserError for a model without its run.
     """
@@ -89,7 +101,7 @@ def score_settings(
     place = resolve(subject.device)
     subject.surrogate.to(place)
     rows, _ = references_of(truth, protocol, subject.evaluation, subject.folder, place)
-    asked = _Asked(subject, truth, protocol, rows, place, stored, reward_s)
+    asked = _Asked(subject, truth, protocol, rows, place, stored, reward_s, groups)
     records = []
     for ttc in wanted:
         started = time.monotonic()
@@ -168,6 +180,20 @@ def _scored(
     )
     started = time.monotonic()
     regimes, _ = evaluator.run(predictor)
+    spent = predictor.evaluations_spent / max(1, predictor.samples_rolled)  # of the evaluation alone
+    evaluated_s = time.monotonic() - started
+    calibration = asked.subject.surrogate.calibration
+    rules = EnsembleRules.of(asked.truth, calibration, first_frame=asked.protocol.first_frame)
+    regimes, observed = with_diagnoses(
+        regimes,
+        diagnose(
+            predictor,
+            asked.truth.to(asked.place).of_first_groups(asked.groups),
+            bootstrap_samples=evaluation.bootstrap_samples,
+            noise_seed=evaluation.noise_seed,
+            calibrations=rules.calibrations,
+        ),
+    )
     about = described(asked.subject.surrogate, predictor, predictor.guards.names, EnsembleRules())
     return EvaluationRecord(
         suite=label,
@@ -179,10 +205,12 @@ def _scored(
             references=asked.rows,
         ),
         observation={
-            "wall_clock_s": time.monotonic() - started,
+            "wall_clock_s": evaluated_s,
+            "diagnosis_s": time.monotonic() - started - evaluated_s,
+            "ttc": observed,
             "reward_s": asked.reward_s + fitting_s,
             "rollout_s_per_trajectory": evaluator.rollout_s,
-            "evaluations_per_sample": predictor.evaluations_spent / max(1, predictor.samples_rolled),
+            "evaluations_per_sample": spent,
             "device": describe(asked.place),
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },

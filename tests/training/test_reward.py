@@ -119,6 +119,9 @@ def test_a_run_with_test_time_compute_has_its_own_record_beside_the_plain_one(
     assert after.evaluations["full_eval_ttc"].result == full.result
     assert after.evaluations["small_eval"] == before
     assert "full_eval" not in after.evaluations
+    page = files.report("html").read_text()
+    assert "full_eval_ttc, " in page
+    assert "small_eval_ttc, " in page
     with pytest.raises(UserError, match="--ttc"):
         assessment.evaluate(files.path, suite="full", search=True, members=4)
 

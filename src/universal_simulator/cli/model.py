@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from universal_simulator.errors import UserError
+from universal_simulator.evaluation.search_summary import ORDER, search_lines, search_name, told
 from universal_simulator.run_record import EvaluationRecord
 
 
@@ -87,16 +88,29 @@ def _score(path: Path, settings: list[str], as_json: bool) -> None:
         return
     for words, record in zip(settings, records, strict=True):
         for regime, result in record.result.regimes.items():
-            metric, spent = result.metrics["nrmse"], record.observation["evaluations_per_sample"]
-            typer.echo(f"{words} {regime}: nrmse {metric.value} at {spent:.0f} more evaluations a sample")
+            spent = record.observation["evaluations_per_sample"]
+            nrmse = told(result.metrics["nrmse"])
+            typer.echo(f"{words} {regime}: nrmse {nrmse} at {spent:.0f} more evaluations a sample")
+            _print_search(record, regime)
 
 
 def _print(record: EvaluationRecord) -> None:
     for regime, result in record.result.regimes.items():
         typer.echo(f"{regime} ({record.suite}, {record.result.protocol.num_groups} initial conditions)")
+        _print_search(record, regime)
         for name, metric in sorted(result.metrics.items()):
-            value = "not applicable" if not metric.applicable else metric.value
-            typer.echo(f"  {name:34} {value}")
+            if name not in ORDER:
+                typer.echo(f"  {name:34} {told(metric)}")
+
+
+def _print_search(record: EvaluationRecord, regime: str) -> None:
+    """Diagnostics of test-time compute, the bound first, those at equal seconds among them."""
+    lines = search_lines(record, regime)
+    if lines:
+        typer.echo(f"  {search_name(record, regime)}")
+    for line in lines:
+        note = f"  [{line.note}]" if line.note else ""
+        typer.echo(f"    {line.name:48} {line.value}{note}")
 
 
 def rollout(

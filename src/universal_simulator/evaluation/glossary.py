@@ -92,6 +92,11 @@ ENTRIES: dict[str, Entry] = {
         "rank correlation of reward and -error within a candidate set; a random reward scores 0",
         better="higher",
     ),
+    "ttc_reward_informs": Entry(
+        "whether that rank correlation's whole interval lies above 0: 1, or 0 where the reward is uninformed, no "
+        "better than a random one",
+        better="higher",
+    ),
     "ttc_gain_equal_evaluations": Entry(
         "nrmse saved of the best rival without a reward (operator, ensemble's centre, representations) at as many "
         "evaluations or more",
@@ -133,7 +138,8 @@ ENTRIES: dict[str, Entry] = {
         "operator steps and corrector samples per rollout beyond the plain one", better="none"
     ),
     "ttc_reward_evaluations": Entry("evaluations of the reward per rollout", better="none"),
-    "ttc_dropped": Entry("candidates per rollout that were not finite, or whose reward was not"),
+    "ttc_dropped": Entry("candidates per rollout that were not finite"),
+    "ttc_reward_nans": Entry("finite candidates per rollout whose reward was not finite; dropped as well"),
     "ttc_segments": Entry("segments acted on per rollout", better="none"),
     "conservation_gap_members": Entry("conservation gap of single members before any guard, mean over them"),
     "conservation_gap": Entry("largest drift of a conserved integral over rms(u(0)), before any guard"),

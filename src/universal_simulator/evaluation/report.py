@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.evaluation.ensemble_pictures import ensemble_picture
@@ -15,6 +18,7 @@ from universal_simulator.evaluation.evaluator import Examples
 from universal_simulator.evaluation.glossary import entry
 from universal_simulator.evaluation.ladder import Rung, ladder
 from universal_simulator.evaluation.pictures import curve_picture, field_picture
+from universal_simulator.evaluation.search_summary import search_lines, search_name, searched
 from universal_simulator.run_record import (
     EvaluationRecord,
     Metric,
@@ -45,6 +49,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "sharpness",
         "ensemble",
     ),
+    "Test-time compute": ("ttc_",),
     "PDEBench's own estimators": ("pdebench_",),
 }
 
@@ -60,7 +65,7 @@ def write_report(
 ) -> None:
     """All three files; json and csv hold every suite of the run, the page's pictures those of `suite`.
 
-    suite: None leaves the page as it is.
+    suite: None leaves the page as it is, but for what it says of test-time compute.
 
     peers: other models' evaluations of the same protocol, shown on the page beside this one.
     """
@@ -69,6 +74,9 @@ def write_report(
     if suite is not None:
         html = page(record, suite, truth=truth, predictions=predictions, peers=peers)
         write_atomically(folder.report("html"), html)
+    elif folder.report("html").is_file():
+        html = folder.report("html").read_text(encoding="utf-8")
+        write_atomically(folder.report("html"), with_searches(html, record))
 
 
 def page(
@@ -81,18 +89,10 @@ def page(
 ) -> str:
     """The html document; everything that came from outside is escaped."""
     evaluation = record.evaluations[suite]
-    environment = Environment(
-        loader=PackageLoader("universal_simulator.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    environment.filters["meaning"] = lambda name: entry(name).text
-    return environment.get_template("evaluation.html").render(
+    return _environment().get_template("evaluation.html").render(
         record=record,
         evaluation=evaluation,
+        searches=Markup(search_section(record)),
         others={name: e for name, e in sorted(record.evaluations.items()) if name != suite},
         pictures=_pictures(evaluation, truth, predictions),
         grouped={label: grouped(regime.metrics) for label, regime in evaluation.result.regimes.items()},
@@ -102,6 +102,42 @@ def page(
             for label, regime in evaluation.result.regimes.items()
         },
     )
+
+
+def search_section(record: RunRecord) -> str:
+    """What every evaluation with test-time compute showed, between two comments; nothing where there is none."""
+    found = {name: e for name, e in sorted(record.evaluations.items()) if searched(e)}
+    return _environment().get_template("search.html").render(
+        searches={
+            name: {label: lines for label in e.result.regimes if (lines := search_lines(e, label))}
+            for name, e in found.items()
+        },
+        names={
+            name: {label: search_name(e, label) for label in e.result.regimes} for name, e in found.items()
+        },
+    )
+
+
+def with_searches(html: str, record: RunRecord) -> str:
+    """A page with that section as it is now; a page from before there was one stays as it is."""
+    section = search_section(record).strip()
+    first, last = section.split("\n", 1)[0], section.rsplit("<!--", 1)[1]
+    pattern = re.escape(first) + ".*?" + re.escape(f"<!--{last}")
+    return re.sub(pattern, lambda _: section, html, count=1, flags=re.DOTALL)
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("universal_simulator.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    environment.filters["meaning"] = lambda name: entry(name).text
+    return environment
 
 
 def metrics_csv(record: RunRecord) -> str:

@@ -50,10 +50,12 @@ REGRESSED = "the answer is regressed (ttc.combine): nothing is picked, and no re
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """metrics: deterministic. observed: seconds of this machine and what depends on them."""
+    """metrics: deterministic, of so many initial conditions. observed: seconds of this machine and what depends
+    on them."""
 
     metrics: dict[str, Metric]
     observed: dict[str, float]
+    groups: int
 
 
 def diagnose(
@@ -90,19 +92,21 @@ def _diagnose(rivals: Rivals, bootstrap_samples: int) -> Diagnosis:
     finally:
         predictor.observe = before
     metrics = set_metrics(decisions, truth, bootstrap_samples=bootstrap_samples, substeps=predictor.substeps)
+    metrics["ttc_reward_informs"] = _informs(metrics, summary)
     accounts = predictor.accounts
     for name, values in (
         ("ttc_evaluations", accounts.evaluations),
         ("ttc_reward_evaluations", accounts.reward_evaluations),
         ("ttc_operations", accounts.operations(predictor.prices)),
         ("ttc_dropped", accounts.dropped),
+        ("ttc_reward_nans", accounts.reward_nans),
         ("ttc_segments", accounts.acted),
     ):
         metrics[name] = summary.mean(name, values)
     metrics |= _controls(predictor, rivals, found, summary)
     for kind in ("evaluations", "operations"):
         metrics |= _at_equal(rivals, found, kind, summary)
-    return Diagnosis(metrics, _at_equal_seconds(rivals, found, summary))
+    return Diagnosis(metrics, _at_equal_seconds(rivals, found, summary), len(set(truth.groups)))
 
 
 def _at_equal(
@@ -216,15 +220,26 @@ def with_diagnoses(
 ) -> tuple[dict[str, RegimeResult], dict[str, dict[str, float]]]:
     """Regimes with the diagnoses' metrics among theirs, and what was observed of each.
 
-    A regime that none of the diagnosed initial conditions belongs to stays as it is.
+    A regime that none of the diagnosed initial conditions belongs to stays as it is; diagnoses of
+    fewer initial conditions than it has say so.
     """
     joined = {
-        label: regime
-        if label not in found
-        else regime.model_copy(update={"metrics": {**regime.metrics, **found[label].metrics}})
+        label: regime.model_copy(update={"metrics": {**regime.metrics, **_of_some(found[label], regime)}})
+        if label in found
+        else regime
         for label, regime in regimes.items()
     }
     return joined, {label: diagnosis.observed for label, diagnosis in found.items()}
+
+
+def _of_some(diagnosis: Diagnosis, regime: RegimeResult) -> dict[str, Metric]:
+    if diagnosis.groups >= len(regime.groups):
+        return diagnosis.metrics
+    told = f"on the first {diagnosis.groups} initial conditions"
+    return {
+        name: metric.model_copy(update={"reason": "; ".join(filter(None, [metric.reason, told]))})
+        for name, metric in diagnosis.metrics.items()
+    }
 
 
 SET_METRICS = ("ttc_oracle_gain", "ttc_answer_gain", "ttc_spread_over_error", "ttc_spearman")
@@ -241,6 +256,15 @@ def reward_informs(metrics: dict[str, Metric]) -> tuple[bool, str]:
         f"rank correlation of reward and -error within a set {metric.value:.3f}, {bound}: "
         + ("the reward ranks candidates" if known else "no better than a random reward")
     )
+
+
+def _informs(metrics: dict[str, Metric], summary: Summary) -> Metric:
+    """`reward_informs` as a metric: 1 or 0 with the sentence; not applicable where nothing was ranked."""
+    ranked = metrics["ttc_spearman"]
+    if not ranked.applicable:
+        return undeclared("ttc_reward_informs", ranked.reason)
+    known, sentence = reward_informs(metrics)
+    return summary.number("ttc_reward_informs", float(known), reason=sentence)
 
 
 def spearman(reward: Tensor, quality: Tensor, usable: Tensor) -> Tensor:
