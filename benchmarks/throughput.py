@@ -87,7 +87,8 @@ def rollout_rows(state: SweepState, part: Trajectories) -> dict[str, Any]:
         predictor = SurrogatePredictor(load_surrogate(path), GuardsConfig())
 
         def neural(predictor: SurrogatePredictor = predictor) -> torch.Tensor:
-            return predictor.guard(predictor.rollout(initial, part.parameters, steps), initial)
+            raw = predictor.rollout(initial, part.parameters, steps)
+            return predictor.guard(raw, initial, part.parameters)
 
         rows[run.config] = {
             "trajectories_per_s": len(part) / seconds(neural),

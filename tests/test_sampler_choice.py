@@ -53,7 +53,7 @@ def world(model: Surrogate, *, sampled: bool = True, count: int = 12) -> Traject
         rolled = predictor.rollout_members(initial, parameters, 8, seed=99)[:, 0]
     else:
         rolled = rollout_fields(model, initial, parameters, steps=8)
-    whole = torch.cat([initial[:, None], predictor.guard(rolled, initial)], dim=1)
+    whole = torch.cat([initial[:, None], predictor.guard(rolled, initial, parameters)], dim=1)
     groups = tuple(f"{index:02d}" for index in range(count))
     return Trajectories(whole, 0.02 * torch.arange(9.0), parameters, groups, model.grid, model.equation)
 

@@ -276,7 +276,7 @@ def test_rollout_file_holds_members_mean_and_quantiles(
     assert isinstance(predictor, StochasticPredictor)
     initial = first.fields[1:3, 0]
     raw = predictor.rollout_members(initial, first.parameters[1:3], 4, seed=7)
-    raw = guard_members(predictor, raw, initial)
+    raw = guard_members(predictor, raw, initial, first.parameters[1:3])
     label = next(iter(first.subset(torch.tensor([1])).regimes()))
     scale = surrogate.calibration.of_regime(label, 4).scale.float()
     spread, whole = raw[0].std(dim=0), members[0, :, 1:, None].std(dim=0)

@@ -63,7 +63,8 @@ def rollout_to_file(path: Path, data_file: Path, out: Path, request: RolloutRequ
     attributes: dict[str, Any] = {}
     if sampler is None:
         initial = first.fields[:, 0]
-        fields = predictor.guard(predictor.rollout(initial, first.parameters, request.steps), initial)
+        raw = predictor.rollout(initial, first.parameters, request.steps)
+        fields = predictor.guard(raw, initial, first.parameters)
         variables = _single(first, torch.cat([initial[:, None], fields], dim=1))
     else:
         variables, attributes = _ensemble(subject, sampler, first, request)
@@ -122,7 +123,7 @@ def _ensemble(
 ) -> tuple[Variables, dict[str, Any]]:
     initial = first.fields[:, 0]
     raw = sampler.rollout_members(initial, first.parameters, request.steps, seed=request.seed)
-    members = guard_members(sampler, raw, initial)
+    members = guard_members(sampler, raw, initial, first.parameters)
     mean, members, reasons = _recalibrated(subject, sampler, first, members)
     given = initial[:, None, None].expand(-1, members.shape[1], -1, -1, -1)
     whole = torch.cat([given, members], dim=2)
@@ -166,6 +167,8 @@ def _recalibrated(
             if calibration.centre:
                 initial = first.fields[rows, 0]
                 alone = sampler.rollout(initial, first.parameters[rows], members.shape[2])
-                centres[rows] = calibration.centred(mean[rows], sampler.guard(alone, initial))
+                centres[rows] = calibration.centred(
+                    mean[rows], sampler.guard(alone, initial, first.parameters[rows])
+                )
             out[rows] = scaled + (centres[rows] - mean[rows])[:, None]
     return centres, out, "; ".join(reasons)

@@ -30,6 +30,7 @@ from universal_simulator.configuration.schema import (
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.errors import DivergenceError
 from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames, relative_frames
+from universal_simulator.evaluation.ensemble import guard_members
 from universal_simulator.evaluation.uncertainty import crps_frames
 from universal_simulator.inference.ensemble import StochasticPredictor
 from universal_simulator.inference.predictor import SurrogatePredictor
@@ -274,7 +275,7 @@ def rollout_score(surrogate: Surrogate, guards: GuardsConfig, truth: Trajectorie
     predictor = SurrogatePredictor(surrogate, guards)
     initial = truth.fields[:, 0]
     raw = predictor.rollout(initial, truth.parameters, truth.fields.shape[1] - 1)
-    return _mean_nrmse(predictor.guard(raw, initial), truth.fields[:, 1:], initial=initial)
+    return _mean_nrmse(predictor.guard(raw, initial, truth.parameters), truth.fields[:, 1:], initial=initial)
 
 
 def ensemble_score(
@@ -292,7 +293,7 @@ def ensemble_errors(
     predictor = StochasticPredictor(surrogate, guards, members=rules.members)
     initial, target = _asked(part, rules)
     members = predictor.rollout_members(initial, part.parameters, target.shape[1], seed=VALIDATION_SEED)
-    guarded = torch.stack([predictor.guard(member, initial) for member in members.unbind(1)], dim=1)
+    guarded = guard_members(predictor, members, initial, part.parameters)
     return relative_frames(crps_frames(guarded, target), initial, target).mean(dim=1)
 
 
@@ -303,7 +304,8 @@ def operator_errors(
     part = truth.of_first_groups(rules.groups)
     predictor = SurrogatePredictor(surrogate, guards)
     initial, target = _asked(part, rules)
-    fields = predictor.guard(predictor.rollout(initial, part.parameters, target.shape[1]), initial)
+    raw = predictor.rollout(initial, part.parameters, target.shape[1])
+    fields = predictor.guard(raw, initial, part.parameters)
     error = (fields - target).abs().double().mean(dim=(-2, -1))
     return relative_frames(error, initial, target).mean(dim=1)
 

@@ -27,7 +27,7 @@ class SolverPredictor:
             :, 1 + self.late :
         ]
 
-    def guard(self, fields: Tensor, initial: Tensor) -> Tensor:
+    def guard(self, fields: Tensor, initial: Tensor, parameters: Tensor) -> Tensor:
         return fields
 
     def step(self, fields: Tensor, parameters: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class Exact:
             frames.append(state)
         return torch.stack(frames, dim=1)
 
-    def guard(self, fields: Tensor, initial: Tensor) -> Tensor:
+    def guard(self, fields: Tensor, initial: Tensor, parameters: Tensor) -> Tensor:
         return fields
 
     def step(self, fields: Tensor, parameters: Tensor) -> Tensor:

@@ -44,9 +44,9 @@ def test_the_ensemble_is_the_projects_own_with_its_centre_and_pays_for_it() -> N
     initial = truth.fields[:, 0]
     sampler = StochasticPredictor(asked.surrogate, GuardsConfig(), members=2)
     drawn = sampler.rollout_members(initial, truth.parameters, steps, seed=0)
-    mean = sum(asked.guard(drawn[:, index], initial) for index in range(2)) / 2
+    mean = sum(asked.guard(drawn[:, index], initial, truth.parameters) for index in range(2)) / 2
     operator = SurrogatePredictor.rollout(asked, initial, truth.parameters, steps)
-    expected = (1 - centre) * mean + centre * asked.guard(operator, initial)
+    expected = (1 - centre) * mean + centre * asked.guard(operator, initial, truth.parameters)
     error = (expected - truth.fields[:, 1:]).square().mean(dim=-1).sqrt()
     nrmse = (error / truth.fields[:, 1:].square().mean(dim=-1).sqrt()).mean(dim=(1, 2))
     found, plain = moved.named("ensemble", 2), bare.named("ensemble", 2)

@@ -125,7 +125,7 @@ def test_headline_is_guarded_and_raw_stands_beside_it(
         def rollout(self, initial: Tensor, parameters: Tensor, steps: int) -> Tensor:
             return super().rollout(initial, parameters, steps) + 0.2
 
-        def guard(self, fields: Tensor, initial: Tensor) -> Tensor:
+        def guard(self, fields: Tensor, initial: Tensor, parameters: Tensor) -> Tensor:
             return fields - 0.2
 
     for result in scored(truth, references, Drifting(truth)).values():

@@ -62,7 +62,7 @@ def leaning(model: Surrogate, count: int, *, amount: float) -> Trajectories:
     moved: list[Decision] = []
     model.forget_combination()
     asked = SearchingPredictor(model, GuardsConfig(), REGRESS, observe=moved.append, fitting=True)
-    kept = asked.guard(asked.rollout(initial, parameters, STEPS), initial)  # truth keeps its mean
+    kept = asked.guard(asked.rollout(initial, parameters, STEPS), initial, parameters)  # truth keeps its mean
     frames = torch.cat([initial[:, None], kept], dim=1)
     for decision in moved:
         assert decision.directions is not None
@@ -90,7 +90,7 @@ def test_fitted_on_rollouts_it_moves_the_answer_to_where_the_truth_lies(
 
     def left(asked: SearchingPredictor) -> float:
         initial = truth.fields[:, 0]
-        answer = asked.guard(asked.rollout(initial, truth.parameters, STEPS), initial)
+        answer = asked.guard(asked.rollout(initial, truth.parameters, STEPS), initial, truth.parameters)
         return float((answer - truth.fields[:, 1:])[:, [3, 7, 9]].square().mean().sqrt())
 
     assert left(found) < 0.3 * left(representations_alone(found, copies=2))

@@ -220,6 +220,8 @@ class GuardsConfig(Section):
     mass_projection: bool = True
     #: clip where the equation declares non-negative fields
     positivity: bool = True
+    #: shrink fluctuations that outlive the declared diffusion (the Poincare inequality)
+    energy_bound: bool = True
 
 
 class EvaluationConfig(Section):

@@ -88,7 +88,7 @@ def answer(
         raw = predictor.rollout(batch.fields[:, 0], batch.parameters, batch.fields.shape[1] - 1)
         synchronise(raw.device)
         alone_s = time.perf_counter() - started
-        guarded = mean = predictor.guard(raw, batch.fields[:, 0])
+        guarded = mean = predictor.guard(raw, batch.fields[:, 0], batch.parameters)
         if sampler is None:
             seconds += alone_s
             score = (guarded - batch.fields[:, 1:]).abs().double().mean(dim=(-2, -1))

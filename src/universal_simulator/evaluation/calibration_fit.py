@@ -72,11 +72,13 @@ def fit_calibration(
         for start in range(0, len(regime), size):
             batch = regime.subset(torch.arange(start, min(start + size, len(regime))))
             raw = rollout_members(predictor, batch, seed=noise_seed)
-            members.append(guard_members(predictor, raw, batch.fields[:, 0])[..., ::stride].clone())
+            members.append(
+                guard_members(predictor, raw, batch.fields[:, 0], batch.parameters)[..., ::stride].clone()
+            )
             held_truth.append(batch.fields[:, 1:, :, ::stride])
             initial = batch.fields[:, 0]
             operator = predictor.rollout(initial, batch.parameters, raw.shape[2])
-            alone.append(predictor.guard(operator, initial)[..., ::stride].to(raw))
+            alone.append(predictor.guard(operator, initial, batch.parameters)[..., ::stride].to(raw))
             done += len(batch)
             if on_batch is not None:
                 on_batch(done, len(truth))

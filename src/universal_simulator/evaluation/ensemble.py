@@ -139,7 +139,7 @@ def sample(
     raw = rollout_members(predictor, batch, seed=seed)
     synchronise(raw.device)
     seconds = time.perf_counter() - started
-    guarded = guard_members(predictor, raw, batch.fields[:, 0])
+    guarded = guard_members(predictor, raw, batch.fields[:, 0], batch.parameters)
     per_sample = {}
     gap = conservation_gap(
         raw.flatten(0, 1), _repeated(batch.fields[:, 0], raw.shape[1]), batch.grid, batch.equation
@@ -152,9 +152,7 @@ def sample(
     return Sampled(
         *centres,
         means[1],
-        measure_ensemble(
-            guarded, batch.fields[:, 1:], calibration, x_stride=x_stride, operator=operator[1]
-        ),
+        measure_ensemble(guarded, batch.fields[:, 1:], calibration, x_stride=x_stride, operator=operator[1]),
         per_sample,
         seconds,
     )
@@ -172,10 +170,13 @@ def rollout_members(predictor: EnsemblePredictor, batch: Trajectories, *, seed: 
     return fields.to(truth)
 
 
-def guard_members(predictor: EnsemblePredictor, fields: Tensor, initial: Tensor) -> Tensor:
+def guard_members(
+    predictor: EnsemblePredictor, fields: Tensor, initial: Tensor, parameters: Tensor
+) -> Tensor:
     """Guards act on every member on its own."""
     members = fields.shape[1]
-    return predictor.guard(fields.flatten(0, 1), _repeated(initial, members)).unflatten(0, (-1, members))
+    repeated = _repeated(initial, members), _repeated(parameters, members)
+    return predictor.guard(fields.flatten(0, 1), *repeated).unflatten(0, (-1, members))
 
 
 def refuse_batch_dependence(predictor: EnsemblePredictor, batch: Trajectories, *, seed: int) -> None:

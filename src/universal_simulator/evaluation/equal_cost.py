@@ -194,10 +194,15 @@ class Rivals:
         )
         evaluations = size * self.steps * (1 + evaluations_per_sample(predictor.surrogate))
         operations = size * self.steps * predictor.prices.member_step
-        centre, once = guard_members(sampler, drawn, truth.fields[:, 0]).mean(dim=1), NOTHING
+        centre, once = (
+            guard_members(sampler, drawn, truth.fields[:, 0], truth.parameters).mean(dim=1),
+            NOTHING,
+        )
         if self.calibration is not None and self.calibration.centre > 0:
             raw, once = self._plain
-            centre = self.calibration.centred(centre, predictor.guard(raw, truth.fields[:, 0]))
+            centre = self.calibration.centred(
+                centre, predictor.guard(raw, truth.fields[:, 0], truth.parameters)
+            )
         spent = Spent(evaluations, operations, seconds) + once
         return Answer(self._error(centre), spent, size, once)
 
@@ -208,7 +213,7 @@ class Rivals:
         return representations_alone(self.predictor, copies=size).views
 
     def _score(self, raw: Tensor) -> Tensor:
-        return self._error(self.predictor.guard(raw, self.truth.fields[:, 0]))
+        return self._error(self.predictor.guard(raw, self.truth.fields[:, 0], self.truth.parameters))
 
     def _error(self, guarded: Tensor) -> Tensor:
         error, valid, _ = nrmse_frames(guarded, self.truth.fields[:, 1:], self.truth.fields[:, 0])

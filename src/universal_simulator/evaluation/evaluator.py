@@ -160,7 +160,7 @@ class Evaluator:
         raw = _rollout(predictor, batch)
         synchronise(self.device)
         seconds = time.perf_counter() - started
-        guarded = predictor.guard(raw, batch.fields[:, 0])
+        guarded = predictor.guard(raw, batch.fields[:, 0], batch.parameters)
         per_sample, ensemble = probe(predictor, batch), None
         per_frame: dict[str, Tensor] = {}
         if sampler is not None:

@@ -73,12 +73,16 @@ ENTRIES: dict[str, Entry] = {
         "says so a point between it and the operator"
     ),
     "nrmse_ensemble_mean_raw": Entry("nrmse of the mean of the guarded members"),
-    "ensemble_operator_share": Entry("share of the operator in the ensemble's centre, by calibration; 1: its own answer"),
+    "ensemble_operator_share": Entry(
+        "share of the operator in the ensemble's centre, by calibration; 1: its own answer"
+    ),
     "ensemble_gain": Entry(
         "nrmse saved by the ensemble's centre, as a share of the operator's; 0 where ensemble_operator_share is 1",
         better="higher",
     ),
-    "ensemble_gain_raw": Entry("the same of the members' own mean, which calibration did not move", better="higher"),
+    "ensemble_gain_raw": Entry(
+        "the same of the members' own mean, which calibration did not move", better="higher"
+    ),
     "ensemble_gain_late": Entry("the same over the second half of the rollout", better="higher"),
     "ttc_oracle_gain": Entry(
         "what the best of each candidate set would save of its mean's error: the bound of what picks or weighs",

@@ -23,11 +23,13 @@ class SurrogatePredictor:
         self, surrogate: Surrogate, guards: GuardsConfig, *, frame_spacing_s: float | None = None
     ) -> None:
         self.surrogate = surrogate.eval()
-        self.guards = Guards(surrogate.equation, guards)
         trained = surrogate.architecture.dt_s
         spacing = frame_spacing_s or trained
         self.substeps = max(1, round(spacing / trained))
         self.dt_s = trained if abs(spacing - trained) < 1e-9 else spacing / self.substeps
+        self.guards = Guards(
+            surrogate.equation, guards, grid=surrogate.grid, frame_spacing_s=self.dt_s * self.substeps
+        )
 
     def rollout(self, initial: Tensor, parameters: Tensor, steps: int) -> Tensor:
         """Decoded fields before any guard, (B, steps, C, X)."""
@@ -36,8 +38,9 @@ class SurrogatePredictor:
         )
         return fields[:, self.substeps - 1 :: self.substeps]
 
-    def guard(self, fields: Tensor, initial: Tensor) -> Tensor:
-        return self.guards.apply(fields, initial)
+    def guard(self, fields: Tensor, initial: Tensor, parameters: Tensor) -> Tensor:
+        """Of the whole rollout (B, T, C, X) from initial (B, C, X)."""
+        return self.guards.apply(fields, initial, parameters)
 
     def step(self, fields: Tensor, parameters: Tensor) -> Tensor:
         """One step from each given frame (B, C, X)."""

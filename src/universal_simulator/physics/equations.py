@@ -6,6 +6,7 @@ Losses, rewards, guards, augmentation and metrics read these declarations. What 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ class Equation:
     dissipated: names of functionals that never grow (`energy`, `total_variation`, `maximum`).
     symmetries: maps of solutions to solutions (`shift`, `galilean`, `reflection`, `amplitude_time`).
     linear: the equation is linear, so a linearised predictor would be the equation itself.
+    diffusion: the field's L2 norm about its mean w falls as d/dt ||w||^2 = -2 k ||w_x||^2 with
+        k = diffusion * (the first parameter); None: nothing is declared.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Equation:
     symmetries: frozenset[str] = frozenset()
     non_negative: bool = False
     linear: bool = False
+    diffusion: float | None = None
     source: str = ""
 
     def require_symmetries(self, names: Sequence[str], source: str) -> None:
@@ -57,6 +61,7 @@ BURGERS = Equation(
     conserved=("integral",),
     dissipated=("energy", "total_variation", "maximum"),
     symmetries=frozenset({"shift", "galilean", "reflection", "amplitude_time"}),
+    diffusion=1 / math.pi,
     source="Takamoto et al. 2022 (PDEBench), appendix D.2",
 )
 
