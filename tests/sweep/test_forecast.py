@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,13 @@ def test_estimate_trains_nothing_and_the_sweep_goes_on_from_it(tmp_path: Path) -
         ("fno_reference", 1),
         ("sweep_round_a_lr3e4_w5", 1),
     ]
-    assert document["members"][0]["usd"] == pytest.approx(3 * 120 * 0.001)
+    assert document["members"][0]["usd"] == pytest.approx(3 * (120 + 60) * 0.001)
     total = document["total"]
     # 5 trainings of 120 s, 5 full-evals and 3 test evaluations of 60 s, references twice 5 s
     assert total["worker_hours"] == pytest.approx((5 * 120 + 5 * 60 + 3 * 60 + 2 * 5) / 3600)
     assert total["wall_s"] == pytest.approx(3 * 120 + 3 * 60 + 2 * 60 + 2 * 5)
     assert total["full_evals"] == 5
+    assert total["usd"] == pytest.approx(0.001 * 3600 * total["worker_hours"]), "all that takes time is paid"
     again = FakeExecutor()
     finished = run_sweep(PRICED, tmp_path, executor=again)
     assert not any(job.startswith(("data", "calibrate")) for job in again.submitted)
@@ -52,6 +54,55 @@ def test_estimate_trains_nothing_and_the_sweep_goes_on_from_it(tmp_path: Path) -
     assert result_digest(finished) == result_digest(
         run_sweep(PRICED, tmp_path / "x", executor=FakeExecutor())
     )
+
+
+def test_what_jobs_are_billed_for_beside_their_work_is_measured_and_forecast(tmp_path: Path) -> None:
+    """Rented instances load and are installed for five minutes each, and it is not only trainings that need one."""
+
+    class Renting(FakeExecutor):
+        remote = True
+
+        def submit(self, job: Job) -> None:
+            super().submit(job)
+            self.ended[-1] = replace(self.ended[-1], usd=0.001 * (300.0 + 0.1))
+
+    plan = PRICED.model_copy(update={"budget": Budget(sweep=Ceiling(usd=5.0))})
+    state = estimate_sweep(plan, tmp_path, executor=Renting())
+    total = as_document(state, workers=2)["total"]
+    assert (total["jobs"], total["overhead_s"]) == (5 + 5 + 3, pytest.approx(300.0, abs=0.01))
+    work_s = 5 * 120 + 5 * 60 + 3 * 60 + 2 * 5
+    assert total["usd"] == pytest.approx(0.001 * (work_s + 13 * 300))
+    assert total["worker_hours"] == pytest.approx(work_s / 3600), "waiting is no work"
+    assert total["wall_s"] == pytest.approx(3 * 420 + 3 * 360 + 2 * 360 + 2 * 5)
+    # data, canary and three calibrations
+    assert total["spent_usd"] == pytest.approx(5 * 0.3001)
+    assert total["crosses"] == (
+        f"{total['usd'] + total['spent_usd']:.2f} USD are forecast, budget.sweep.usd is 5",
+    )
+    local = estimate_sweep(PRICED, tmp_path / "local", executor=FakeExecutor())
+    assert as_document(local, workers=2)["total"]["overhead_s"] == 0.0
+
+
+def test_a_forecast_journalled_before_overheads_were_measured_is_read(tmp_path: Path) -> None:
+    state = estimate_sweep(PRICED, tmp_path, executor=FakeExecutor())
+    told = state.decision("forecast")
+    assert told is not None
+    state.journal.append("forecast", measured=told["measured"], unmeasured={})
+    total = as_document(SweepState(tmp_path), workers=2)["total"]
+    assert (total["overhead_s"], total["spent_usd"]) == (0.0, 0.0)
+    assert total["usd"] > 0
+
+
+def test_a_refinement_is_forecast_as_many_times_its_config_as_the_plan_says(tmp_path: Path) -> None:
+    state = estimate_sweep(PRICED, tmp_path, executor=FakeExecutor())
+    base = next(run for run in state.runs if run.role == "reference")
+    assert base.cost == 1.5
+    for name, cost in {"deeper": 2 * base.cost, "another": base.cost}.items():
+        run = replace(base, run_id=name, role="refinement", key=name, cost=cost, overrides=("a.b=1",))
+        state.journal.append("run_added", run=asdict(run), why="")
+    seconds = {name: Forecast(state).seconds(f"train:{name}") for name in ("deeper", "another", base.run_id)}
+    assert seconds == {"deeper": 240.0, "another": 120.0, base.run_id: 120.0}
+    assert Forecast(state).seconds("full:deeper") == 120.0
 
 
 @pytest.mark.parametrize(

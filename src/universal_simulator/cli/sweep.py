@@ -249,7 +249,7 @@ def _print_forecast(document: dict[str, Any]) -> None:
         "small-eval s": "small_eval_s",
         "full-eval s": "full_eval_s",
         "peak GiB": "peak_memory_gib",
-        "USD": "usd",
+        "USD with full-eval": "usd",
     }
     table = Table(*columns)
     for row in document["members"]:
@@ -262,7 +262,8 @@ def _print_forecast(document: dict[str, Any]) -> None:
     total = document["total"]
     typer.echo(
         f"{total['wall_s'] / 60:.1f} min on {document['workers']} workers, {total['worker_hours']:.2f} worker "
-        f"hours, {total['usd']:.2f} USD, {total['full_evals']} full-evals, at most "
+        f"hours, {total['usd']:.2f} USD for {total['jobs']} jobs, each billed {total['overhead_s']:.0f} s beside its "
+        f"work, {total['spent_usd']:.2f} USD spent before; {total['full_evals']} full-evals, at most "
         f"{total['peak_memory_gib']:.2f} GiB a run; written rounds only, without early stops and healings"
     )
     for words in total["crosses"]:

@@ -2,14 +2,15 @@
 
 Every distinct config of the plan is calibrated once on the executor that will train it, as many at
 a time as it has slots, so that what they take from each other is measured with them. A repeat with
-another seed, a trial or a healed run is forecast like the config it comes from.
+another seed, a trial or a healed run is forecast like the config it comes from; a refinement as many times
+that as the plan says it costs. What each job is billed for beside its work is measured with them (`overhead`).
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from universal_simulator.run_record import content_hash
 from universal_simulator.sweep.executor import Job
 from universal_simulator.sweep.job_log import answer, tail
 from universal_simulator.sweep.jobs import log_path, resources
+from universal_simulator.sweep.overhead import overhead_s, usd_per_second
 from universal_simulator.sweep.plan import Member, Plan
 from universal_simulator.sweep.plan_checks import data_words
+from universal_simulator.sweep.spending import Spend
 from universal_simulator.sweep.state import Run, SweepState
 
 KIND = "calibrate"
@@ -41,10 +44,9 @@ class Estimate:
     #: how many runs of it are planned (seeds of the baseline)
     runs: int = 1
 
-    def hours(self, *, full: bool) -> float:
-        """Worker hours of all its runs, with their full-evals or without."""
-        seconds = self.train_s + self.small_eval_s + (self.full_eval_s if full else 0.0)
-        return self.runs * seconds / 3600
+    def billed_s(self, overhead_s: float) -> float:
+        """Of all its runs with their full-evals, each a job of its own."""
+        return self.runs * (self.train_s + self.small_eval_s + self.full_eval_s + 2 * overhead_s)
 
 
 def calibration_jobs(plan: Plan, folder: Path) -> dict[str, Job]:
@@ -75,15 +77,23 @@ def _measured_members(plan: Plan) -> Iterable[Member]:
         yield from round_.members
 
 
-def forecast_event(state: SweepState) -> dict[str, Any]:
-    """What the calibrations of a sweep answered, to be journalled: measured, and not measured with why."""
+def forecast_event(state: SweepState, spent: Spend) -> dict[str, Any]:
+    """What the calibrations of a sweep answered, to be journalled: measured, and not measured with why; what
+    each job is billed for beside its work, and what was spent up to here."""
     measured, unmeasured = {}, {}
-    for key, job in calibration_jobs(state.plan, state.folder).items():
+    jobs = calibration_jobs(state.plan, state.folder)
+    machines = {job.job_id: job.resources.machine_class for job in jobs.values()}
+    for key, job in jobs.items():
         if state.done(job.job_id):
             measured[key] = answer(job.log)
         else:
             unmeasured[key] = tail(job.log)
-    return {"measured": measured, "unmeasured": unmeasured}
+    return {
+        "measured": measured,
+        "unmeasured": unmeasured,
+        "overhead_s": round(overhead_s(state, machines), 3),
+        "spent": {"hours": spent.seconds / 3600, "usd": round(spent.usd, 6)},
+    }
 
 
 class Forecast:
@@ -110,11 +120,16 @@ class Forecast:
         if run.role == "compute_matched":
             targets = {peer.key: peer.compute_matched_to for peer in self.state.plan.references}
             return known.get(targets.get(run.key) or "")
-        return (
-            known.get(calibration_key(run.config, run.overrides))
-            or known.get(run.key)
-            or known.get(run.config)
-        )
+        own = known.get(calibration_key(run.config, run.overrides)) or known.get(run.key)
+        if own is not None or run.config not in known:
+            return own
+        # a refinement or a trial: like the config it comes from, times what the plan says that it costs more
+        costs = {member.config: member.cost for member in reversed([*_measured_members(self.state.plan)])}
+        factor = run.cost / costs.get(run.config, run.cost)
+        return {
+            k: v * factor if k.endswith("eval_s") or k == "train_s" else v
+            for k, v in known[run.config].items()
+        }
 
     def estimates(self) -> list[Estimate]:
         """One line per planned member, in the order of the plan; several seeds are one line."""
@@ -161,7 +176,8 @@ def longest_first(runs: Sequence[str], forecast: Forecast) -> list[str]:
 class Totals:
     """Of the written rounds. wall_s: on so many workers; worker hours and their price do not depend on them.
 
-    Promoted are the forced members and, of each round, as many as it promotes of the costliest.
+    usd: of all of it, the test opening, the references and what `jobs` jobs are billed for beside their work
+    (overhead_s each) included. spent_*: before the forecast (canary, calibrations), on top of it. Promoted are the forced members and, of each round, as many as it promotes of the costliest.
     """
 
     wall_s: float
@@ -170,6 +186,10 @@ class Totals:
     peak_memory_gib: float
     full_evals: int
     references_s: float
+    jobs: int = 0
+    overhead_s: float = 0.0
+    spent_hours: float = 0.0
+    spent_usd: float = 0.0
     #: why the plan's ceilings would stop it, in words
     crosses: tuple[str, ...] = ()
 
@@ -177,22 +197,37 @@ class Totals:
 def totals(state: SweepState, *, workers: int) -> Totals:
     """Sum of the forecast, the test opening included."""
     forecast = Forecast(state)
+    told = state.decision("forecast") or {"measured": {}}
+    idle_s, spent = float(told.get("overhead_s", 0.0)), told.get("spent", {"hours": 0.0, "usd": 0.0})
+    references = max((float(m["references_s"]) for m in told["measured"].values()), default=0.0)
+    memory = max((float(m["peak_memory_gib"]) for m in told["measured"].values()), default=0.0)
     promoted = _promoted_at_most(state, forecast)
-    train = {run.run_id: forecast.seconds(f"train:{run.run_id}") for run in state.runs}
     judged = [run for run in state.runs if run.role != "member" or run.run_id in promoted]
     full = {run.run_id: forecast.seconds(f"full:{run.run_id}") for run in judged}
+    longest = [run for run_id in longest_first(list(full), forecast) if (run := state.run(run_id))]
     opened = 2 + sum(run.role == "reference" for run in state.runs)
-    test = sorted(full.values(), reverse=True)[:opened] if state.plan.open_test_for_champion else []
-    told = state.decision("forecast") or {"measured": {}}
-    references = max((float(m["references_s"]) for m in told["measured"].values()), default=0.0)
-    usd = sum(_price(state, run) * (train[run.run_id] + full.get(run.run_id, 0.0)) for run in state.runs)
-    seconds = sum(train.values()) + sum(full.values()) + sum(test) + 2 * references
-    ordered = [train[run.run_id] for run in sorted(state.runs, key=lambda run: -run.cost)]
-    longest = [full[run_id] for run_id in longest_first(list(full), forecast)]
-    wall = references * 2 + sum(makespan(part, workers) for part in (ordered, longest, test))
-    memory = max((float(m["peak_memory_gib"]) for m in told["measured"].values()), default=0.0)
-    found = Totals(wall, seconds / 3600, usd, memory, len(full), references)
-    return Totals(**{**asdict(found), "crosses": _crosses(state, found)})
+    test = sorted(judged, key=lambda run: -full[run.run_id])[: opened * state.plan.open_test_for_champion]
+    train = sorted(state.runs, key=lambda run: -run.cost)
+    parts = [[(run, forecast.seconds(f"train:{run.run_id}")) for run in train]]
+    parts += [[(run, full[run.run_id]) for run in runs] for runs in (longest, test)]
+    jobs = [job for part in parts for job in part]
+    seconds = sum(took for _, took in jobs) + 2 * references
+    usd = sum(usd_per_second(state.plan, run.machine) * (took + idle_s) for run, took in jobs)
+    usd += usd_per_second(state.plan, "small") * 2 * references
+    wall = 2 * references + sum(makespan([took + idle_s for _, took in part], workers) for part in parts)
+    found = Totals(
+        wall,
+        seconds / 3600,
+        usd,
+        memory,
+        len(full),
+        references,
+        jobs=len(jobs),
+        overhead_s=idle_s,
+        spent_hours=spent["hours"],
+        spent_usd=spent["usd"],
+    )
+    return replace(found, crosses=_crosses(state, found))
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:
@@ -215,30 +250,25 @@ def _promoted_at_most(state: SweepState, forecast: Forecast) -> set[str]:
     return chosen
 
 
-def _price(state: SweepState, run: Run) -> float:
-    """USD per second."""
-    return state.plan.machine(run.machine).price_usd_per_hour / 3600
-
-
 def _crosses(state: SweepState, found: Totals) -> tuple[str, ...]:
+    """With what was spent before: the ceilings count it too."""
     plan, words = state.plan, []
-    if found.worker_hours > plan.max_hours:
-        words.append(f"{found.worker_hours:.3g} worker hours are forecast, max_hours is {plan.max_hours:g}")
-    if plan.budget.sweep.usd is not None and found.usd > plan.budget.sweep.usd:
-        words.append(f"{found.usd:.2f} USD are forecast, budget.sweep.usd is {plan.budget.sweep.usd:g}")
+    hours, usd = found.worker_hours + found.spent_hours, found.usd + found.spent_usd
+    if hours > plan.max_hours:
+        words.append(f"{hours:.3g} worker hours are forecast, max_hours is {plan.max_hours:g}")
+    if plan.budget.sweep.usd is not None and usd > plan.budget.sweep.usd:
+        words.append(f"{usd:.2f} USD are forecast, budget.sweep.usd is {plan.budget.sweep.usd:g}")
     return tuple(words)
 
 
 def as_document(state: SweepState, *, workers: int) -> dict[str, Any]:
     """The forecast as one JSON document: a line per member, what was not measured, totals."""
+    told = state.decision("forecast") or {"unmeasured": {}}
+    idle_s = float(told.get("overhead_s", 0.0))
     members = [
-        {
-            **asdict(line),
-            "usd": line.hours(full=False) * state.plan.machine(line.machine).price_usd_per_hour,
-        }
+        {**asdict(line), "usd": line.billed_s(idle_s) * usd_per_second(state.plan, line.machine)}
         for line in Forecast(state).estimates()
     ]
-    told = state.decision("forecast") or {"unmeasured": {}}
     return {
         "plan": state.plan.name,
         "workers": workers,

@@ -11,6 +11,7 @@ from universal_simulator.sweep.forecast import calibration_jobs, forecast_event,
 from universal_simulator.sweep.job_queue import JobQueue
 from universal_simulator.sweep.jobs import log_path, resources
 from universal_simulator.sweep.run_planning import first_runs
+from universal_simulator.sweep.spending import Spend
 from universal_simulator.sweep.state import SweepState
 
 #: progress in words
@@ -40,13 +41,13 @@ def make_forecast(state: SweepState, queue: JobQueue, tell: Tell) -> None:
         jobs,
         lambda shares, _: tell(f"calibrating {sum(share == 1.0 for share in shares.values())}/{len(jobs)}"),
     )
-    state.journal.append("forecast", **forecast_event(state))
+    state.journal.append("forecast", **forecast_event(state, queue.ledger.spent().get("sweep", Spend())))
     workers = queue.executor.slots
     total = totals(state, workers=workers)
     warnings = "".join(f"; {words}" for words in total.crosses)
     tell(
         f"forecast: {total.wall_s / 3600:.2f} h on {workers} workers, {total.worker_hours:.2f} worker "
-        f"hours, {total.usd:.2f} USD{warnings}"
+        f"hours, {total.usd:.2f} USD for {total.jobs} jobs, {total.spent_usd:.2f} USD spent before{warnings}"
     )
 
 
