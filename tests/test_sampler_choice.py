@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -213,7 +214,19 @@ def test_on_few_initial_conditions_the_gate_is_not_evaluable_and_the_student_ans
 
 def test_every_rollout_of_the_choice_is_counted(model: Surrogate, monkeypatch: pytest.MonkeyPatch) -> None:
     tried_nothing(monkeypatch)
-    truth = world(model, count=5)
-    with FlopCounterMode(display=False) as counter:
-        _, flops = chosen(model, truth, EnsembleValidation(members=2, groups=2, steps=4))
-    assert flops == pytest.approx(counter.get_total_flops(), rel=1e-3), "the operator's own too"
+    truth, counted = world(model, count=5), []
+
+    def watched(ask: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def asked(*words: object, **more: object) -> Tensor:
+            with FlopCounterMode(display=False) as counter:
+                answer = ask(*words, **more)
+            counted.append(counter.get_total_flops())
+            return answer
+
+        return asked
+
+    monkeypatch.setattr(sampler_choice, "operator_errors", watched(operator_errors))
+    monkeypatch.setattr(sampler_choice, "ensemble_errors", watched(ensemble_errors))
+    _, flops = chosen(model, truth, EnsembleValidation(members=2, groups=2, steps=5))
+    assert len(counted) == 5, "operator, and of each sampler the noise and the judgement"
+    assert flops == pytest.approx(sum(counted), rel=1e-4)

@@ -24,8 +24,10 @@ from universal_simulator.data.batch import GROUP_DIGITS
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import LeakageError, UserError
 from universal_simulator.evaluation import calibration_fit
+from universal_simulator.evaluation.calibration_fit import fit_calibration
 from universal_simulator.evaluation.ensemble import guard_members, rollout_members
 from universal_simulator.inference.ensemble import StochasticPredictor, predictor_of
+from universal_simulator.model.calibration import Calibration
 from universal_simulator.model.surrogate import Surrogate, load_surrogate, save_surrogate
 from universal_simulator.rollout_file import QUANTILES, RolloutRequest, quantiles, rollout_to_file
 from universal_simulator.run_record import EvaluationResult, RunFolder, RunRecord, read_document
@@ -145,14 +147,22 @@ def test_a_member_that_breaks_on_calibration_data_leaves_the_model_uncalibrated(
     assert "not evaluable" in page, "one initial condition is no judge of the student"
 
 
-def test_every_rollout_of_a_calibration_is_counted(run: RunFolder, smoke_data: Dataset) -> None:
+def test_every_rollout_of_a_calibration_is_counted(
+    run: RunFolder, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny(smoke_data, "evaluation.members=4", "evaluation.calibration_groups=3").config
-    with FlopCounterMode(display=False) as counter:
-        flops, why_not = sampler_choice._calibrate(config, smoke_data, load_surrogate(run.model), None)
+    counted = []
+
+    def watched(*words: object, **more: object) -> Calibration:
+        with FlopCounterMode(display=False) as counter:
+            found = fit_calibration(*words, **more)  # type: ignore[arg-type] # handed on as given
+        counted.append(counter.get_total_flops())
+        return found
+
+    monkeypatch.setattr(sampler_choice, "fit_calibration", watched)
+    flops, why_not = sampler_choice._calibrate(config, smoke_data, load_surrogate(run.model), None)
     assert why_not == ""
-    asked = smoke_data.load("calibration_uncertainty", max_groups=3)
-    expected = pytest.approx(flops * (1 + 1 / len(asked)), rel=0.05)
-    assert counter.get_total_flops() == expected, "one more, to count; a batch shares a few operations"
+    assert counted == [pytest.approx(flops, rel=0.05)], "a batch shares a few operations"
 
 
 def test_headline_and_noise_are_the_configs(

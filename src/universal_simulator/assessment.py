@@ -21,7 +21,12 @@ from universal_simulator.evaluation.contract import FieldPredictor, stochastic
 from universal_simulator.evaluation.ensemble import EnsembleRules
 from universal_simulator.evaluation.evaluator import Evaluator, Examples
 from universal_simulator.evaluation.protocols import PDEBENCH, FrameChoice, protocol_of, rollout_frames
-from universal_simulator.evaluation.references import Rows, cached_reference_rows, reference_rows
+from universal_simulator.evaluation.references import (
+    LateReferences,
+    Rows,
+    cached_reference_rows,
+    reference_rows,
+)
 from universal_simulator.evaluation.refusals import refuse_calibrated, refuse_foreign, refuse_seen
 from universal_simulator.evaluation.report import write_report
 from universal_simulator.evaluation.search_diagnostics import diagnose, with_diagnoses
@@ -99,15 +104,14 @@ def evaluate(
     truth, protocol = question_of(subject, file, suite, data_file is not None, parameter)
     place = resolve(device or subject.device)
     subject.surrogate.to(place)
-    rows, seconds = references_of(truth, protocol, evaluation, subject.folder, place)
-    references_s = time.monotonic() - started
+    references = LateReferences(lambda: references_of(truth, protocol, evaluation, subject.folder, place))
     label = SUITES[suite][0] + ("_ttc" if search else "")
     configured = evaluation.small_members if suite == "small" else evaluation.members
     predictor, rules = _asked(subject, truth, protocol, members=members or configured, search=search)
     refuse_members(predictor, members)
     evaluator = Evaluator(
         truth,
-        rows,
+        references,
         batch_size=evaluation.batch_size,
         bootstrap_samples=evaluation.bootstrap_samples,
         ensemble=rules,
@@ -123,12 +127,12 @@ def evaluate(
             protocol=protocol,
             predictor=described(subject.surrogate, predictor, predictor.guards.names, rules),
             regimes=regimes,
-            references=rows,
+            references=references(),
         ),
         observation={
-            "wall_clock_s": time.monotonic() - started - references_s,
-            "references_s": references_s,
-            "classical_s_per_trajectory": seconds,
+            "wall_clock_s": time.monotonic() - started - references.seconds,
+            "references_s": references.seconds,
+            "classical_s_per_trajectory": references.seconds_per_trajectory,
             "opening": opening,
             "code_version": code_version(),
             **_observed(evaluator, place),

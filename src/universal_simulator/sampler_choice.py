@@ -24,7 +24,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from universal_simulator.configuration.schema import EnsembleValidation, GuardsConfig, RunConfig
 from universal_simulator.data.batch import Trajectories
@@ -33,9 +32,9 @@ from universal_simulator.data.splits import CALIBRATION_HALVES
 from universal_simulator.errors import BrokenEnsembleError
 from universal_simulator.evaluation.calibration_fit import fit_calibration
 from universal_simulator.evaluation.contract import stochastic
-from universal_simulator.evaluation.ensemble import rollout_members
 from universal_simulator.evaluation.ensemble_metrics import Pooled, Pooling
 from universal_simulator.evaluation.uncertainty import pooled
+from universal_simulator.inference.counting import rollout_operations
 from universal_simulator.inference.ensemble import predictor_of
 from universal_simulator.model.corrector import Corrector
 from universal_simulator.model.surrogate import Surrogate
@@ -148,12 +147,29 @@ def _calibrate(
         why_not = str(error)
     else:
         surrogate.calibrate(calibration)
-    # counted on one trajectory: the counter slows what it counts
-    one = truth.subset(torch.tensor([0]))
-    with FlopCounterMode(display=False) as counter:
-        rollout_members(predictor, one, seed=config.evaluation.noise_seed)
-        predictor.rollout(one.fields[:, 0], one.parameters, one.fields.shape[1] - 1)
-    return rolled * float(counter.get_total_flops()), why_not
+    # counted on one trajectory
+    one = sum(
+        _operations(surrogate, config.guards, truth, members, size=1, steps=truth.fields.shape[1] - 1)
+        for members in (predictor.members, 1)
+    )
+    return rolled * one, why_not
+
+
+def _operations(
+    surrogate: Surrogate, guards: GuardsConfig, truth: Trajectories, members: int, *, size: int, steps: int
+) -> float:
+    """Of rollouts from `size` initial conditions: of so many members, or of the operator alone (1)."""
+    predictor = predictor_of(surrogate, guards, members=members)
+    sampler = stochastic(predictor)
+
+    def rolled(count: int, length: int) -> Tensor:
+        given = truth.fields[:1, 0].repeat(count, 1, 1), truth.parameters[:1].repeat(count, 1)
+        if sampler is None:
+            return predictor.rollout(*given, length)
+        return sampler.rollout_members(*given, length, seed=0)
+
+    segment = surrogate.architecture.reencode_every
+    return rollout_operations(rolled, size=size, steps=steps, segment=segment)
 
 
 def choose_sampler(
@@ -173,19 +189,19 @@ def choose_sampler(
     corrector = _corrector(surrogate)
     samplers: tuple[Sampler, ...] = ("teacher",) if corrector.student is None else ("student", "teacher")
     first, judged, judged_on = divided(truth, rules.groups)
-    with FlopCounterMode(display=False) as counter:
-        errors = {"operator": operator_errors(surrogate, guards=guards, truth=judged, rules=rules)}
+    counted = {"size": len(judged), "steps": rules.steps or truth.fields.shape[1] - 1}
+    errors = {"operator": operator_errors(surrogate, guards=guards, truth=judged, rules=rules)}
     noise: dict[str, NoiseChoice] = {}
-    flops = float(counter.get_total_flops())
+    flops = _operations(surrogate, guards, judged, 1, **counted)
     for sampler in samplers:
         surrogate.use_sampler(sampler)
         if rules.teacher_noise == "of_student" and "student" in noise:
             noise[sampler], asked = noise["student"], 0
         else:
             noise[sampler], asked = choose_noise(surrogate, guards=guards, truth=first, rules=rules)
-        with FlopCounterMode(display=False) as counter:
-            errors[sampler] = ensemble_errors(surrogate, guards=guards, truth=judged, rules=rules)
-        flops += (asked * len(first) / len(judged) + 1) * float(counter.get_total_flops())
+        errors[sampler] = ensemble_errors(surrogate, guards=guards, truth=judged, rules=rules)
+        once = _operations(surrogate, guards, judged, rules.members, **counted)
+        flops += (asked * len(first) / len(judged) + 1) * once
     groups = len(set(judged.groups))
     crps, gain, share = compared(Pooling(judged.groups, samples=bootstrap_samples), errors)
     kept, gate, decision = decided(crps, gain, share, groups=groups)

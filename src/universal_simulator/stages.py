@@ -12,12 +12,12 @@ codec rolled out together with the operator would learn to blur what the operato
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from universal_simulator.configuration.schema import (
     CorrectorStage,
@@ -47,7 +47,7 @@ from universal_simulator.training.loop import (
     step_seed,
 )
 from universal_simulator.training.losses import LossTerms, TrainingBatch, window_loss
-from universal_simulator.training.segments import SegmentSource, segments
+from universal_simulator.training.segments import SegmentSource, segment_operations, segments
 from universal_simulator.training.stochastic import consistency_loss, corrector_loss, fit_units
 
 #: every k-th frame of validation is reconstructed
@@ -104,7 +104,9 @@ def train_stages(
     before = 0
     for index, item in enumerate(work):
         surrogate.requires_grad_(False)
+        started = time.monotonic()
         begun = item.begin(surrogate)
+        begun_s = time.monotonic() - started
         for parameter in begun.parameters:
             parameter.requires_grad_(True)
 
@@ -123,6 +125,7 @@ def train_stages(
             seed=step_seed(config.seed, index),
             batches=begun.source,
             flops_before=begun.flops,
+            seconds_before=begun_s,
             validate=functools.partial(item.score, guards=config.guards, truth=validation),
             validations=item.validations,
             state_path=files.training_state(item.name),
@@ -225,10 +228,10 @@ def _begin_corrector(surrogate: Surrogate, *, config: RunConfig, batches: Canoni
         torch.manual_seed(config.seed)
         corrector = surrogate.add_corrector(config.model.corrector)
     generator = torch.Generator().manual_seed(config.seed)
-    with FlopCounterMode(display=False) as counter:
-        fit_units(corrector, segments(surrogate, batches(generator, UNIT_WINDOWS, corrector.segment)))
+    measured = batches(generator, UNIT_WINDOWS, corrector.segment)
+    fit_units(corrector, segments(surrogate, measured))
     source = _segment_source(surrogate, batches, config.training.diff_residual, generator)
-    return Begun(corrector.parameters(), source, counter.get_total_flops() + source.flops)
+    return Begun(corrector.parameters(), source, segment_operations(surrogate, measured) + source.flops)
 
 
 def _begin_student(surrogate: Surrogate, *, config: RunConfig, batches: CanonicalBatches) -> Begun:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from universal_simulator.configuration import load_config
 from universal_simulator.configuration.profiles import Profile, apply_profile
@@ -137,6 +138,21 @@ def test_rule_is_the_same_for_all_members() -> None:
         "training.operator.learning_rate",
         "training.operator.ema_decay",
     }
+
+
+def test_a_stage_has_steps_per_epoch_of_its_own_for_all_members_alike() -> None:
+    profile = Profile(name="p", steps_per_epoch=10, stage_steps_per_epoch={"diff_residual": 5})
+    stage = {"epochs": 8, "patience_epochs": 4, "learning_rate": 1e-3, "ema_decay": 0.9995}
+    values, rules, faults = apply_profile(
+        {"training": {"batch_size": 3, "operator": dict(stage), "diff_residual": dict(stage)}}, profile
+    )
+    assert faults == []
+    operator, corrector = values["training"]["operator"], values["training"]["diff_residual"]
+    assert (operator["steps"], corrector["steps"], corrector["patience_steps"]) == (80, 40, 20)
+    assert 1 / (1 - corrector["ema_decay"]) == pytest.approx(5), "a memory is the same share of the stage"
+    assert rules["training.diff_residual.steps"] == "epochs x 5 steps per epoch"
+    with pytest.raises(ValidationError, match="stage_steps_per_epoch"):
+        Profile.model_validate({"name": "p", "steps_per_epoch": 10, "stage_steps_per_epoch": {"dif": 5}})
 
 
 def test_all_faults_are_told_at_once_with_the_nearest_key() -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from universal_simulator.data import pdebench
+from universal_simulator.configuration.documents import read_mapping, validate
+from universal_simulator.configuration.locations import find
+from universal_simulator.data import generator, pdebench
 from universal_simulator.data.dataset import Dataset, open_dataset
 from universal_simulator.data.generator import generate
 from universal_simulator.data.specification import DatasetSpec
@@ -39,6 +42,37 @@ def test_killed_generation_goes_on_to_the_same_content(tmp_path: Path, smoke_dat
     process.wait()
     assert not path.exists()
     assert ensure_dataset("burgers_smoke", path).identity == smoke_data.identity
+
+
+def test_chunks_solved_side_by_side_are_those_solved_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = validate(
+        DatasetSpec,
+        {
+            **read_mapping(find("configs/data", "burgers_smoke")),
+            "frames": 5,
+            "groups": {"train": 5, "calibration": 2, "validation": 1, "selection": 1, "test": 1},
+        },
+        "spec",
+    )
+    monkeypatch.setattr(generator, "CHUNK_GROUPS", 3)
+    threads, found = set(), []
+    told: list[int] = []
+    solve = generator._solve
+    monkeypatch.setattr(
+        generator, "_solve", lambda *words: threads.add(threading.get_ident()) or solve(*words)
+    )
+    for at_once in (1, 3):
+        monkeypatch.setattr(generator, "MOST_AT_ONCE", at_once)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3 * torch.get_num_threads())))
+        told.clear()
+        made = generator.generate(spec, tmp_path / f"{at_once}.hdf5", progress=lambda d, _: told.append(d))
+        found.append(made.identity)
+        assert told == [3, 6, 9, 10], "written in their order"
+        assert len(threads) >= at_once
+        threads.clear()
+    assert found[0] == found[1]
 
 
 def test_finished_file_of_another_specification_is_refused(smoke_data: Dataset) -> None:

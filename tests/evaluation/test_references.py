@@ -9,13 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import open_dataset
 from universal_simulator.errors import IntegrityError
 from universal_simulator.evaluation import references as room
+from universal_simulator.evaluation.evaluator import Evaluator
 from universal_simulator.evaluation.protocols import protocol_of, rollout_frames
-from universal_simulator.evaluation.references import Rows, cached_reference_rows, reference_rows
+from universal_simulator.evaluation.references import (
+    LateReferences,
+    Rows,
+    cached_reference_rows,
+    reference_rows,
+)
 from universal_simulator.evaluation.trivial import best_trivial, trivial_predictions
 from universal_simulator.physics.domain import Grid
 from universal_simulator.physics.equations import ADVECTION, BURGERS, KURAMOTO_SIVASHINSKY
@@ -88,6 +95,38 @@ def test_cache_is_reused_only_for_equal_inputs(
     assert set(first[1]) == {f"{label}/classical_32" for label in truth.regimes()}
     cached_reference_rows(tmp_path, protocol, truth, **{**CHOICES, "bootstrap_samples": 60})  # type: ignore[arg-type]
     assert len(calls) == 2
+
+
+def test_references_are_asked_for_once_and_after_the_first_rollout(truth: Trajectories) -> None:
+    """So evaluations that begin together do not solve the same ones twice."""
+    told: list[str] = []
+
+    class Persistent:
+        def rollout(self, initial: Tensor, parameters: Tensor, steps: int) -> Tensor:
+            told.append("rollout")
+            return initial[:, None].expand(-1, steps, -1, -1)
+
+        def guard(self, fields: Tensor, initial: Tensor) -> Tensor:
+            return fields
+
+        def step(self, fields: Tensor, parameters: Tensor) -> Tensor:
+            return fields
+
+        def reconstruct(self, fields: Tensor, parameters: Tensor) -> Tensor:
+            return fields
+
+    def make() -> tuple[Rows, dict[str, float]]:
+        told.append("references")
+        return reference_rows(truth, **{**CHOICES, "classical_points": ()})  # type: ignore[arg-type]
+
+    late = LateReferences(make)
+    results, _ = Evaluator(truth, late, batch_size=64, bootstrap_samples=20).run(Persistent())
+    assert told == ["rollout", "references", *["rollout"] * (len(results) - 1)]
+    assert late.seconds > 0
+    for label, found in results.items():
+        assert found.metrics["trivial_ratio"].value == pytest.approx(
+            (found.metrics["nrmse"].value or 0) / best_trivial(late()[label])[1]
+        )
 
 
 def test_references_of_another_protocol_are_refused(truth: Trajectories, tmp_path: Path) -> None:

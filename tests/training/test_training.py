@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.model.small_models import surrogate as corrected
 from universal_simulator import assessment, experiment, sampler_choice, stages
@@ -31,6 +33,8 @@ from universal_simulator.errors import (
     MemoryExhaustedError,
     UserError,
 )
+from universal_simulator.inference.counting import rollout_operations
+from universal_simulator.inference.rollout import rollout_fields
 from universal_simulator.model.contract import Conditions
 from universal_simulator.model.surrogate import load_surrogate
 from universal_simulator.physics.domain import Grid
@@ -42,8 +46,9 @@ from universal_simulator.run_record import RunFolder
 from universal_simulator.training import loop
 from universal_simulator.training.augmentation import Augmentation
 from universal_simulator.training.loop import rollout_length, validation_steps
+from universal_simulator.training.losses import TrainingBatch
 from universal_simulator.training.optimisation import WeightAverage, learning_rate
-from universal_simulator.training.segments import Segments
+from universal_simulator.training.segments import Segments, SegmentSource, segment_operations, segments
 from universal_simulator.training.stochastic import corrector_loss
 
 TINY = [
@@ -436,6 +441,47 @@ def test_noise_that_breaks_members_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sampler_choice, "ensemble_errors", planted)
     sampler_choice.choose_noise(model, guards=None, truth=None, rules=None)  # type: ignore[arg-type] # the score is planted
     assert float(carried) == 0.0
+
+
+def test_seconds_of_filling_a_latent_cache_are_its_stages(
+    tmp_path: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = SegmentSource.__init__
+
+    def slowly(*words: Any, **more: Any) -> None:
+        time.sleep(0.3)
+        fill(*words, **more)
+
+    monkeypatch.setattr(SegmentSource, "__init__", slowly)
+    observed = experiment.run(tiny(smoke_data, STOCHASTIC), tmp_path).training
+    assert observed is not None
+    seconds = observed.observation["wall_clock_s_by_stage"]
+    assert seconds["diff_residual"] > 0.3
+    assert seconds["consistency_distill"] > 0.3
+    assert observed.observation["wall_clock_s"] == pytest.approx(sum(seconds.values()))
+
+
+def test_operations_of_a_cached_segment_are_those_of_all(smoke_data: Dataset) -> None:
+    """Counted on one window and on two, they are those of any batch; a rollout's, those of its segments."""
+    model = corrected()
+    truth = torch.randn(7, 5, 1, model.grid.points[0])
+    batch = TrainingBatch(
+        truth, torch.ones(7, 5), Conditions(torch.full((7, 1), 0.05), torch.full((7,), 0.02))
+    )
+    with FlopCounterMode(display=False) as counter:
+        segments(model, batch)
+    assert segment_operations(model, batch) == counter.get_total_flops()
+    initial, nu = torch.randn(3, 1, model.grid.points[0]), torch.full((3, 1), 0.05)
+    with FlopCounterMode(display=False) as counter:
+        rollout_fields(model, initial, nu, steps=11)
+    assert model.architecture.reencode_every == 4
+    counted = rollout_operations(
+        lambda size, steps: rollout_fields(model, initial[:size], nu[:size], steps=steps),
+        size=3,
+        steps=11,
+        segment=4,
+    )
+    assert counted == counter.get_total_flops()
 
 
 def test_operations_of_drawing_a_batch_count(tmp_path: Path, smoke_data: Dataset) -> None:

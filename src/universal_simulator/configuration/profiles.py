@@ -1,6 +1,7 @@
 """The one rule by which a profile rescales what depends on training length, for all members alike.
 
-With r = steps_per_epoch of the profile and R = REFERENCE_STEPS_PER_EPOCH:
+With r = steps_per_epoch of the profile (or the stage's own, `stage_steps_per_epoch`) and R =
+REFERENCE_STEPS_PER_EPOCH:
 
     steps          = round(epochs * r)           patience_steps = round(patience_epochs * r)
     EMA memory     = m * r / R                   where decay = 1 - 1/m
@@ -15,7 +16,7 @@ the stochastic stages continue a training, ours begins one). Accumulation is eit
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeGuard
+from typing import Annotated, Any, Literal, TypeGuard, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,7 +25,8 @@ from universal_simulator.configuration.locations import find
 
 REFERENCE_STEPS_PER_EPOCH = 2000
 #: the stages whose optimiser the rule rescales
-STAGES = ("codec", "operator", "diff_residual", "consistency_distill")
+StageName = Literal["codec", "operator", "diff_residual", "consistency_distill"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
 #: a plan counts in epochs, a run in optimiser steps
 PLAN_TERMS = (("epochs", "steps"), ("patience_epochs", "patience_steps"))
 #: beyond this an epoch count is a slip, not a plan
@@ -39,9 +41,11 @@ class Profile(BaseModel):
     name: str
     description: str = ""
     steps_per_epoch: Annotated[float, Field(gt=0)]
+    #: stage -> its own steps per epoch, for all members alike
+    stage_steps_per_epoch: dict[StageName, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
     #: stage -> its own factor
-    learning_rate_factors: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    learning_rate_factors: dict[StageName, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     accumulation: Literal["keep", "collapse", "drop"] = "keep"
     overlay: dict[str, Any] = Field(default_factory=dict)
 
@@ -59,7 +63,7 @@ def apply_profile(
     faults: list[str] = []
     training = dict(values.get("training", {}))
     for name in STAGES:
-        training[name] = _rescaled(dict(training.get(name, {})), f"training.{name}", profile, rules, faults)
+        training[name] = _rescaled(dict(training.get(name, {})), name, profile, rules, faults)
     for section, where in (
         (training, "training"),
         (training["consistency_distill"], "training.consistency_distill"),
@@ -82,10 +86,10 @@ def _without_accumulation(
 
 
 def _rescaled(
-    stage: dict[str, Any], where: str, profile: Profile, rules: dict[str, str], faults: list[str]
+    stage: dict[str, Any], name: StageName, profile: Profile, rules: dict[str, str], faults: list[str]
 ) -> dict[str, Any]:
     """One stage's plan values -> effective ones; what changed is added to `rules`."""
-    rate = profile.steps_per_epoch
+    where, rate = f"training.{name}", profile.stage_steps_per_epoch.get(name, profile.steps_per_epoch)
     for plan_key, key in PLAN_TERMS:
         if plan_key not in stage:
             continue
@@ -101,7 +105,7 @@ def _rescaled(
         else:
             stage[key] = max(1, round(epochs * rate))
             rules[f"{where}.{key}"] = f"{plan_key} x {rate:g} steps per epoch"
-    factor = profile.learning_rate_factors.get(where.rpartition(".")[2], profile.learning_rate_factor)
+    factor = profile.learning_rate_factors.get(name, profile.learning_rate_factor)
     for key in ("learning_rate", "eta_min"):
         if _is_number(stage.get(key)) and factor != 1:
             stage[key] = stage[key] * factor

@@ -71,12 +71,15 @@ class _Part:
 
 
 class Evaluator:
-    """Holds the truth of one protocol; frame 0 of the truth is what predictors are given."""
+    """Holds the truth of one protocol; frame 0 of the truth is what predictors are given.
+
+    references: rows, or who makes them, asked when the first regime has been rolled out.
+    """
 
     def __init__(
         self,
         truth: Trajectories,
-        references: Rows,
+        references: Rows | Callable[[], Rows],
         *,
         batch_size: int,
         bootstrap_samples: int,
@@ -138,7 +141,7 @@ class Evaluator:
                 regime,
                 measured,
                 predicted,
-                references=self.references.get(label, {}),
+                references=self._rows().get(label, {}),
                 bootstrap_samples=self.bootstrap_samples,
                 ensemble=ensemble,
                 calibration=self.rules.calibrations.get(label),
@@ -146,6 +149,9 @@ class Evaluator:
             )
             examples[label] = _examples(rows, measured, predicted, ensemble)
         return results, examples
+
+    def _rows(self) -> Rows:
+        return self.references() if callable(self.references) else self.references
 
     def _measure(
         self,

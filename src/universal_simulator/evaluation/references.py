@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +32,28 @@ from universal_simulator.run_record import (
 Rows = dict[str, dict[str, dict[str, Metric]]]
 #: trajectories solved together
 BATCH = 128
+
+
+class LateReferences:
+    """Rows that are made, or found made by another evaluation of the protocol, when they are first asked for.
+
+    That is after rollouts: evaluations that began together do not solve the same references twice.
+    """
+
+    def __init__(self, make: Callable[[], tuple[Rows, dict[str, float]]]) -> None:
+        self._make = make
+        self._rows: Rows | None = None
+        #: `regime/predictor` -> seconds per trajectory, as `reference_rows`
+        self.seconds_per_trajectory: dict[str, float] = {}
+        #: what asking took
+        self.seconds = 0.0
+
+    def __call__(self) -> Rows:
+        if self._rows is None:
+            started = time.monotonic()
+            self._rows, self.seconds_per_trajectory = self._make()
+            self.seconds = time.monotonic() - started
+        return self._rows
 
 
 class ReferenceRecord(Document):

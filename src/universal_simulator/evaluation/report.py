@@ -30,9 +30,11 @@ from universal_simulator.run_record import (
 )
 
 COLUMNS = ("suite", "regime", "metric", "value", "low", "high", "unit", "better", "applicable", "reason")
-#: the page stays below 400 KB: pictures are drawn coarser until all of them fit
+#: the page stays below 400 KB: pictures are drawn coarser until all of them fit; more than `FEW_PICTURES`
+#: never fit at the finest
 PICTURE_BYTES = 300_000
 RESOLUTIONS = (120, 96, 76, 60, 44)
+FEW_PICTURES = 4
 #: of the rollout, at which the gain of an ensemble's mean is quoted
 QUOTED_SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 #: heading -> metrics by name or beginning of it; what none of them claims comes last
@@ -203,8 +205,8 @@ def _pictures(
 ) -> dict[str, dict[str, str]]:
     """regime -> picture name -> base64; the finest resolution at which the page stays small."""
     found: dict[str, dict[str, str]] = {}
-    few = len(evaluation.result.regimes) <= 2
-    for dpi in RESOLUTIONS if few else RESOLUTIONS[1:]:
+    count = sum(2 + ((one.sampled or one).members is not None) for one in predictions.values())
+    for dpi in RESOLUTIONS if count <= FEW_PICTURES else RESOLUTIONS[1:]:
         found = {
             label: _regime_pictures(evaluation, label, truth, predictions[label], dpi)
             for label in evaluation.result.regimes

@@ -110,6 +110,7 @@ class StageTraining:
         seed: int,
         batches: BatchSource,
         flops_before: float = 0.0,
+        seconds_before: float = 0.0,
         validate: Callable[[Surrogate], float],
         validations: int,
         state_path: Path,
@@ -135,12 +136,15 @@ class StageTraining:
         self.optimiser = make_optimiser(surrogate, self.stage)
         self.average = WeightAverage(surrogate, self.stage.ema_decay)
         self.progress = Progress(training_flops=flops_before)
+        self.seconds_before = seconds_before
         self.best: dict[str, Tensor] = {}
         self.flops_of_length: dict[int, float] = {}
         self.forward: LossFunction = torch.compile(loss) if config.compile else loss
 
     def run(self) -> StageOutcome:
         self._restore()
+        # what a stage does before its first step (latents kept for it) is its time, again when it is resumed
+        self.progress.seconds += self.seconds_before
         stop_at = self.stage.steps
         milestones = validation_steps(self.stage.steps, self.validations)
         stored_at = started = time.monotonic()

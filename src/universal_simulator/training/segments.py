@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
+from universal_simulator.inference.counting import operations
 from universal_simulator.inference.rollout import repeat_conditions
 from universal_simulator.model.contract import Conditions
 from universal_simulator.model.surrogate import Surrogate
@@ -93,6 +93,11 @@ def segments(surrogate: Surrogate, batch: TrainingBatch) -> Segments:
     return Segments(targets[:, 0], rolled, targets[:, 1:] - rolled, batch.conditions)
 
 
+def segment_operations(surrogate: Surrogate, batch: TrainingBatch) -> float:
+    """Floating-point operations of `segments` on this batch."""
+    return operations(lambda size: segments(surrogate, next(batch.split(size))), len(batch))
+
+
 class SegmentSource:
     """Draws segments: anew each time (`cached` 0), or from `cached` windows rolled out once.
 
@@ -114,12 +119,14 @@ class SegmentSource:
         self.cache: Segments | None = None
         self.flops = 0.0
         if cached:
-            with FlopCounterMode(display=False) as counter:
-                parts = [
-                    segments(surrogate, batches(generator, min(WINDOWS_AT_ONCE, cached - start), steps))
-                    for start in range(0, cached, WINDOWS_AT_ONCE)
-                ]
-            self.flops = float(counter.get_total_flops())
+            parts, counted = [], dict[int, float]()
+            for start in range(0, cached, WINDOWS_AT_ONCE):
+                size = min(WINDOWS_AT_ONCE, cached - start)
+                batch = batches(generator, size, steps)
+                parts.append(segments(surrogate, batch))
+                if size not in counted:
+                    counted[size] = segment_operations(surrogate, batch)
+                self.flops += counted[size]
             self.cache = joined(parts).to(dtype)
 
     def __call__(self, generator: torch.Generator, batch_size: int, num_steps: int) -> Segments:
