@@ -14,8 +14,8 @@ from tests.sweep.test_money import begun
 from universal_simulator.cli.executors import Where, opened
 from universal_simulator.errors import UnreachableError, UserError
 from universal_simulator.executors.cloud_ledger import FILE, Ledger
-from universal_simulator.sweep.driver import resume_sweep, run_sweep
-from universal_simulator.sweep.executor import Job
+from universal_simulator.sweep.driver import estimate_sweep, resume_sweep, run_sweep
+from universal_simulator.sweep.executor import Job, JobEnd
 from universal_simulator.sweep.job_queue import JobQueue
 from universal_simulator.sweep.plan import load_plan
 from universal_simulator.sweep.state import JOURNAL, SweepState
@@ -67,6 +67,100 @@ def test_what_may_be_at_work_elsewhere_is_not_run_here(tmp_path: Path) -> None:
     assert [e["lost"] for e in ends] == [True, False]
 
 
+def test_what_is_abandoned_is_ended_though_nothing_asks_for_it_again(tmp_path: Path) -> None:
+    """A canary left elsewhere: here none is wanted, and no later resume may be refused because of it."""
+
+    class Canaried(FakeExecutor):
+        place = Elsewhere.place
+        remote = True
+
+        def submit(self, job: Job) -> None:
+            if job.job_id.startswith("canary:"):
+                raise SystemExit(137)
+            super().submit(job)
+
+        cancel = Elsewhere.cancel
+
+    job = left_elsewhere(tmp_path, Canaried())
+    assert job.startswith("canary:")
+    assert resume_sweep(tmp_path, executor=FakeExecutor(), abandon=True).finished
+    state = SweepState(tmp_path)
+    (end,) = [e.data for e in state.journal.of("job_ended") if e.data["job"] == job]
+    assert end["abandoned"]
+    assert end["lost"]
+    assert state.open_attempts() == {}
+    assert resume_sweep(tmp_path, executor=FakeExecutor()).finished
+
+
+def test_other_code_is_refused_before_anything_is_opened_or_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is at work for the sweep goes on: the code that began it can be brought back to it."""
+
+    class Watched(FakeExecutor):
+        place = Elsewhere.place
+        asked = 0
+
+        def open(self, folder: Path | str) -> None:
+            self.asked += 1
+
+        def cancel_all(self) -> None:
+            self.asked += 1
+
+    left_elsewhere(tmp_path, Elsewhere())
+    before = (tmp_path / JOURNAL).read_bytes()
+    monkeypatch.setattr("universal_simulator.sweep.run_planning.code_version", lambda: "f" * 64)
+    executor, amended = Watched(), PLAN.model_copy(update={"max_hours": 9.0})
+    for go_on in (
+        lambda: resume_sweep(tmp_path, executor=executor, plan=amended),
+        lambda: run_sweep(PLAN, tmp_path, executor=executor),
+        lambda: estimate_sweep(PLAN, tmp_path, executor=executor),
+    ):
+        with pytest.raises(UserError, match="bring that code back"):
+            go_on()
+    assert executor.asked == 0
+    assert (tmp_path / JOURNAL).read_bytes() == before
+
+
+@pytest.mark.parametrize("answers_later", [True, False])
+def test_one_job_that_nobody_answers_for_takes_no_other_down(tmp_path: Path, answers_later: bool) -> None:
+    """The healthy ones are taken over and end; then it is asked for once more."""
+
+    class Partly(FakeExecutor):
+        asked = 0
+
+        def attach(self, job_id: str, folder: Path | str) -> bool:
+            if job_id == silent.job_id:
+                self.asked += 1
+                if self.asked == 1 or not answers_later:
+                    raise UnreachableError("no answer")
+            self.work(next(job for job in jobs if job.job_id == job_id))
+            self.ended.append(JobEnd(job_id, 0, 5.0))
+            return True
+
+        def cancel(self, job_id: str) -> JobEnd | None:
+            raise AssertionError(f"{job_id} was cancelled")
+
+    state = planned(tmp_path, max_hours=99.0)
+    jobs = trainings(state)[:3]
+    healthy, silent, fresh = jobs
+    for job in (healthy, silent):
+        begun(state, job, ago_s=100.0)
+    executor = Partly()
+    if answers_later:
+        JobQueue(SweepState(tmp_path), executor).run(jobs, quiet)
+    else:
+        with pytest.raises(UnreachableError, match="no answer"):
+            JobQueue(SweepState(tmp_path), executor).run(jobs, quiet)
+    state = SweepState(tmp_path)
+    assert executor.submitted == [fresh.job_id]
+    assert state.done(healthy.job_id)
+    assert state.done(fresh.job_id)
+    assert state.done(silent.job_id) == answers_later
+    assert list(state.open_attempts()) == ([] if answers_later else [silent.job_id])
+    assert executor.asked == 2
+
+
 def test_the_same_place_and_one_that_ends_with_its_driver_are_gone_on_with(tmp_path: Path) -> None:
     class Back(FakeExecutor):
         place = Elsewhere.place
@@ -105,6 +199,7 @@ def test_a_later_sitting_of_another_hour_is_no_sign_of_life(tmp_path: Path) -> N
             if job_id == first.job_id:
                 raise UnreachableError("no answer")
             self.work(second)
+            self.ended.append(JobEnd(job_id, 0, 1.0))
             return True
 
     state = planned(tmp_path, max_hours=99.0)

@@ -25,7 +25,7 @@ from universal_simulator.sweep.job_queue import POLL_S, JobQueue
 from universal_simulator.sweep.jobs import DATA, data_job, evaluation_job, training_id, training_job
 from universal_simulator.sweep.journal import Journal
 from universal_simulator.sweep.leaderboard import write_leaderboard
-from universal_simulator.sweep.left_open import refuse_elsewhere
+from universal_simulator.sweep.left_open import elsewhere, refuse_elsewhere
 from universal_simulator.sweep.lock import locked
 from universal_simulator.sweep.plan import Plan, Round, load_plan
 from universal_simulator.sweep.preparation import make_forecast, open_place, send_canary
@@ -40,6 +40,7 @@ from universal_simulator.sweep.run_planning import (
     plan_compute_matched_runs,
     plan_healed_runs,
     plan_physics_healed_runs,
+    refuse_incomplete,
     refuse_other_code,
 )
 from universal_simulator.sweep.state import JOURNAL, REFERENCE_ROLES, Run, SweepState
@@ -67,12 +68,15 @@ def resume_sweep(
 ) -> SweepState:
     """Go on with the sweep in `folder`; a changed plan may bring another budget and appended rounds.
 
-    abandon: what was begun in another place and has no end is lost, not looked for there.
+    abandon: what was begun in another place and has no end is lost, all of it, not looked for there.
     """
     given = load_plan(plan) if isinstance(plan, str | Path) else plan
     with locked(folder), Interruption() as interruption:
         state = SweepState(folder)
-        if not abandon:
+        refuse_other_code(state)
+        if abandon:
+            JobQueue(state, executor).abandon(elsewhere(state, executor))
+        else:
             refuse_elsewhere(state, executor)
         if given is not None:
             amend(state, given)
@@ -105,6 +109,7 @@ def _opened(plan: Plan, folder: Path, executor: Executor) -> SweepState:
             f"to go on with it changed: usim sweep resume {folder} --plan PLAN"
         )
     refuse_elsewhere(state, executor)
+    refuse_other_code(state)
     return state
 
 
@@ -190,7 +195,6 @@ class _Driver:
 
     def _plan_runs(self) -> None:
         if self.state.runs:
-            refuse_other_code(self.state)
             plan_appended_runs(self.state)
             return
         data = answer(data_job(self.plan, self.folder).log)
@@ -215,26 +219,12 @@ class _Driver:
             followers = (plan_healed_runs, plan_physics_healed_runs, plan_compute_matched_runs)
             if not any(follow(self.state) for follow in followers):
                 break
-        self._refuse_incomplete([run.run_id for run in self.state.runs], "train")
+        refuse_incomplete(self.state, [run.run_id for run in self.state.runs], "train")
         baselines = self.state.baselines()
         if all(self.state.failed(training_id(run)) for run in baselines):
             log = RunFolder(self.folder, baselines[0]).log
             raise ExecutorError(
                 f"every baseline run failed, nothing can be compared; see {log}:\n{tail(log)}"
-            )
-
-    def _refuse_incomplete(self, runs: Sequence[str], what: str) -> None:
-        """A job that failed for reasons of its surroundings is no result: nothing is decided on it."""
-        broken = [
-            job
-            for job in (f"{what}:{run}" for run in runs)
-            if self.state.failed(job) and not self.state.failed_for_good(job)
-        ]
-        if broken:
-            raise ExecutorError(
-                f"incomplete: {len(broken)} job(s) failed and nothing was decided: {', '.join(broken)}. "
-                "Mend the cause and type the command again. Last words of the first:\n"
-                f"{self.state.last_words(broken[0])}"
             )
 
     def _train_planned(self) -> None:
@@ -322,7 +312,7 @@ class _Driver:
             self.progress.look(shares, running, f"full-eval {_whole(shares)}/{len(jobs)}")
 
         self.queue.run(jobs, report)
-        self._refuse_incomplete(runs, "full")
+        refuse_incomplete(self.state, runs, "full")
 
     def _champion(self) -> None:
         results = self._gates("full_eval", self._promoted())
@@ -376,7 +366,7 @@ class _Driver:
                 shares, running, "opening the test split for the champion"
             ),
         )
-        self._refuse_incomplete(done, "test")
+        refuse_incomplete(self.state, done, "test")
 
     def _run(self, run_id: str) -> Run:
         run = self.state.run(run_id)

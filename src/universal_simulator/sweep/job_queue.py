@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from universal_simulator.sweep.early_stop import STOPPED_EARLY, EarlyStopWatch
 from universal_simulator.sweep.executor import LOST_EXIT_CODE, Executor, Job, JobEnd
 from universal_simulator.sweep.heartbeat import Heartbeat
 from universal_simulator.sweep.job_log import live_share, tail
+from universal_simulator.sweep.jobs import log_of
 from universal_simulator.sweep.left_open import note_last_look
 from universal_simulator.sweep.returned_results import ReturnedResults
 from universal_simulator.sweep.spending import Ledger, Spend
@@ -75,9 +76,7 @@ class JobQueue:
         BudgetError at a ceiling of the sweep: at once where it is used up; where only the next launch
         would cross it, after what runs has ended. Whatever is raised, nothing runs any more then.
         """
-        if self._first:
-            note_last_look(self.state)
-            self._first = False
+        self._note_last_look()
         try:
             self._run(jobs, report, more)
         except BaseException as error:
@@ -86,19 +85,34 @@ class JobQueue:
         finally:
             self.ledger.journal_billed()
 
+    def abandon(self, jobs: Iterable[str]) -> None:
+        """End every attempt of these jobs, whether they run again or not: nobody will ever tell how it ended."""
+        self._note_last_look()
+        for name in jobs:
+            job = Job(name, (), log_of(self.state.folder, name), self.state.folder)
+            while (attempt := self.state.attempt(name)) is not None:
+                self._abandoned(job, abandoned_s(attempt, job, attempt.looked))
+
+    def _note_last_look(self) -> None:
+        if self._first:
+            note_last_look(self.state)
+            self._first = False
+
     def _run(self, jobs: Sequence[Job], report: Report, more: Callable[[], Sequence[Job]]) -> None:
         self.check()
         state = self.state
         waiting = [j for j in jobs if not state.done(j.job_id) and not state.failed_for_good(j.job_id)]
-        waiting = [job for job in waiting if not self._attached(job)]
+        waiting, silent = self._take_over(waiting)
         waiting += more()
         stopped: BudgetError | None = None
         finished = {j.job_id: 1.0 for j in jobs if state.done(j.job_id)}
         if self._running:
             # what ended while no driver looked is paid by its end, before its time is guessed at a launch
             waiting = [*self._take_ends(0.0, finished), *waiting]
-        while (waiting and stopped is None) or self._running:
+        while ((waiting or silent) and stopped is None) or self._running:
             self.check()
+            if silent and not waiting and not self._running:
+                waiting, silent = self._take_over(silent)
             while waiting and stopped is None and len(self._running) < self.executor.slots:
                 stopped = self._launch(waiting.pop(0))
             live = {name: live_share(job.log) for name, job in self._running.items()}
@@ -123,6 +137,23 @@ class JobQueue:
             elif end.exit_code == 0:
                 finished[job.job_id] = 1.0
         return again
+
+    def _take_over(self, jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
+        """Those to be launched; and those of which nobody can say now whether they are at work.
+
+        The others go on meanwhile. Raises UnreachableError where there are no others.
+        """
+        launch, silent, trouble = [], [], None
+        for job in jobs:
+            try:
+                if not self._attached(job):
+                    launch.append(job)
+            except UnreachableError as error:
+                silent.append(job)
+                trouble = error
+        if trouble is not None and not launch and not self._running:
+            raise trouble
+        return launch, silent
 
     def _attached(self, job: Job) -> bool:
         """Take over a job that an earlier driver began; where it is gone, its attempt is ended here."""

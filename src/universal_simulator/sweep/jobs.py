@@ -18,6 +18,14 @@ def log_path(folder: Path, name: str) -> Path:
     return folder / "logs" / f"{name}.log"
 
 
+def log_of(folder: Path, job_id: str) -> Path:
+    """A log of a job of which only the name is known: its own, or that of the run in whose folder it writes."""
+    what, _, about = job_id.partition(":")
+    if about and (files := RunFolder(folder, about)).path.exists():
+        return files.log
+    return log_path(folder, f"{what}_{about}" if about else what)
+
+
 def data_job(plan: Plan, folder: Path) -> Job:
     """Generates the plan's data set, or reads a file of the user's own; answers who it is."""
     words: tuple[str, ...] = ("data", "generate", plan.dataset, "--folder", str(folder), "--json")

@@ -22,20 +22,25 @@ _WORDS = {
 }
 
 
-def refuse_elsewhere(state: SweepState, executor: Executor) -> None:
-    """Raises UserError where an attempt without an end was begun in another place and can have outlived its driver.
+def elsewhere(state: SweepState, executor: Executor) -> dict[str, str]:
+    """job id -> another place where its attempt without an end was begun, and where it can have outlived its driver.
 
-    Journals from before places were written down are not checked.
+    Journals from before places were written down name none.
     """
-    elsewhere = {
+    return {
         job: attempt.place
         for job, attempt in state.open_attempts().items()
-        if attempt.place not in (None, executor.place) and not attempt.ends_with_driver
+        if attempt.place is not None and attempt.place != executor.place and not attempt.ends_with_driver
     }
-    if not elsewhere:
+
+
+def refuse_elsewhere(state: SweepState, executor: Executor) -> None:
+    """Raises UserError where an attempt without an end was begun in another place, and may be at work there."""
+    found = elsewhere(state, executor)
+    if not found:
         return
-    place = str(next(iter(elsewhere.values())))
-    jobs = [job for job, where in elsewhere.items() if where == place]
+    place = next(iter(found.values()))
+    jobs = [job for job, where in found.items() if where == place]
     name, _, address = place.partition(" ")
     asked, books = _WORDS.get(name, (f"the executor {name}", ""))
     raise UserError(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 from universal_simulator.configuration import LoadedConfig, load_config
 from universal_simulator.configuration.documents import flatten
-from universal_simulator.errors import ConfigurationError, UserError
+from universal_simulator.errors import ConfigurationError, ExecutorError, UserError
 from universal_simulator.identity import IDENTITY_DIGITS, code_version, run_identity
 from universal_simulator.run_record import RunRecord
 from universal_simulator.sweep.jobs import config_words
@@ -97,12 +97,27 @@ def _digest(run: Run) -> str:
 
 
 def refuse_other_code(state: SweepState) -> None:
-    """Results of two codes are never mixed."""
-    planned = state.journal.of("runs_planned")[0].data["code_version"]
-    if planned != code_version():
+    """Results of two codes are never mixed. Asked before anything is opened: what is at work there stays at work."""
+    told = state.journal.of("runs_planned")
+    if told and (planned := told[0].data["code_version"]) != code_version():
         raise UserError(
             f"{state.folder} was planned by other code ({planned[:10]}, now {code_version()[:10]}); "
             "results of two codes are never mixed: bring that code back, or start a new folder"
+        )
+
+
+def refuse_incomplete(state: SweepState, runs: Sequence[str], what: str) -> None:
+    """A job that failed for reasons of its surroundings is no result: nothing is decided on it."""
+    broken = [
+        job
+        for job in (f"{what}:{run}" for run in runs)
+        if state.failed(job) and not state.failed_for_good(job)
+    ]
+    if broken:
+        raise ExecutorError(
+            f"incomplete: {len(broken)} job(s) failed and nothing was decided: {', '.join(broken)}. "
+            "Mend the cause and type the command again. Last words of the first:\n"
+            f"{state.last_words(broken[0])}"
         )
 
 
