@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from universal_simulator.configuration import load_config
-from universal_simulator.configuration.schema import GuardsConfig
+from universal_simulator.configuration.schema import GuardsConfig, RunConfig
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import Dataset, open_dataset
 from universal_simulator.data.windows import WindowSource
@@ -32,11 +32,12 @@ from universal_simulator.physics.equations import BURGERS
 from universal_simulator.physics.initial_conditions import draw_sine_family
 from universal_simulator.physics.reference import solve
 from universal_simulator.run_record import RunFolder
+from universal_simulator.stages import planned
 from universal_simulator.sweep.driver import rebuild_reports
 from universal_simulator.sweep.journal import Journal
 from universal_simulator.sweep.state import SweepState
 from universal_simulator.training.batches import CanonicalBatches
-from universal_simulator.training.losses import window_loss
+from universal_simulator.training.loop import StageTraining
 
 GROUPS = 64
 TRAINING_STEPS = 8
@@ -99,38 +100,63 @@ def rollout_rows(state: SweepState, part: Trajectories) -> dict[str, Any]:
 
 
 def training_rows(state: SweepState, dataset: Dataset) -> dict[str, Any]:
-    """Optimiser steps per second (forward, backward; windows drawn) at the longest rollout."""
+    """Optimiser steps of the operator stage per second, at the longest rollout of its curriculum."""
     rows = {}
     train = dataset.load("train", time_stride=2, max_groups=GROUPS)
     for run in state.runs:
         path = RunFolder(state.folder, run.run_id).model
         if run.seed or not path.exists():
             continue
-        config = load_config(run.config, profile=state.plan.profile).config.training
-        surrogate: Surrogate = load_surrogate(path).train()
-        batches = CanonicalBatches(WindowSource(train), surrogate, start_fraction=config.windows_from_start)
-        length = config.rollout_curriculum[-1]
-        for parameter in surrogate.member.codec_parameters():
-            parameter.requires_grad_(False)
-
-        def work(
-            surrogate: Surrogate = surrogate,
-            batches: CanonicalBatches = batches,
-            size: int = config.batch_size,
-            length: int = length,
-            config: Any = config,
-        ) -> None:
-            generator = torch.Generator().manual_seed(0)
-            for _ in range(TRAINING_STEPS):
-                window_loss(surrogate, batches(generator, size, length), config.loss).total.backward()
-
-        rate = TRAINING_STEPS / seconds(work)
+        config = load_config(run.config, profile=state.plan.profile).config
+        length = config.training.rollout_curriculum[-1]
+        with tempfile.TemporaryDirectory() as folder:
+            rate = steps_per_s(load_surrogate(path), config, WindowSource(train), Path(folder), length=length)
         rows[run.config] = {
             "rollout_length": length,
             "steps_per_s": rate,
-            "trajectory_steps_per_s": rate * config.batch_size * length,
+            "trajectory_steps_per_s": rate
+            * config.training.batch_size
+            * config.training.accumulation
+            * length,
         }
     return rows
+
+
+def steps_per_s(
+    surrogate: Surrogate, config: RunConfig, windows: WindowSource, folder: Path, *, length: int
+) -> float:
+    """Whole steps as training takes them: windows drawn, forward, backward, clip, AdamW, average, log."""
+    training = config.training
+    batches = CanonicalBatches(
+        windows, surrogate, start_fraction=training.windows_from_start, augmentation=training.augmentation
+    )
+    stage = next(item for item in planned(config, surrogate, batches) if item.name == "operator")
+    surrogate.train().requires_grad_(False)
+    begun = stage.begin(surrogate)
+    for parameter in begun.parameters:
+        parameter.requires_grad_(True)
+    trained = StageTraining(
+        surrogate,
+        training,
+        stage.stage,
+        loss=stage.loss,
+        batch_size=stage.batch_size,
+        accumulation=stage.accumulation,
+        rollout_length=lambda step: length,
+        seed=0,
+        batches=begun.source,
+        validate=lambda _: 0.0,
+        validations=1,
+        state_path=folder / "state.pt",
+        log_path=folder / "log.jsonl",
+        input_hash="throughput",
+    )
+
+    def work() -> None:
+        for step in range(TRAINING_STEPS):
+            trained._step(step)
+
+    return TRAINING_STEPS / seconds(work)
 
 
 def generator_rows() -> dict[str, float]:
