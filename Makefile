@@ -1,6 +1,9 @@
 # One verb per target. Needs python3 >= 3.11 with venv; everything else is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# where PyTorch comes from; empty: the default index, whose build for x86 Linux brings CUDA and several GB.
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu takes the build without
+TORCH_INDEX ?=
 
 .PHONY: sweep sweep-standard smoke test test-all lint bench clean
 
@@ -36,7 +39,7 @@ clean:
 	touch $@
 
 .venv/installed: pyproject.toml constraints.txt .venv/created
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
