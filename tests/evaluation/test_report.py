@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from universal_simulator.data.batch import Trajectories
+from universal_simulator.evaluation import report
 from universal_simulator.evaluation.evaluator import Examples, evaluate
 from universal_simulator.evaluation.pictures import curve_picture, field_picture
 from universal_simulator.evaluation.protocols import protocol_of, rollout_frames
@@ -73,6 +74,32 @@ def test_all_three_files_are_written_and_small(
         assert label in text
         assert number(regime.metrics["nrmse"].value) in text
     assert result.protocol.hash in text
+
+
+@pytest.mark.parametrize(("kilobytes", "finest"), [(20, 120), (90, 96), (120, 76), (160, 60), (900, 44)])
+def test_pictures_are_drawn_once_at_the_finest_resolution_that_fits(
+    truth: Trajectories,
+    evaluated: Evaluated,
+    monkeypatch: pytest.MonkeyPatch,
+    kilobytes: int,
+    finest: int,
+) -> None:
+    """kilobytes: of one picture at the finest; the second regime's are a little larger than the first's."""
+    drawn: list[tuple[str, int]] = []
+
+    def sized(_: object, label: str, *given: object) -> dict[str, str]:
+        dpi = int(str(given[-1]))
+        drawn.append((label, dpi))
+        return dict.fromkeys(
+            ("curves", "fields"),
+            "x" * int(1000 * kilobytes * (dpi / 120) ** 1.2 * (1 + 0.05 * (len(drawn) > 1))),
+        )
+
+    monkeypatch.setattr(report, "_regime_pictures", sized)
+    found = report._pictures(record_of(evaluated[0]).evaluations["full_eval"], truth, evaluated[1])
+    assert list(found) == list(evaluated[0].regimes)
+    assert dict(drawn) == dict.fromkeys(found, finest)
+    assert len(drawn) <= len(found) + 1, "one probe, then each regime once"
 
 
 def test_csv_has_one_row_per_regime_and_metric(evaluated: Evaluated) -> None:

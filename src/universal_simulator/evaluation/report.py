@@ -30,11 +30,13 @@ from universal_simulator.run_record import (
 )
 
 COLUMNS = ("suite", "regime", "metric", "value", "low", "high", "unit", "better", "applicable", "reason")
-#: the page stays below 400 KB: pictures are drawn coarser until all of them fit; more than `FEW_PICTURES`
-#: never fit at the finest
+#: the page stays below 400 KB: pictures are drawn coarser until all of them fit; bytes grow with the resolution to the
+#: power `GROWTH`. More than `FEW_PICTURES` never fit at the finest, twice three do at the likely one
 PICTURE_BYTES = 300_000
 RESOLUTIONS = (120, 96, 76, 60, 44)
 FEW_PICTURES = 4
+LIKELY_RESOLUTION = 76
+GROWTH = 1.2
 #: of the rollout, at which the gain of an ensemble's mean is quoted
 QUOTED_SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 #: heading -> metrics by name or beginning of it; what none of them claims comes last
@@ -91,32 +93,41 @@ def page(
 ) -> str:
     """The html document; everything that came from outside is escaped."""
     evaluation = record.evaluations[suite]
-    return _environment().get_template("evaluation.html").render(
-        record=record,
-        evaluation=evaluation,
-        searches=Markup(search_section(record)),
-        others={name: e for name, e in sorted(record.evaluations.items()) if name != suite},
-        pictures=_pictures(evaluation, truth, predictions),
-        grouped={label: grouped(regime.metrics) for label, regime in evaluation.result.regimes.items()},
-        ladders=_ladders(evaluation, peers or {}),
-        lead_times={
-            label: _lead_times(regime, truth.times_s[1:].tolist())
-            for label, regime in evaluation.result.regimes.items()
-        },
+    return (
+        _environment()
+        .get_template("evaluation.html")
+        .render(
+            record=record,
+            evaluation=evaluation,
+            searches=Markup(search_section(record)),
+            others={name: e for name, e in sorted(record.evaluations.items()) if name != suite},
+            pictures=_pictures(evaluation, truth, predictions),
+            grouped={label: grouped(regime.metrics) for label, regime in evaluation.result.regimes.items()},
+            ladders=_ladders(evaluation, peers or {}),
+            lead_times={
+                label: _lead_times(regime, truth.times_s[1:].tolist())
+                for label, regime in evaluation.result.regimes.items()
+            },
+        )
     )
 
 
 def search_section(record: RunRecord) -> str:
     """What every evaluation with test-time compute showed, between two comments; nothing where there is none."""
     found = {name: e for name, e in sorted(record.evaluations.items()) if searched(e)}
-    return _environment().get_template("search.html").render(
-        searches={
-            name: {label: lines for label in e.result.regimes if (lines := search_lines(e, label))}
-            for name, e in found.items()
-        },
-        names={
-            name: {label: search_name(e, label) for label in e.result.regimes} for name, e in found.items()
-        },
+    return (
+        _environment()
+        .get_template("search.html")
+        .render(
+            searches={
+                name: {label: lines for label in e.result.regimes if (lines := search_lines(e, label))}
+                for name, e in found.items()
+            },
+            names={
+                name: {label: search_name(e, label) for label in e.result.regimes}
+                for name, e in found.items()
+            },
+        )
     )
 
 
@@ -203,17 +214,33 @@ def _lead_times(regime: RegimeResult, times_s: Sequence[float]) -> list[dict[str
 def _pictures(
     evaluation: EvaluationRecord, truth: Trajectories, predictions: Mapping[str, Examples]
 ) -> dict[str, dict[str, str]]:
-    """regime -> picture name -> base64; the finest resolution at which the page stays small."""
-    found: dict[str, dict[str, str]] = {}
+    """regime -> picture name -> base64; the finest resolution at which the page stays small.
+
+    Drawing costs more than anything else of a page, so one regime's pictures say where to begin.
+    """
+
+    def drawn(label: str, dpi: int) -> dict[str, str]:
+        return _regime_pictures(evaluation, label, truth, predictions[label], dpi)
+
+    labels = list(evaluation.result.regimes)
     count = sum(2 + ((one.sampled or one).members is not None) for one in predictions.values())
-    for dpi in RESOLUTIONS if count <= FEW_PICTURES else RESOLUTIONS[1:]:
-        found = {
-            label: _regime_pictures(evaluation, label, truth, predictions[label], dpi)
-            for label in evaluation.result.regimes
-        }
-        if sum(len(text) for pictures in found.values() for text in pictures.values()) <= PICTURE_BYTES:
+    probed = RESOLUTIONS[0] if count <= FEW_PICTURES else LIKELY_RESOLUTION
+    found = {labels[0]: drawn(labels[0], probed)}
+    expected = _size(found) / len(found[labels[0]]) * count
+    begin = next(
+        (i for i, dpi in enumerate(RESOLUTIONS) if expected * (dpi / probed) ** GROWTH <= PICTURE_BYTES),
+        len(RESOLUTIONS) - 1,
+    )
+    for dpi in RESOLUTIONS[begin:]:
+        kept = found if dpi == probed else {}
+        found = {label: kept.get(label) or drawn(label, dpi) for label in labels}
+        if _size(found) <= PICTURE_BYTES:
             break
     return found
+
+
+def _size(pictures: Mapping[str, Mapping[str, str]]) -> int:
+    return sum(len(text) for drawn in pictures.values() for text in drawn.values())
 
 
 def _regime_pictures(
