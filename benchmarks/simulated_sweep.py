@@ -71,6 +71,7 @@ def evaluation(run_id: str, quality: float, suite: str) -> EvaluationRecord:
     metrics |= {
         "nrmse": Metric(value=quality, low=0.9 * quality, high=1.1 * quality),
         "ece": Metric(value=0.03),
+        "crps_skill": Metric(value=0.1),
     }
     curve = tuple(quality * frame / FRAMES for frame in range(FRAMES))
     regime = RegimeResult(

@@ -155,6 +155,13 @@ class Predictor(Document):
         return content_hash(self.model_dump(mode="json", exclude=unsaid))
 
 
+class Draws(Document):
+    """A metric in bootstrap resamples of its first `groups` groups (`evaluation/paired_draws.py`)."""
+
+    groups: int
+    values: tuple[float, ...]
+
+
 class RegimeResult(Document):
     """Metrics of one parameter regime (one viscosity, one speed).
 
@@ -162,7 +169,8 @@ class RegimeResult(Document):
     the order of `groups`. `curves` hold one value per predicted frame: of an ensemble also the error of
     its mean and the operator's on the same initial conditions (`nrmse_ensemble_mean`, `nrmse_operator`)
     and the paired gain (`ensemble_gain`); and one per level (`coverage*`), rank (`rank_histogram*`) and
-    bin of spread (`spread_skill_binned*`). `*_low`, `*_high`: ends of the 95 % interval.
+    bin of spread (`spread_skill_binned*`). `*_low`, `*_high`: ends of the 95 % interval. `draws`: of what
+    gates compare in pairs and is no mean over groups (ece), values in the same resamples for every record.
     """
 
     parameters: dict[str, float]
@@ -170,6 +178,7 @@ class RegimeResult(Document):
     groups: tuple[str, ...]
     per_group: dict[str, tuple[float, ...]]
     curves: dict[str, tuple[float | None, ...]] = Field(default_factory=dict)
+    draws: dict[str, Draws] = Field(default_factory=dict)
 
 
 class EvaluationResult(Document):

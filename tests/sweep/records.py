@@ -51,6 +51,7 @@ def evaluation(
             "horizon": 64.0,
             "failure_rate": 0.0,
             "ece": 0.03,
+            "crps_skill": 0.1,
         }.items()
         if name != drop
     }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from pydantic import ValidationError
 
 from tests.sweep.records import REGIMES, evaluation, run_record
-from universal_simulator.run_record import EvaluationRecord, Metric
+from universal_simulator.run_record import Draws, EvaluationRecord, Metric
 from universal_simulator.sweep.gates import (
     improvement_gate,
     limit_gate,
@@ -15,7 +18,7 @@ from universal_simulator.sweep.gates import (
     seed_spread,
     telling,
 )
-from universal_simulator.sweep.plan import Improvement, Limit, Ratio, load_plan
+from universal_simulator.sweep.plan import Gates, Improvement, Limit, Ratio, load_plan
 from universal_simulator.sweep.rounds import (
     choose_champion,
     gate_results,
@@ -135,6 +138,95 @@ def test_a_live_ece_gate_reads_members_and_is_not_skipped_without(
     assert result.answer == answer, result.sentence
     assert words in result.sentence
     assert result.blocks == (answer != "pass")
+
+
+def drawn(run: str, value: float, *, width: float, groups: int = 12, keep: bool = True) -> EvaluationRecord:
+    record = with_ece(run, value)
+    around = tuple(value + width * (index / 99 - 0.5) for index in range(100))
+    regime = record.result.regimes[R].model_copy(
+        update={"draws": {"ece": Draws(groups=groups, values=around)} if keep else {}}
+    )
+    return record.model_copy(update={"result": record.result.model_copy(update={"regimes": {R: regime}})})
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "answer", "words"),
+    [
+        (drawn("b", 0.04, width=0.0), drawn("x", 0.06, width=0.01), "fail", "beyond noise"),
+        (drawn("b", 0.04, width=0.0), drawn("x", 0.06, width=0.05), "pass", "within noise"),
+        # what both share is no noise of their difference
+        (drawn("b", 0.04, width=0.04), drawn("x", 0.06, width=0.05), "fail", "beyond noise"),
+        (drawn("b", 0.001, width=0.0), drawn("x", 0.03, width=0.01), "fail", "beyond noise"),
+        (drawn("b", 0.04, width=0.0), drawn("x", 0.5, width=0.1, groups=2), "not_evaluable", "no resamples"),
+        (drawn("b", 0.04, width=0.0), drawn("x", 0.5, width=0.1, keep=False), "not_evaluable", "no resamples"),
+        (
+            drawn("b", 0.04, width=0.0, groups=2),
+            drawn("x", 0.06, width=0.0, groups=2),
+            "pass",
+            "2 initial conditions is noise",
+        ),
+    ],
+)
+def test_an_ece_fails_only_where_the_paired_interval_says_more_than_noise(
+    theirs: EvaluationRecord, ours: EvaluationRecord, answer: str, words: str
+) -> None:
+    result = ratio_gate("ece", Ratio(max_ratio=1.25, absolute=0.02, beyond_noise=True), ours, theirs, R)
+    assert result.answer == answer, result.sentence
+    assert words in result.sentence
+
+
+def skilled(value: float, low: float, high: float) -> EvaluationRecord:
+    record = evaluation("x", 0.1)
+    metric = Metric(value=value, low=low, high=high, better="higher")
+    regime = record.result.regimes[R]
+    regimes = {R: regime.model_copy(update={"metrics": {**regime.metrics, "crps_skill": metric}})}
+    return record.model_copy(update={"result": record.result.model_copy(update={"regimes": regimes})})
+
+
+@pytest.mark.parametrize(
+    ("record", "headline", "elsewhere"),
+    [
+        (skilled(0.1, 0.05, 0.2), "pass", "pass"),
+        (skilled(0.01, -0.02, 0.04), "fail", "pass"),
+        (skilled(-0.3, -0.4, -0.2), "fail", "fail"),
+    ],
+)
+def test_skill_must_be_sure_on_the_headline_regime_and_not_surely_missing_elsewhere(
+    record: EvaluationRecord, headline: str, elsewhere: str
+) -> None:
+    rule = load_plan("sota").gates.limits["crps_skill"]
+    assert limit_gate("crps_skill", rule, record, R, headline=True).answer == headline
+    assert limit_gate("crps_skill", rule, record, R).answer == elsewhere
+
+
+def test_a_limit_on_ensembles_is_skipped_by_the_plan_alone() -> None:
+    rule = Limit(above=0.0)
+    assert limit_gate("crps_skill", rule, evaluation("x", 0.1, drop="crps_skill"), R).blocks
+    declared = Limit(above=0.0, not_applicable="no stochastic stages")
+    assert limit_gate("crps_skill", declared, evaluation("x", 0.1, drop="crps_skill"), R).answer == "not_applicable"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"at_most": 1, "above": 0}, {}, {"at_most": 1, "beyond_noise": True}], ids=str
+)
+def test_a_limit_has_one_bound(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Limit(**wrong)
+
+
+def test_only_metrics_with_resamples_can_be_asked_for_noise() -> None:
+    rules = {"bc_violation": Ratio(max_ratio=1.0, beyond_noise=True)}
+    with pytest.raises(ValidationError, match="resamples are kept of ece alone"):
+        Gates(small_eval=rules, hard_abort={})
+
+
+def test_every_plan_binds_the_ece_to_the_floor_of_the_definitions() -> None:
+    for name in ("smoke", "smoke_iterate", "sota", "sota_embedded", "sota_smoke", "sota_standard"):
+        gates = load_plan(name).gates
+        for rules in (gates.small_eval, gates.hard_abort):
+            assert rules["ece"].absolute == 0.02
+            assert rules["ece"].beyond_noise
+        assert "crps_skill" in gates.limits
 
 
 def test_limits_hold_whatever_the_reference_does() -> None:

@@ -218,6 +218,7 @@ def with_ensembles(result: RegimeResult, sampled: RegimeResult, groups: int) -> 
         update={
             "metrics": dict(sorted((result.metrics | metrics).items())),
             "curves": sampled.curves | result.curves,
+            "draws": sampled.draws,
         }
     )
 

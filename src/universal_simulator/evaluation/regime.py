@@ -17,6 +17,7 @@ from universal_simulator.evaluation.ensemble_metrics import (
     late_gain_and_curves,
 )
 from universal_simulator.evaluation.measurement import Measurement
+from universal_simulator.evaluation.paired_draws import ece_draws
 from universal_simulator.evaluation.pdebench_metrics import pdebench_metrics
 from universal_simulator.evaluation.stability import CORRELATION_FLOOR, NRMSE_CEILING, horizon
 from universal_simulator.evaluation.summary import Summary, undeclared
@@ -102,6 +103,7 @@ def regime_result(
         groups=tuple(dict.fromkeys(kept)),
         per_group={name: values for name, values in per_group.items() if values is not None},
         curves=curves,
+        draws={} if ensemble is None else ece_draws(part.groups, ensemble),
     )
 
 

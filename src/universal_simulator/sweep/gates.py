@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from universal_simulator.evaluation import bootstrap
-from universal_simulator.run_record import EvaluationRecord, RegimeResult
+from universal_simulator.run_record import EvaluationRecord, Metric, RegimeResult
 from universal_simulator.sweep.plan import Improvement, Limit, Ratio
 
 Answer = Literal["pass", "fail", "not_evaluable", "not_applicable"]
@@ -23,7 +23,9 @@ BOOTSTRAP_SAMPLES = 4000
 HARD_ABORT = "hard_abort_"
 #: what only a stochastic predictor has: a deterministic one cannot skip such a gate, only the plan
 #: can declare it not applicable
-OF_ENSEMBLES = ("ece", "ece_raw")
+OF_ENSEMBLES = ("ece", "ece_raw", "crps_skill", "crps_skill_raw")
+#: groups below which an interval over them is no judge
+NOISE_GROUPS = 8
 
 
 @dataclass(frozen=True)
@@ -94,33 +96,73 @@ def ratio_gate(
         )
     threshold = max(rule.max_ratio * theirs, rule.absolute)
     passed = ours <= threshold
+    answer: Answer = "pass" if passed else "fail"
     sentence = (
         f"{ours:.4g} against {theirs:.4g} of the reference: "
         f"{'within' if passed else 'above'} {rule.max_ratio:g} x"
     )
-    return GateResult(
-        metric, regime, "pass" if passed else "fail", sentence, ours, theirs, threshold, threshold - ours
-    )
+    noise = None
+    if rule.beyond_noise and not passed:
+        regimes = (candidate.result.regimes[regime], reference.result.regimes[regime])
+        answer, told, noise = _excess(metric, rule, *regimes, excess=ours - threshold)
+        sentence = f"{sentence}, {told}"
+    return GateResult(metric, regime, answer, sentence, ours, theirs, threshold, threshold - ours, noise)
 
 
-def limit_gate(metric: str, rule: Limit, candidate: EvaluationRecord, regime: str) -> GateResult:
-    """candidate <= at_most: a ceiling that no reference can move."""
+def _excess(
+    metric: str, rule: Ratio, candidate: RegimeResult, reference: RegimeResult, *, excess: float
+) -> tuple[Answer, str, float | None]:
+    """Whether what exceeds the threshold exceeds the noise as well; why, and half the interval's width.
+
+    Draws d_s = ours_s - max(ratio theirs_s, absolute) of the same resamples; resampling raises an ece once
+    more than its data did, so their quantiles are moved back by mean(d_s) - d.
+    """
+    ours, theirs = candidate.draws.get(metric), reference.draws.get(metric)
+    if ours is None or theirs is None or (ours.groups, len(ours.values)) != (theirs.groups, len(theirs.values)):
+        return "not_evaluable", "and no resamples of both say whether that is noise", None
+    if ours.groups < NOISE_GROUPS:
+        few = f"which on {ours.groups} initial conditions is noise (at least {NOISE_GROUPS} can tell)"
+        return "pass", few, None
+    limit = np.maximum(rule.max_ratio * np.asarray(theirs.values), rule.absolute)
+    drawn = np.asarray(ours.values) - limit
+    low, high = (float(v) for v in np.quantile(drawn, [0.025, 0.975]) - (drawn.mean() - excess))
+    beyond = low > 0
+    told = f"paired 95 % interval of the excess {low:.4g} to {high:.4g}: {'beyond' if beyond else 'within'} noise"
+    return "fail" if beyond else "pass", told, (high - low) / 2
+
+
+def limit_gate(
+    metric: str, rule: Limit, candidate: EvaluationRecord, regime: str, *, headline: bool = False
+) -> GateResult:
+    """candidate <= at_most, or > above: a bound that no reference can move. headline: of that regime."""
+    if rule.not_applicable:
+        return GateResult(metric, regime, "not_applicable", rule.not_applicable)
     value = _metric(candidate, regime, metric)
     if isinstance(value, str):
-        answer: Answer = "not_applicable" if value.startswith("not applicable") else "not_evaluable"
-        return GateResult(metric, regime, answer, value)
-    passed = value <= rule.at_most
-    sentence = f"{value:.4g}, at most {rule.at_most:g} allowed{f' ({rule.why})' if rule.why else ''}"
+        declared = value.startswith("not applicable") and metric not in OF_ENSEMBLES
+        return GateResult(metric, regime, "not_applicable" if declared else "not_evaluable", value)
+    why = f" ({rule.why})" if rule.why else ""
+    if rule.at_most is not None:
+        passed, bound, margin = value <= rule.at_most, rule.at_most, rule.at_most - value
+        sentence = f"{value:.4g}, at most {bound:g} allowed{why}"
+    else:
+        assert rule.above is not None, "a limit has one of the two"
+        bound, margin = rule.above, value - rule.above
+        passed, words = _above(rule, candidate.result.regimes[regime].metrics[metric], headline=headline)
+        sentence = f"{value:.4g}{words}, must be above {bound:g}{why}"
     return GateResult(
-        metric,
-        regime,
-        "pass" if passed else "fail",
-        sentence,
-        value,
-        None,
-        rule.at_most,
-        rule.at_most - value,
+        metric, regime, "pass" if passed else "fail", sentence, value, None, bound, margin
     )
+
+
+def _above(rule: Limit, metric: Metric, *, headline: bool) -> tuple[bool, str]:
+    """Whether it lies above, and its interval in words where that decides."""
+    assert metric.value is not None
+    assert rule.above is not None
+    if not rule.beyond_noise or metric.low is None or metric.high is None:
+        return metric.value > rule.above, ""
+    words = f" ({metric.low:.4g} to {metric.high:.4g}; {'all' if headline else 'some'} of it counts)"
+    return (metric.low if headline else metric.high) > rule.above, words
 
 
 def improvement_gate(

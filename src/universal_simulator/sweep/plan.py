@@ -13,6 +13,8 @@ from universal_simulator.errors import ConfigurationError
 from universal_simulator.run_record import content_hash
 from universal_simulator.sweep.plan_checks import is_data_file, plan_faults
 
+#: metrics whose resamples stand in the records
+DRAWN = ("ece",)
 NonNegative = Annotated[float, Field(ge=0)]
 
 
@@ -146,24 +148,52 @@ class Ratio(Part):
 
     max_ratio: NonNegative
     absolute: NonNegative = 0.0
+    #: fails only where the paired 95 % interval over groups of value - limit lies above zero (ece)
+    beyond_noise: bool = False
     #: why this gate does not apply in this plan, if it does not
     not_applicable: str | None = None
 
 
 class Limit(Part):
-    """value <= at_most, whatever the reference does."""
+    """value <= at_most, or value > above, whatever the reference does.
 
-    at_most: NonNegative
+    beyond_noise: the metric's own 95 % interval decides beside `above`: on the headline regime all of it
+    must lie above, on the others not all of it below.
+    """
+
+    at_most: NonNegative | None = None
+    above: float | None = None
+    beyond_noise: bool = False
     #: what the number is derived from
     why: str = ""
+    #: why this gate does not apply in this plan, if it does not
+    not_applicable: str | None = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Self:
+        if (self.at_most is None) == (self.above is None):
+            raise ValueError("give exactly one of at_most and above")
+        if self.beyond_noise and self.above is None:
+            raise ValueError("beyond_noise: only what must lie above something is held to its interval")
+        return self
 
 
 class Gates(Part):
     improvement: Improvement = Improvement()
     small_eval: dict[str, Ratio]
     hard_abort: dict[str, Ratio]
-    #: absolute ceilings, on every regime
+    #: absolute bounds, on every regime
     limits: dict[str, Limit] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _noise_is_known(self) -> Self:
+        asked = [n for rules in (self.small_eval, self.hard_abort) for n, r in rules.items() if r.beyond_noise]
+        unknown = sorted(set(asked) - set(DRAWN))
+        if unknown:
+            raise ValueError(
+                f"beyond_noise: resamples are kept of {', '.join(DRAWN)} alone, not of {', '.join(unknown)}"
+            )
+        return self
 
 
 class Rung(Part):

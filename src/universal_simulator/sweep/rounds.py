@@ -51,7 +51,7 @@ def gate_results(
         for metric, rule in sorted(gates.small_eval.items()):
             results.append(ratio_gate(metric, rule, candidate, reference, regime))
         for metric, limit in sorted(gates.limits.items()):
-            results.append(limit_gate(metric, limit, candidate, regime))
+            results.append(limit_gate(metric, limit, candidate, regime, headline=regime == headline))
         for metric, rule in sorted(gates.hard_abort.items()) if hard else ():
             result = ratio_gate(metric, rule, candidate, reference, regime)
             results.append(GateResult(**{**result.as_dict(), "name": f"{HARD_ABORT}{metric}"}))
