@@ -47,8 +47,9 @@ def rollout_to_file(path: Path, data_file: Path, out: Path, request: RolloutRequ
     """Write NetCDF: dimensions trajectory, [member,] time, x; names and units.
 
     Of an ensemble the field holds the members, recalibrated where the model was calibrated for
-    such rollouts (the attribute `recalibrated` says so), beside `FIELD_mean` and `FIELD_quantile`
-    (quantile, trajectory, time, x). Time 0 is the given frame.
+    such rollouts (the attribute `recalibrated` says so), beside their `FIELD_mean`, `FIELD_quantile`
+    (quantile, trajectory, time, x), and the point forecast `FIELD_point`, which lies between mean and
+    operator where calibration data put it there. Time 0 is the given frame.
     """
     import xarray
 
@@ -124,16 +125,19 @@ def _ensemble(
     initial = first.fields[:, 0]
     raw = sampler.rollout_members(initial, first.parameters, request.steps, seed=request.seed)
     members = guard_members(sampler, raw, initial, first.parameters)
-    mean, members, reasons = _recalibrated(subject, sampler, first, members)
+    mean = torch.cat([initial[:, None], ensemble_mean(members)], dim=1)
+    point, members, reasons = _recalibrated(subject, sampler, first, members)
     given = initial[:, None, None].expand(-1, members.shape[1], -1, -1, -1)
     whole = torch.cat([given, members], dim=2)
-    mean = torch.cat([initial[:, None], mean], dim=1)
+    point = torch.cat([initial[:, None], point], dim=1)
     found = quantiles(whole)
     variables: Variables = {}
     for channel, spec in enumerate(first.equation.fields):
         units = {"units": spec.unit}
         variables[spec.name] = (("trajectory", "member", "time", "x"), whole[:, :, :, channel].numpy(), units)
-        variables[f"{spec.name}_mean"] = (("trajectory", "time", "x"), mean[:, :, channel].numpy(), units)
+        for name, single in (("mean", mean), ("point", point)):
+            values = single[:, :, channel].numpy()
+            variables[f"{spec.name}_{name}"] = (("trajectory", "time", "x"), values, units)
         variables[f"{spec.name}_quantile"] = (
             ("quantile", "trajectory", "time", "x"),
             found[:, :, :, channel],
@@ -145,9 +149,9 @@ def _ensemble(
 def _recalibrated(
     subject: Subject, sampler: EnsemblePredictor, first: Trajectories, members: Tensor
 ) -> tuple[Tensor, Tensor, str]:
-    """Their regime's centre, members (B, M, T, C, X) about it under its scales, and why where it has none.
+    """Their regime's point forecast, members (B, M, T, C, X) under its scales, and why where it has none.
 
-    The operator is only rolled out where it has a share in the centre.
+    The operator is only rolled out where it has a share in the point forecast.
     """
     rules = EnsembleRules.of(
         first,
@@ -157,18 +161,18 @@ def _recalibrated(
         spacing_s=subject.surrogate.architecture.dt_s,
     )
     mean = ensemble_mean(members)
-    centres, out, reasons = mean.clone(), members.clone(), []
+    points, out, reasons = mean.clone(), members.clone(), []
     for label, rows in first.regimes().items():
         calibration = rules.calibrations.get(label)
         if calibration is None:
             reasons.append(f"{label}: {rules.why_uncalibrated(label)}")
         else:
-            scaled = Recalibration(calibration.at(members.shape[1]).scale).apply(members[rows]).to(members)
+            scale = calibration.at(members.shape[1]).scale
+            out[rows] = Recalibration(scale).apply(members[rows]).to(members)
             if calibration.centre:
                 initial = first.fields[rows, 0]
                 alone = sampler.rollout(initial, first.parameters[rows], members.shape[2])
-                centres[rows] = calibration.centred(
+                points[rows] = calibration.centred(
                     mean[rows], sampler.guard(alone, initial, first.parameters[rows])
                 )
-            out[rows] = scaled + (centres[rows] - mean[rows])[:, None]
-    return centres, out, "; ".join(reasons)
+    return points, out, "; ".join(reasons)

@@ -21,7 +21,6 @@ from tests.evaluation.stochastic_world import (
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import BrokenEnsembleError, LeakageError, UserError
-from universal_simulator.evaluation import calibration_fit
 from universal_simulator.evaluation import uncertainty as u
 from universal_simulator.evaluation.calibration_fit import choose, fit_calibration, fit_centre
 from universal_simulator.evaluation.ensemble import EnsembleRules, Headline, measure_ensemble
@@ -164,27 +163,7 @@ def test_recalibration_is_chosen_where_it_helps_groups_it_was_not_fitted_on(data
     assert entry.choices[0] in ("one_scale", "scale_per_lead_time")
 
 
-def test_what_is_left_out_is_left_out_of_the_centre_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups that the operator answers exactly, and groups that the mean does: each part shows one kind."""
-    generator = torch.Generator().manual_seed(0)
-    truth, noise = (torch.randn(8, 4, 1, 16, generator=generator) for _ in range(2))
-    spread = torch.randn(8, 6, 4, 1, 16, generator=generator)
-    spread = spread - spread.mean(dim=1, keepdim=True)
-    exact = (torch.arange(8) % 2 == 0)[:, None, None, None]
-    ensemble = torch.where(exact, truth + noise, truth)[:, None] + spread
-    operator = torch.where(exact, truth, truth + noise)
-    seen: list[float] = []
-
-    def watched(*given: Tensor) -> float:
-        seen.append(fit_centre(*given))
-        return seen[-1]
-
-    monkeypatch.setattr(calibration_fit, "fit_centre", watched)
-    choose(ensemble, truth, [str(index) for index in range(8)], operator=operator)
-    assert seen == [0.0, 1.0], "the fit of a part knows nothing of the part"
-
-
-def test_an_operator_that_breaks_has_no_share_in_the_centre(data: Dataset) -> None:
+def test_an_operator_that_breaks_has_no_share_in_the_point_forecast(data: Dataset) -> None:
     class Broken(Exact):
         """Its operator is not finite on one trajectory; its members are."""
 
@@ -196,15 +175,10 @@ def test_an_operator_that_breaks_has_no_share_in_the_centre(data: Dataset) -> No
     bad, found = half.fields[0, 0], {}
     for value_there in (math.nan, math.inf):
         found[value_there] = fit_calibration(Broken(width=0.5), half, data)
-        assert found[value_there].entry.centres == (0.0,)
+        assert found[value_there].entry.operator_shares == (0.0,)
 
-    class Biased(Exact):
-        """So far off that nothing of it is taken."""
-
-        def rollout(self, initial: Tensor, parameters: Tensor, steps: int) -> Tensor:
-            return super().rollout(initial, parameters, steps) + 100.0
-
-    plain = fit_calibration(Biased(width=0.5), half, data)
+    plain = fit_calibration(Exact(width=0.5), half, data)
+    assert plain.entry.operator_shares == (1.0,), "here the operator is the true mean"
     for calibration in found.values():
         assert torch.equal(calibration.scale, plain.scale)
         assert torch.equal(calibration.width, plain.width)
@@ -265,26 +239,27 @@ def test_headline_is_the_plans_choice_and_the_operator_stands_beside(selection: 
     mean, _ = scored(Biased(), selection)
     alone, _ = scored(Biased(), selection, headline="deterministic")
     assert value(mean, "nrmse_operator") == value(alone, "nrmse_operator") == value(alone, "nrmse")
-    gain = mean.metrics["ensemble_gain"]
+    gain = mean.metrics["point_gain"]
     assert gain.low is not None
     assert gain.low > 0.1
     assert gain.value == pytest.approx(1 - value(mean, "nrmse") / value(mean, "nrmse_operator"), rel=1e-6)
-    assert value(alone, "ensemble_gain") == gain.value, "of the mean, whatever the headline"
-    assert value(alone, "nrmse_ensemble_mean") == value(mean, "nrmse")
+    assert value(alone, "point_gain") == gain.value, "of the ensemble, whatever the headline"
+    assert value(alone, "nrmse_point") == value(mean, "nrmse")
+    assert value(mean, "nrmse_ensemble_mean") == value(mean, "nrmse"), "nothing is calibrated"
     assert value(alone, "ece") == value(mean, "ece")
     assert mean.per_group["nrmse_operator"] != mean.per_group["nrmse"]
     for result in (mean, alone):
         ours, operator = (
-            torch.tensor(result.curves[f"nrmse_{name}"]) for name in ("ensemble_mean", "operator")
+            torch.tensor(result.curves[f"nrmse_{name}"]) for name in ("point", "operator")
         )
-        gains, low = (torch.tensor(result.curves[f"ensemble_gain{end}"]) for end in ("", "_low"))
+        gains, low = (torch.tensor(result.curves[f"point_gain{end}"]) for end in ("", "_low"))
         assert torch.allclose(gains, 1 - ours / operator, atol=1e-6)
         assert bool((low > 0.05).all()), "better at every lead time, beyond what chance explains"
-        assert float(ours.mean()) == pytest.approx(value(mean, "nrmse_ensemble_mean"), rel=1e-6)
+        assert float(ours.mean()) == pytest.approx(value(mean, "nrmse_point"), rel=1e-6)
         assert float(operator.mean()) == pytest.approx(value(mean, "nrmse_operator"), rel=1e-6)
         late = 1 - float(ours[STEPS // 2 :].mean() / operator[STEPS // 2 :].mean())
-        assert value(result, "ensemble_gain_late") == pytest.approx(late, rel=1e-6)
-    assert mean.curves["nrmse"] == pytest.approx(mean.curves["nrmse_ensemble_mean"])
+        assert value(result, "point_gain_late") == pytest.approx(late, rel=1e-6)
+    assert mean.curves["nrmse"] == pytest.approx(mean.curves["nrmse_point"])
     assert alone.curves["nrmse"] == pytest.approx(alone.curves["nrmse_operator"])
 
 
@@ -293,9 +268,9 @@ def test_the_gain_of_a_lead_time_leaves_out_what_a_trajectory_does_not_define() 
     ours = torch.tensor([[1.0, math.nan], [1.0, 1.0], [4.0, math.nan]])
     operator = torch.tensor([[2.0, 8.0], [2.0, 2.0], [8.0, math.nan]])
     metric, curves = late_gain_and_curves(summary, ours, operator)
-    assert curves["ensemble_gain"] == (0.5, 0.5)
+    assert curves["point_gain"] == (0.5, 0.5)
     assert curves["nrmse_operator"] == (4.0, 2.0)
-    assert curves["ensemble_gain_low"][0] == pytest.approx(0.5), "paired: all of them gain a half"
+    assert curves["point_gain_low"][0] == pytest.approx(0.5), "paired: all of them gain a half"
     assert metric.value == pytest.approx(0.5)
 
 
@@ -309,13 +284,13 @@ def test_ensembles_on_some_initial_conditions_leave_every_deterministic_figure(
     for name in ("nrmse", "nrmse_p95", "conservation_gap", "horizon"):
         if name in whole.metrics:
             assert some.metrics[name] == whole.metrics[name]
-    for name in ("ece", "ece_raw", "crps_fair", "spread_skill", "nrmse_ensemble_mean", "ensemble_gain_raw"):
+    for name in ("ece", "ece_raw", "crps_fair", "spread_skill", "nrmse_ensemble_mean", "ensemble_gain"):
         assert value(some, name) == value(alone, name) != value(whole, name)
         assert "on the first 5 initial conditions" in some.metrics[name].reason
     assert some.per_group == {k: v for k, v in whole.per_group.items() if k != "nrmse_operator"}
     assert some.curves["coverage"] == alone.curves["coverage"]
     assert some.curves["nrmse"] == whole.curves["nrmse"]
-    for name in ("nrmse_ensemble_mean", "nrmse_operator", "ece", "spread_skill_binned"):
+    for name in ("nrmse_point", "nrmse_ensemble_mean", "nrmse_operator", "ece", "spread_skill_binned"):
         assert some.curves[name] == alone.curves[name] != whole.curves[name]
     assert examples.members is None
     assert examples.sampled is not None
@@ -379,41 +354,62 @@ def test_recalibrated_pieces_are_those_of_the_recalibrated_ensemble() -> None:
     generator = torch.Generator().manual_seed(0)
     ensemble = torch.randn(3, 8, 4, 2, 6, generator=generator)
     truth = torch.randn(3, 4, 2, 6, generator=generator)
-    operator = truth + 0.3 * torch.randn(3, 4, 2, 6, generator=generator)
     scale, width = torch.tensor([0.4, 1.0, 2.3, 0.9]).double(), torch.full((4, 2), 0.7).double()
     calibration = RegimeCalibration(scale, width, 8, centre=0.35)
-    pieces = measure_ensemble(ensemble, truth, calibration, x_stride=1, operator=operator).pieces
-    mean = ensemble.double().mean(dim=1)
-    centre = 0.65 * mean + 0.35 * operator.double()
-    assert torch.allclose(calibration.centred(mean, operator), centre)
-    made = Recalibration(scale).apply(ensemble) + (centre - mean)[:, None]
-    whole = truth.double()
+    pieces = measure_ensemble(ensemble, truth, calibration, x_stride=1).pieces
+    made, whole = Recalibration(scale).apply(ensemble), truth.double()
     expected: dict[str, Callable[[], Tensor]] = {
         "coverage": lambda: u.coverage(made, whole),
         "crps": lambda: u.crps_frames(made, whole),
         "spread": lambda: u.spread_and_error(made, whole)[0],
         "error": lambda: u.spread_and_error(made, whole)[1],
-        "error_raw": lambda: u.spread_and_error(ensemble, whole)[1],
-        "squares": lambda: (centre - whole).square(),
+        "squares": lambda: (made.mean(dim=1) - whole).square(),
         "sharpness": lambda: u.sharpness_frames(made, whole),
         "ranks": lambda: u.rank_histogram(made, whole),
         "crps_constant": lambda: u.crps_constant_frames(made, whole, width),
     }
     for name, compute in expected.items():
         assert torch.allclose(pieces[name].double(), compute(), atol=1e-5), name
-    plain = measure_ensemble(ensemble, truth, None, x_stride=1, operator=operator).pieces
+    plain = measure_ensemble(ensemble, truth, None, x_stride=1).pieces
     assert torch.equal(plain["coverage_raw"], u.coverage(ensemble, truth))
     assert torch.equal(plain["coverage"], plain["coverage_raw"])
 
 
-def test_a_broken_operator_without_a_share_of_the_centre_breaks_nothing() -> None:
-    generator = torch.Generator().manual_seed(0)
-    ensemble, truth = torch.randn(2, 6, 3, 1, 8, generator=generator), torch.randn(2, 3, 1, 8)
-    broken = torch.full_like(truth, math.nan)
+def test_the_point_forecast_moves_and_the_distribution_does_not(
+    data: Dataset, selection: Trajectories
+) -> None:
+    """The operator is the true mean here, so calibration makes it the point; members keep their own mean."""
+    calibration = fitted(Exact(4), data)
+    assert calibration.entry.operator_shares == (1.0,)
+    stay = calibration.entry.model_copy(update={"operator_shares": ()})
+    moved, _ = scored(Exact(4), selection, calibration)
+    still, _ = scored(Exact(4), selection, Calibration(stay, calibration.scale, calibration.width))
+    assert value(moved, "point_operator_share") == 1
+    assert value(moved, "nrmse") == value(moved, "nrmse_point") == value(moved, "nrmse_operator")
+    assert value(still, "nrmse") == value(moved, "nrmse_ensemble_mean") > 1.05 * value(moved, "nrmse")
+    assert value(moved, "point_gain") == 0 > value(moved, "ensemble_gain")
+    own = ("ece", "ece_raw", "crps_fair", "crps_skill", "spread_skill", "spread_skill_lowest_bin", "sharpness")
+    assert {name: moved.metrics[name] for name in own} == {name: still.metrics[name] for name in own}
+    assert value(moved, "spread_skill") == pytest.approx(1, abs=0.05), "about the mean, not about the point"
+
+
+def test_scales_about_a_moved_centre_of_an_older_file_are_not_applied(
+    data: Dataset, selection: Trajectories
+) -> None:
+    known = fitted(Exact(4), data)
+    old = known.entry.model_copy(update={"operator_shares": (), "centres": (0.8,)})
+    rules = EnsembleRules.of(selection, Calibration(old, known.scale, known.width), first_frame=0)
+    assert rules.calibrations == {}
+    assert "train the run again" in rules.why_uncalibrated("all")
+    same = known.entry.model_copy(update={"operator_shares": (), "centres": (0.0,)})
+    found = EnsembleRules.of(selection, Calibration(same, known.scale, known.width), first_frame=0)
+    assert found.calibrations["all"].centre == 0, "members that were never moved are read as ever"
+
+
+def test_a_broken_operator_without_a_share_breaks_nothing() -> None:
+    truth = torch.randn(2, 3, 1, 8, generator=torch.Generator().manual_seed(0))
     calibration = RegimeCalibration(torch.ones(3).double(), torch.ones(3, 1).double(), 6)
-    pieces = measure_ensemble(ensemble, truth, calibration, x_stride=1, operator=broken).pieces
-    assert all(bool(torch.isfinite(values).all()) for values in pieces.values())
-    assert torch.equal(calibration.centred(truth, broken), truth)
+    assert torch.equal(calibration.centred(truth, torch.full_like(truth, math.nan)), truth)
 
 
 def test_the_centre_is_the_mixture_with_the_lowest_nrmse() -> None:

@@ -60,21 +60,21 @@ def test_page_tells_before_and_after(found: Found) -> None:
     for name in ("ece", "ece_raw", "spread_skill", "spread_skill_raw"):
         assert number(regime.metrics[name].value) in text
     for words in (
-        "mean of 16 members",
+        "point forecast of 16 members",
         "operator alone",
         "CRPS skill over the best constant width",
         "rank histogram",
-        "saved by the mean, paired",
+        "saved by the point forecast, paired",
     ):
         assert words in text
-    for name in ("nrmse_ensemble_mean", "nrmse_operator"):
+    for name in ("nrmse_point", "nrmse_ensemble_mean", "nrmse_operator"):
         assert number(regime.curves[name][-1]) in text
-    assert f"{number(-100 * (regime.metrics['ensemble_gain_late'].value or 0))} %" in text
+    assert f"{number(-100 * (regime.metrics['point_gain_late'].value or 0))} %" in text
     assert "not recalibrated" not in text
     assert text.count("data:image/png;base64,") == 3
     headings = grouped(regime.metrics)
     assert "Further" not in headings
-    assert {"ece", "crps_skill", "sharpness", "ensemble_gain"} <= headings["Stability and uncertainty"].keys()
+    assert {"ece", "crps_skill", "sharpness", "point_gain"} <= headings["Stability and uncertainty"].keys()
 
 
 def test_an_ensemble_without_calibration_says_so(found: Found) -> None:
@@ -104,7 +104,7 @@ def test_a_deterministic_page_has_no_such_picture(found: Found) -> None:
         "spread_skill",
         "spread_skill_binned",
         "spread_skill_binned_raw",
-        "ensemble_gain",
+        "point_gain",
     ],
 )
 def test_every_curve_is_in_the_picture(found: Found, curve: str) -> None:

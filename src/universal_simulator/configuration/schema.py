@@ -242,7 +242,8 @@ class EvaluationConfig(Section):
     ensemble_groups: Count | None = None
     #: initial conditions of its half of the calibration split that ensembles are recalibrated on (None: all)
     calibration_groups: Count | None = None
-    #: whose nrmse is the headline of a stochastic model; the other's stands beside
+    #: whose nrmse is the headline of a stochastic model, its ensemble's point forecast or its operator; the
+    #: other's stands beside
     headline: Literal["ensemble_mean", "deterministic"] = "ensemble_mean"
     #: of the members' noise, with each trajectory's own initial condition
     noise_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

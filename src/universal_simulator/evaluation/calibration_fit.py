@@ -1,6 +1,7 @@
 """Fits what a model's ensembles need to be read rightly, on one half of the calibration split only.
 
-First the centre: the operator's share of it with the lowest nrmse (`fit_centre`). Then the scale.
+Of the point forecast the operator's share with the lowest nrmse (`fit_centre`); of the distribution,
+which stays about the members' own mean, the scale.
 
 A scale per lead time from few trajectories is noise where there is nothing to mend. So members are
 given no scale, one, or one per lead time: whichever covers best on groups that were left out of its
@@ -51,19 +52,21 @@ def fit_calibration(
     smooth: int = SMOOTH,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Calibration:
-    """A centre per regime, a scale per regime and lead time, and the constant width that CRPS skill is measured against.
+    """The point forecast's centre per regime, a scale per regime and lead time, and the constant width that
+    CRPS skill is measured against.
 
     truth: `dataset.load("calibration_uncertainty", ...)`, or a part of it, with the frames that will
     be evaluated; first_frame is its first one in the file. Trajectories of any other split, or of
     the half kept for learned rewards, are a LeakageError. Scales have the lowest ece of guarded
-    members (`Recalibration.fit`), where they help groups they were not fitted on (`choose`). A regime whose members are not all finite is a
-    BrokenEnsembleError: an ensemble that diverges on calibration data is not calibrated by leaving
-    those out. Where the operator is not finite, it has no share in the centre of its regime.
+    members (`Recalibration.fit`), where they help groups they were not fitted on (`choose`). A regime whose
+    members are not all finite is a BrokenEnsembleError: an ensemble that diverges on calibration data is
+    not calibrated by leaving those out. Where the operator is not finite, it has no share in the point
+    forecast of its regime.
     """
     if predictor.members < 2:
         raise UserError("a deterministic predictor has no spread to calibrate")
     _refuse_others(truth, dataset)
-    scales, widths, choices, centres, done = [], [], [], [], 0
+    scales, widths, choices, shares, done = [], [], [], [], 0
     for label, rows in truth.regimes().items():
         regime = truth.subset(rows)
         members, held_truth, alone = [], [], []
@@ -86,9 +89,8 @@ def fit_calibration(
         _refuse_broken(label, ensemble)
         mean, operator = ensemble_mean(ensemble), torch.cat(alone)
         whole = bool(torch.isfinite(operator).all())
-        choice = choose(ensemble, target, regime.groups, operator=operator if whole else None, smooth=smooth)
-        centres.append(fit_centre(mean, operator, target) if whole else 0.0)
-        target = _seen_from_centre(target, mean, operator, centres[-1])
+        choice = choose(ensemble, target, regime.groups, smooth=smooth)
+        shares.append(fit_centre(mean, operator, target) if whole else 0.0)
         scales.append(_scales(ensemble, target, smooth)[choice])
         widths.append(best_constant_width(mean, target))
         choices.append(choice)
@@ -100,7 +102,7 @@ def fit_calibration(
         steps=truth.fields.shape[1] - 1,
         groups=tuple(sorted({group[:GROUP_DIGITS] for group in truth.groups})),
         choices=tuple(choices),
-        centres=tuple(centres),
+        operator_shares=tuple(shares),
     )
     return Calibration(entry, torch.stack(scales), torch.stack(widths))
 
@@ -126,25 +128,18 @@ def fit_centre(mean: Tensor, operator: Tensor, truth: Tensor) -> float:
     return float(shares[best, 0, 0])
 
 
-def _seen_from_centre(truth: Tensor, mean: Tensor, operator: Tensor, centre: float) -> Tensor:
-    """The truth as members about their mean see it, when they are moved to the centre; all (B, T, C, X)."""
-    return truth - centre * (operator - mean) if centre else truth
-
-
 def choose(
     ensemble: Tensor,
     truth: Tensor,
     groups: Sequence[str],
     *,
-    operator: Tensor | None = None,
     smooth: int = SMOOTH,
 ) -> Choice:
     """No scale, one or one per lead time: what covers best on groups left out, the simplest of equals.
 
         mean_{f, t, p} (mean_{b in f} coverage_{b, t}(p) - p)^2,    f: parts of the groups, each left out
 
-    ensemble (B, M, T, C, X), truth, operator (B, T, C, X); groups: of each sample. With an operator
-    (finite) the centre is fitted anew without each part, as the scales are. Squares, because the noise
+    ensemble (B, M, T, C, X), truth (B, T, C, X); groups: of each sample. Squares, because the noise
     of a part then adds the same to every choice, and each part by itself: coverage pooled over the
     parts, as ece pools it, evens out between a part and the fit that left it out, and the noisiest
     scales win (12 trajectories of 30 lead times with nothing to mend: ten times of twelve). CRPS is
@@ -161,11 +156,6 @@ def choose(
         rest, left_out = part != fold, part == fold
         members, true, fitted = ensemble[left_out], truth[left_out], truth[rest]
         mean = members.double().mean(dim=1)
-        if operator is not None:
-            known = ensemble_mean(ensemble[rest])
-            centre = fit_centre(known, operator[rest], fitted)
-            fitted = _seen_from_centre(fitted, known, operator[rest], centre)
-            true = _seen_from_centre(true, mean.to(true), operator[left_out], centre)
         for choice, scale in _scales(ensemble[rest], fitted, smooth).items():
             seen = Recalibration(scale).seen_from_raw(mean, true)
             error = (coverage(members.double(), seen).mean(dim=0) - levels).square().mean()

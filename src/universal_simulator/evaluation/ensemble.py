@@ -39,8 +39,8 @@ BATCH_TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class EnsembleRules:
-    """How a stochastic predictor is read. headline: whose nrmse it is; calibrations: per regime,
-    and for regimes without one why."""
+    """How a stochastic predictor is read. headline: whose nrmse it is, the ensemble's point forecast or the
+    operator; calibrations: per regime, and for regimes without one why."""
 
     headline: Headline = "ensemble_mean"
     noise_seed: int = 0
@@ -86,10 +86,11 @@ class EnsembleRules:
 class EnsembleMeasurement:
     """Pieces of one batch of B trajectories, per sample; M members.
 
-    As in `uncertainty`, `_raw` and recalibrated: coverage (B, T, P); crps, spread, sharpness,
-    error (B, T); ranks (B, M + 1). crps_constant (B, T) where a constant width was fitted;
-    first, second (raw), squares (both) (B, T, C, X') at every `x_stride`-th cell, for bins of spread;
-    shown (B, m, F, C, X) members for the pictures. Without a calibration both kinds are equal.
+    As in `uncertainty`, `_raw` and recalibrated: coverage (B, T, P); crps, spread, sharpness (B, T);
+    ranks (B, M + 1). Both kinds are about the members' own mean, so one error (B, T) serves both.
+    crps_constant (B, T) where a constant width was fitted; first, second (raw), squares (B, T, C, X')
+    at every `x_stride`-th cell, for bins of spread; shown (B, m, F, C, X) members for the pictures.
+    Without a calibration both kinds are equal.
     """
 
     members: int
@@ -101,8 +102,8 @@ class EnsembleMeasurement:
 
 @dataclass(frozen=True)
 class Sampled:
-    """raw, guarded (B, T, C, X): the ensemble's centre before and after the guards; mean: of the
-    guarded members, equal to `guarded` where nothing is calibrated."""
+    """raw, guarded (B, T, C, X): the ensemble's point forecast before and after the guards; mean: of the
+    guarded members, about which its distribution stays; equal to `guarded` where nothing is calibrated."""
 
     raw: Tensor
     guarded: Tensor
@@ -146,13 +147,13 @@ def sample(
     )
     if gap is not None:
         per_sample["conservation_gap_members"] = gap.unflatten(0, raw.shape[:2]).mean(dim=1)
-    centres = means = (uncertainty.ensemble_mean(raw), uncertainty.ensemble_mean(guarded))
+    points = means = (uncertainty.ensemble_mean(raw), uncertainty.ensemble_mean(guarded))
     if calibration is not None:
-        centres = (calibration.centred(means[0], operator[0]), calibration.centred(means[1], operator[1]))
+        points = (calibration.centred(means[0], operator[0]), calibration.centred(means[1], operator[1]))
     return Sampled(
-        *centres,
+        *points,
         means[1],
-        measure_ensemble(guarded, batch.fields[:, 1:], calibration, x_stride=x_stride, operator=operator[1]),
+        measure_ensemble(guarded, batch.fields[:, 1:], calibration, x_stride=x_stride),
         per_sample,
         seconds,
     )
@@ -209,38 +210,28 @@ def measure_ensemble(
     calibration: RegimeCalibration | None,
     *,
     x_stride: int,
-    operator: Tensor,
 ) -> EnsembleMeasurement:
-    """ensemble (B, M, T, C, X), truth, operator (B, T, C, X), guarded -> what pooled metrics need.
-
-    Members about a centre moved by d see the truth as members about their mean see truth - d.
-    """
+    """ensemble (B, M, T, C, X), truth (B, T, C, X), guarded -> what pooled metrics need."""
     rising = ensemble.sort(dim=1).values
     spread, error = uncertainty.spread_and_error(ensemble, truth)
     width = uncertainty.sharpness_frames(rising, truth, ordered=True)
-    pieces = {"spread_raw": spread, "error_raw": error, "sharpness_raw": width}
+    pieces = {"error": error, "spread_raw": spread, "sharpness_raw": width}
     pieces |= {f"{name}_raw": values for name, values in _scores(rising, truth).items()}
     if calibration is None:
         pieces |= {name.removesuffix("_raw"): pieces[name] for name in list(pieces) if name.endswith("_raw")}
     else:
         calibration = calibration.at(ensemble.shape[1])
         scale = calibration.scale.to(spread)
-        mean = ensemble.double().mean(dim=1)
-        moved = truth - (calibration.centred(mean, operator) - mean)
-        seen = Recalibration(scale).seen_from_raw(mean, moved)
+        seen = Recalibration(scale).seen_from_raw(ensemble.double().mean(dim=1), truth)
         pieces |= _scores(rising, seen)
         pieces["crps"] = scale * pieces["crps"]
         pieces["spread"] = scale.square() * spread
         pieces["sharpness"] = scale * width
-        pieces["crps_constant"] = uncertainty.crps_constant_frames(ensemble, moved, calibration.width)
-        pieces["error"] = (moved - mean).square().flatten(2).mean(dim=2)
+        pieces["crps_constant"] = uncertainty.crps_constant_frames(ensemble, truth, calibration.width)
     if ensemble.shape[1] >= 4:
         thin = (ensemble[..., ::x_stride], truth[..., ::x_stride])
         halves = uncertainty.spread_halves(*thin)
-        pieces |= {n: v.float() for n, v in zip(("first", "second", "squares_raw"), halves, strict=True)}
-        pieces["squares"] = pieces["squares_raw"]
-        if calibration is not None:
-            pieces["squares"] = (moved - mean)[..., ::x_stride].square().float()
+        pieces |= {n: v.float() for n, v in zip(("first", "second", "squares"), halves, strict=True)}
     frames = list(spectrum_frames(truth.shape[1]))
     pieces["shown"] = ensemble[:, :SHOWN_MEMBERS][:, :, frames]
     return EnsembleMeasurement(ensemble.shape[1], pieces)

@@ -109,10 +109,10 @@ def ensemble_metrics(
 
 
 def late_gain_and_curves(summary: Summary, nrmse: Tensor, operator: Tensor) -> tuple[Metric, Curves]:
-    """Of nrmse per frame (B, T): the gain over the second half of the rollout, and curves per lead time.
+    """Of the point forecast's nrmse per frame (B, T): the gain over the second half of the rollout, and curves.
 
-    `nrmse_ensemble_mean` and `nrmse_operator` on the same trajectories, and the paired gain
-    `ensemble_gain` = 1 - mean nrmse / mean nrmse_operator with its interval; what a trajectory does
+    Per lead time `nrmse_point` and `nrmse_operator` on the same trajectories, and the paired gain
+    `point_gain` = 1 - mean nrmse / mean nrmse_operator with its interval; what a trajectory does
     not define at a lead time is left out of both.
     """
     known = (~(nrmse.isnan() | operator.isnan())).double()
@@ -124,19 +124,19 @@ def late_gain_and_curves(summary: Summary, nrmse: Tensor, operator: Tensor) -> t
 
     count = known.sum(dim=0)
     curves = {
-        "nrmse_ensemble_mean": _finite(ours.sum(dim=0) / count),
+        "nrmse_point": _finite(ours.sum(dim=0) / count),
         "nrmse_operator": _finite(alone.sum(dim=0) / count),
     }
     pool = Pooling(summary.groups, samples=summary.bootstrap_samples)
     late = slice(nrmse.shape[1] // 2, None)
     metric = gain_over_operator(
-        summary, nrmse[:, late].nanmean(dim=1), operator[:, late].nanmean(dim=1), name="ensemble_gain_late"
+        summary, nrmse[:, late].nanmean(dim=1), operator[:, late].nanmean(dim=1), name="point_gain_late"
     )
-    return metric, curves | pool(gain).rows("ensemble_gain")
+    return metric, curves | pool(gain).rows("point_gain")
 
 
 def gain_over_operator(
-    summary: Summary, nrmse: Tensor, operator: Tensor, *, name: str = "ensemble_gain"
+    summary: Summary, nrmse: Tensor, operator: Tensor, *, name: str
 ) -> Metric:
     """1 - mean nrmse / mean nrmse_operator over the trajectories (B,) that define both, paired."""
     kept = ~(nrmse.isnan() | operator.isnan())
@@ -184,7 +184,7 @@ def _scores(pool: Pooling, pieces: Mapping[str, Tensor], suffix: str) -> Found:
 
 
 def _spread(pool: Pooling, pieces: Mapping[str, Tensor], suffix: str) -> Found:
-    spread, error = pieces[f"spread{suffix}"], pieces[f"error{suffix}"]
+    spread, error = pieces[f"spread{suffix}"], pieces["error"]
     name = f"spread_skill{suffix}"
     scalar = pool(lambda w: uncertainty.spread_skill(spread.mean(dim=1), error.mean(dim=1), w))
     return {name: scalar}, pool(lambda w: uncertainty.spread_skill(spread, error, w)).rows(name)
@@ -196,7 +196,7 @@ def _bins(pool: Pooling, pieces: Mapping[str, Tensor], scale: Tensor | None, mem
     spread, error = uncertainty.bin_spread(
         pieces["first"].double() * factor,
         pieces["second"].double() * factor,
-        pieces["squares_raw" if scale is None else "squares"],
+        pieces["squares"],
         members=members,
         bins=BINS,
     )

@@ -32,9 +32,9 @@ SPREAD_LIMITS = (0.25, 4.0)
 
 def ensemble_picture(regime: RegimeResult, examples: Examples, truth: Trajectories, *, dpi: int) -> str:
     """Above: coverage against level, ranks, spread over error by lead time and by predicted spread, and
-    the error of the mean beside the operator's by lead time.
+    the error of the point forecast over the operator's by lead time.
 
-    Below: the members of the median trajectory with their mean and the truth, at three frames.
+    Below: the members of the median trajectory with the headline's prediction and the truth, at three frames.
     """
     if examples.members is None:
         raise ValueError("a deterministic prediction has no members to draw")
@@ -110,15 +110,15 @@ def _spread_in_bins(axis: Axes, regime: RegimeResult) -> None:
 
 
 def _gain(axis: Axes, times: Sequence[float], regime: RegimeResult) -> None:
-    """nRMSE of the mean as a share of the operator's, with the interval of the paired gain."""
+    """nRMSE of the point forecast as a share of the operator's, with the interval of the paired gain."""
     share, low, high = (
-        1 - np.array(holes(regime.curves[f"ensemble_gain{e}"])) for e in ("", "_low", "_high")
+        1 - np.array(holes(regime.curves[f"point_gain{e}"])) for e in ("", "_low", "_high")
     )
     axis.fill_between(times, high, low, color=BLUE, alpha=0.15, lw=0)
     axis.plot(times, share, color=BLUE, lw=1.5)
     axis.axhline(1.0, color=FAINT, lw=0.8, ls=(0, (4, 3)))
     axis.set_xlim(0, times[-1])
-    _title(axis, "error, mean over operator", "t [s]")
+    _title(axis, "error, point over operator", "t [s]")
 
 
 def _ratio_axis(axis: Axes) -> None:

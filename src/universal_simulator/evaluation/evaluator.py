@@ -182,8 +182,8 @@ class Evaluator:
             per_sample |= sampled.per_sample
             answers = {
                 "nrmse_operator": guarded,
-                "nrmse_ensemble_mean": sampled.guarded,
-                "nrmse_ensemble_mean_raw": sampled.mean,
+                "nrmse_point": sampled.guarded,
+                "nrmse_ensemble_mean": sampled.mean,
             }
             for name, answer in answers.items():
                 per_sample[name], per_frame[name] = nrmse_of(batch, answer)

@@ -44,9 +44,7 @@ ENTRIES: dict[str, Entry] = {
     "ece": Entry("mean distance of the coverage of central intervals from their level, recalibrated"),
     "ece_raw": Entry("the same before recalibration"),
     "crps_fair": Entry(
-        "continuous ranked probability score, recalibrated, as of infinitely many members; with an "
-        "ensemble_operator_share above 0 up to 1 / (2 M) too low: compare the raw one",
-        _FIELD,
+        "continuous ranked probability score, recalibrated, as of infinitely many members", _FIELD
     ),
     "crps_fair_raw": Entry("the same before recalibration", _FIELD),
     "crps_skill": Entry(
@@ -68,22 +66,24 @@ ENTRIES: dict[str, Entry] = {
     ),
     "sharpness_raw": Entry("the same before recalibration"),
     "nrmse_operator": Entry("nrmse of the deterministic operator alone, guarded"),
+    "nrmse_point": Entry(
+        "nrmse of the ensemble's point forecast: the mean of the guarded members, or where calibration data says "
+        "so a point between it and the operator; the headline where the ensemble's is"
+    ),
     "nrmse_ensemble_mean": Entry(
-        "nrmse of the recalibrated centre: the mean of the guarded members, or where calibration data "
-        "says so a point between it and the operator"
+        "nrmse of the mean of the guarded members, about which all figures of the distribution are"
     ),
-    "nrmse_ensemble_mean_raw": Entry("nrmse of the mean of the guarded members"),
-    "ensemble_operator_share": Entry(
-        "share of the operator in the ensemble's centre, by calibration; 1: its own answer"
+    "point_operator_share": Entry(
+        "share of the operator in the point forecast, by calibration; 1: its own answer", better="none"
     ),
-    "ensemble_gain": Entry(
-        "nrmse saved by the ensemble's centre, as a share of the operator's; 0 where ensemble_operator_share is 1",
+    "point_gain": Entry(
+        "nrmse saved by the point forecast, as a share of the operator's; 0 where point_operator_share is 1",
         better="higher",
     ),
-    "ensemble_gain_raw": Entry(
-        "the same of the members' own mean, which calibration did not move", better="higher"
+    "point_gain_late": Entry("the same over the second half of the rollout", better="higher"),
+    "ensemble_gain": Entry(
+        "nrmse saved by the members' own mean, as a share of the operator's", better="higher"
     ),
-    "ensemble_gain_late": Entry("the same over the second half of the rollout", better="higher"),
     "ttc_oracle_gain": Entry(
         "what the best of each candidate set would save of its mean's error: the bound of what picks or weighs",
         better="higher",

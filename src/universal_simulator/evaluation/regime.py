@@ -39,6 +39,7 @@ MAY_BE_UNDEFINED = (
     "nrmse_raw",
     "nrmse_step",
     "nrmse_operator",
+    "nrmse_point",
     "nrmse_ensemble_mean",
     "reconstruction",
     "spectrum_error",
@@ -80,16 +81,13 @@ def regime_result(
         metrics |= uncertain
         curves |= lines
         share = 0.0 if calibration is None else calibration.centre
-        metrics["ensemble_operator_share"] = summary.number("ensemble_operator_share", share)
-        for suffix in ("", "_raw"):
-            metrics[f"ensemble_gain{suffix}"] = gain_over_operator(
-                summary,
-                measured.per_sample[f"nrmse_ensemble_mean{suffix}"],
-                measured.per_sample["nrmse_operator"],
-                name=f"ensemble_gain{suffix}",
+        metrics["point_operator_share"] = summary.number("point_operator_share", share)
+        for name, ours in (("point_gain", "nrmse_point"), ("ensemble_gain", "nrmse_ensemble_mean")):
+            metrics[name] = gain_over_operator(
+                summary, measured.per_sample[ours], measured.per_sample["nrmse_operator"], name=name
             )
-        metrics["ensemble_gain_late"], lines = late_gain_and_curves(
-            summary, measured.per_frame["nrmse_ensemble_mean"], measured.per_frame["nrmse_operator"]
+        metrics["point_gain_late"], lines = late_gain_and_curves(
+            summary, measured.per_frame["nrmse_point"], measured.per_frame["nrmse_operator"]
         )
         curves |= lines
     per_group = {
@@ -206,6 +204,8 @@ def _curves(per_frame: Mapping[str, Tensor]) -> dict[str, tuple[float | None, ..
         "correlation": per_frame["correlation"].nanmean(dim=0),
         "nrmse_persistence": per_frame["persistence"].nanmean(dim=0),
     }
+    if "nrmse_ensemble_mean" in per_frame:
+        curves["nrmse_ensemble_mean"] = per_frame["nrmse_ensemble_mean"].double().nanmean(dim=0)
     return {
         name: tuple(v if math.isfinite(v) else None for v in curve.tolist()) for name, curve in curves.items()
     }

@@ -52,6 +52,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "spread_skill",
         "sharpness",
         "ensemble",
+        "point",
     ),
     "Test-time compute": ("ttc_",),
     "PDEBench's own estimators": ("pdebench_",),
@@ -190,19 +191,21 @@ def grouped(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Metric]]:
 
 
 def _lead_times(regime: RegimeResult, times_s: Sequence[float]) -> list[dict[str, Any]]:
-    """At a few lead times the error of the ensemble's mean, the operator's, and what the mean saves."""
+    """At a few lead times the error of the point forecast, the members' mean and the operator, and what the
+    point forecast saves."""
     curves, count = regime.curves, len(times_s)
-    if "ensemble_gain" not in curves:
+    if "point_gain" not in curves:
         return []
     rows = []
     for frame in dict.fromkeys(max(0, round(share * count) - 1) for share in QUOTED_SHARES):
-        gain, low, high = (curves[f"ensemble_gain{end}"][frame] for end in ("", "_low", "_high"))
+        gain, low, high = (curves[f"point_gain{end}"][frame] for end in ("", "_low", "_high"))
         saved = "–" if gain is None else f"{number(100 * gain)} %"
         if low is not None and high is not None:
             saved += f" ({number(100 * low)} to {number(100 * high)})"
         rows.append(
             {
                 "time_s": times_s[frame],
+                "point": curves["nrmse_point"][frame],
                 "mean": curves["nrmse_ensemble_mean"][frame],
                 "operator": curves["nrmse_operator"][frame],
                 "gain": saved,

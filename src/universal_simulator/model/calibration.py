@@ -1,12 +1,15 @@
 """What was learned about a model's ensembles on calibration data; stored with its weights.
 
 R regimes, T lead times, C fields. Fitted by `evaluation.calibration_fit`, read by evaluation and
-by whoever wants honest quantiles: members x of an ensemble become
+by whoever wants honest quantiles. An ensemble gives two answers. Its *distribution* stays about the
+members' own mean: members x become
 
-    c + scale_t (x - mean),    c = mean + w (operator - mean)
+    mean + scale_t (x - mean)
 
-w, the regime's `centre`, is the share of the deterministic operator in the centre: where sampling
-noise of few members costs the mean more than it gains, calibration data moves it to the operator.
+Its *point forecast* is the centre c = mean + w (operator - mean). w, the regime's `centre`, is the
+share of the deterministic operator: where sampling noise of few members costs the mean more than it
+gains, calibration data moves the point to the operator. Members moved there as well would lose the
+distribution's own score for it (7 to 15 % of CRPS on Burgers, LOG.md 2026-11-25).
 """
 
 from __future__ import annotations
@@ -20,6 +23,10 @@ from torch import Tensor
 
 #: what a regime's members are given: nothing, one scale, or one for every lead time
 Choice = Literal["none", "one_scale", "scale_per_lead_time"]
+
+
+#: fields of an entry that older files do not have
+LATER = ("choices", "operator_shares", "centres")
 
 
 class CalibrationEntry(BaseModel):
@@ -40,21 +47,23 @@ class CalibrationEntry(BaseModel):
     groups: tuple[str, ...]
     #: per regime, what leaving groups out chose; empty in files from before there was a choice
     choices: tuple[Choice, ...] = ()
-    #: per regime, the operator's share of the centre; empty (no share) in files from before
+    #: per regime, the operator's share of the point forecast; empty (no share) in files from before
+    operator_shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
+    #: read, never written: of files whose scales belong to members moved to that centre
     centres: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
 
     @model_serializer(mode="wrap")
     def _without_what_is_unsaid(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A file from before there was a choice keeps its bytes and its hash."""
         values: dict[str, Any] = written(self)
-        return {k: v for k, v in values.items() if v or k not in ("choices", "centres")}
+        return {k: v for k, v in values.items() if v or k not in LATER}
 
 
 @dataclass(frozen=True, eq=False)
 class RegimeCalibration:
     """scale (T,): factor on the members' distances from their mean. width (T, C): of the Gaussian
-    of constant width about the centre with the lowest CRPS, in the field's unit. Both for `members`.
-    centre: the operator's share of the centre."""
+    of constant width about the mean with the lowest CRPS, in the field's unit. Both for `members`.
+    centre: the operator's share of the point forecast."""
 
     scale: Tensor
     width: Tensor
@@ -62,8 +71,8 @@ class RegimeCalibration:
     centre: float = 0.0
 
     def centred(self, mean: Tensor, operator: Tensor) -> Tensor:
-        """mean + w (operator - mean), (B, T, C, X), in the mean's dtype; at w = 0 no operator is looked at,
-        which may be broken where the members are not."""
+        """The point forecast mean + w (operator - mean), (B, T, C, X), in the mean's dtype; at w = 0 no
+        operator is looked at, which may be broken where the members are not."""
         if not self.centre:
             return mean
         return torch.lerp(mean.double(), operator.double(), self.centre).to(mean)
@@ -71,20 +80,19 @@ class RegimeCalibration:
     def at(self, members: int) -> RegimeCalibration:
         """The same for ensembles of another size; itself at its own.
 
-        With v the members' variance, r v the squared error of a centre of infinitely many and
-        k = (1 - w)^2 what of the mean's sampling noise v / M reaches the centre:
+        With v the members' variance and r v the squared error of the mean of infinitely many:
 
-            (M + 1) / M  s_M^2 = r + k / M,    width_M^2 ~ r + k / M
+            (M + 1) / M  s_M^2 = r + 1 / M,    width_M^2 ~ r + 1 / M
 
-        Exact for Gaussian spreads. Where the truth lay nearer to the centre than that can be
-        known, r = 0. w is that of the calibrated size.
+        Exact for Gaussian spreads. Where the truth lay nearer to the mean than that can be known,
+        r = 0. w is that of the calibrated size.
         """
         if members == self.members:
             return self
-        own, noise = self.members, (1 - self.centre) ** 2
-        ratio = (((own + 1) * self.scale.square() - noise) / own).clamp_min(0)
-        scale = ((noise + members * ratio) / (members + 1)).sqrt()
-        width = self.width * ((ratio + noise / members) / (ratio + noise / own)).sqrt()[:, None]
+        own = self.members
+        ratio = (((own + 1) * self.scale.square() - 1) / own).clamp_min(0)
+        scale = ((1 + members * ratio) / (members + 1)).sqrt()
+        width = self.width * ((ratio + 1 / members) / (ratio + 1 / own)).sqrt()[:, None]
         return RegimeCalibration(scale, width, members, self.centre)
 
 
@@ -103,18 +111,31 @@ class Calibration:
                 f"{expected[0]} regimes of {expected[1]} lead times need scales (R, T) and widths (R, T, C), "
                 f"got {tuple(self.scale.shape)} and {tuple(self.width.shape)}"
             )
-        if self.entry.centres and len(self.entry.centres) != expected[0]:
-            raise ValueError(f"{expected[0]} regimes, but {len(self.entry.centres)} centres")
+        shares = self.entry.operator_shares
+        if shares and len(shares) != expected[0]:
+            raise ValueError(f"{expected[0]} regimes, but {len(shares)} shares of the operator")
         if not bool(torch.isfinite(self.scale).all() and (self.scale > 0).all()):
             raise ValueError("scales must be positive and finite")
         if not bool(torch.isfinite(self.width).all() and (self.width >= 0).all()):
             raise ValueError("widths must be finite and not negative")
+
+    @property
+    def moved(self) -> tuple[str, ...]:
+        """Regimes of an older file whose scales and widths are not about the members' own mean."""
+        return tuple(
+            label for label, share in zip(self.entry.regimes, self.entry.centres, strict=False) if share
+        )
 
     def why_not(self, regime: str, *, first_frame: int, spacing_s: float, steps: int) -> str | None:
         """Why this says nothing about such rollouts, or None; a shorter rollout takes the beginning."""
         entry = self.entry
         if regime not in entry.regimes:
             return f"no calibration for {regime}, only for {', '.join(entry.regimes)}"
+        if regime in self.moved:
+            return (
+                "this file's scales belong to members moved to a centre (an older version's); members stay about "
+                "their own mean now: train the run again to calibrate it"
+            )
         if first_frame != entry.first_frame or abs(spacing_s - entry.spacing_s) > 1e-6 * entry.spacing_s:
             return (
                 f"calibrated from frame {entry.first_frame} in steps of {entry.spacing_s:g} s, "
@@ -126,7 +147,7 @@ class Calibration:
 
     def of_regime(self, regime: str, steps: int) -> RegimeCalibration:
         row = self.entry.regimes.index(regime)
-        centre = self.entry.centres[row] if self.entry.centres else 0.0
+        centre = self.entry.operator_shares[row] if self.entry.operator_shares else 0.0
         return RegimeCalibration(
             self.scale[row, :steps], self.width[row, :steps], self.entry.members, centre
         )
