@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,12 @@ from universal_simulator.errors import UserError
 from universal_simulator.model.surrogate import Surrogate, load_surrogate
 from universal_simulator.run_record import RunFolder, RunRecord, StochasticResult, read_document
 
-#: optimiser steps by which the operations of a control's step are measured
-PROBE_STEPS = 8
+#: optimiser steps by which the operations of a control's step are measured: enough that every length of the
+#: rollout curriculum has its share, rounded to whole steps
+PROBE_STEPS = 40
+#: of a control's training operations over its run's, and of its parameters: beyond, it is no control
+FLOPS_SHARES = (0.97, 1.03)
+PARAMETER_SHARES = (0.95, 1.05)
 
 
 @dataclass(frozen=True)
@@ -62,14 +67,12 @@ def trained(name: str, profile: str, folder: Path, words: list[str]) -> Path:
 
 
 def control_of(run: Run, name: str, profile: str, folder: Path, words: list[str]) -> Path:
-    """Train the capacity control of a run."""
+    """Train the capacity control of a run: as wide as its parameters, as long as its operations.
+
+    Raises UserError where either share is out of bounds: it would be no control.
+    """
     assert run.record.training is not None
-    target = load_surrogate(run.files.model)
-    config, operator = run.config, run.config.model.options["operator"]
-    step = operator["heads"] * operator["group_size"]
-    width = operator["hidden"]
-    while alone(target, width + step).num_parameters() <= target.num_parameters():
-        width += step
+    config, width = run.config, nearest_width(load_surrogate(run.files.model))
     stages = [s for s in config.training.stages if s in ("codec", "operator")]
     words = [*words, f"training.stages=[{','.join(stages)}]", f"model.options.operator.hidden={width}"]
     probe = [
@@ -82,7 +85,47 @@ def control_of(run: Run, name: str, profile: str, folder: Path, words: list[str]
         left -= spent["codec"] / PROBE_STEPS * config.training.codec.steps
     steps = max(PROBE_STEPS, round(left / (spent["operator"] / PROBE_STEPS)))
     length = [f"training.operator.steps={steps}", f"training.operator.patience_steps={steps}"]
-    return trained(name, profile, folder, [*words, *length])
+    control = trained(name, profile, folder, [*words, *length])
+    control_shares(run, control, FLOPS_SHARES)
+    return control
+
+
+def nearest_width(target: Surrogate) -> int:
+    """Of the operator's widths that its heads and groups divide, that whose member alone is nearest in
+    parameters to the whole target."""
+    operator, wanted = target.architecture.options["operator"], target.num_parameters()
+    step, width = math.lcm(operator["heads"], operator["group_size"]), operator["hidden"]
+    sizes = {width: alone(target, width).num_parameters()}
+    while sizes[width] <= wanted:
+        width += step
+        sizes[width] = alone(target, width).num_parameters()
+    return min(sizes, key=lambda one: abs(sizes[one] - wanted))
+
+
+def control_shares(run: Run, control: Path, allowed: tuple[float, float]) -> tuple[float, float]:
+    """The control's training operations and parameters over its run's; out of bounds: UserError.
+
+    allowed: of the operations; the parameters' bounds are `PARAMETER_SHARES`, as widths come in steps.
+    """
+    files = RunFolder.of_path(control)
+    ours, theirs = run.record.training, read_document(files.summary, RunRecord).training
+    assert ours is not None
+    assert theirs is not None
+    shares = (
+        theirs.result.training_flops / ours.result.training_flops,
+        load_surrogate(files.model).num_parameters() / load_surrogate(run.files.model).num_parameters(),
+    )
+    for share, what, (low, high) in zip(
+        shares, ("training operations", "parameters"), (allowed, PARAMETER_SHARES), strict=True
+    ):
+        # to the two digits in which the bounds are said
+        if not low - 0.005 <= share <= high + 0.005:
+            raise UserError(
+                f"{control.name} has {share:.3f} of the {what} of {run.files.run_id}, allowed {low:g} to {high:g}: it "
+                "is no control; train it anew, or let stochastic_ablation.py take --control-shares LOW HIGH of the "
+                "operations and tell the share with the result"
+            )
+    return shares
 
 
 def alone(surrogate: Surrogate, width: int) -> Surrogate:

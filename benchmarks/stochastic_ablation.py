@@ -8,10 +8,12 @@ The first trains the config with all its stages for each seed, and a *capacity c
 of the parameters of operator and corrector together, trained with the floating-point operations of
 all of its training (cache, units, choice of noise and calibration included) and without an early
 stop. The second takes runs that were trained already, such as a sweep's baseline seeds, and controls
-where --controls names them, one for each. Both ask, on the selection split, the operator, the
-*perturbed* operator (the control of equal inference: as many rollouts as the ensemble's operations
-pay for), the teacher's ensemble and the student's, each with noise and recalibration of its own.
-Gains are paired over the same trajectories and pooled over seeds.
+where --controls names them, one for each. Both ask, on the selection split, the operator and its control,
+each bare and *dressed* with its best constant width (no CRPS is compared with a bare point's); the teacher's
+ensemble and the student's; the *moments*, which are the corrector without its flow; and the *perturbed*
+operator, the control of equal inference (as many rollouts as the ensemble's operations pay for). Each has
+noise, width or recalibration of its own, from validation and calibration data. Gains are paired over the
+same trajectories and pooled over seeds.
 """
 
 from __future__ import annotations
@@ -21,130 +23,46 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from capacity_control import Run, control_of, flops_by_stage, trained
+from capacity_control import FLOPS_SHARES, Run, control_of, control_shares, flops_by_stage, trained
+from stochastic_predictors import SAMPLERS, asked_of, rules_of
 
 from universal_simulator.data.batch import Trajectories
-from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import UserError
 from universal_simulator.evaluation.ablation import (
     Answer,
     Error,
     answer,
-    inference_flops,
+    horizon_of,
+    kept_share,
     paired_gain,
+    paired_horizon,
     verdict,
 )
-from universal_simulator.evaluation.calibration_fit import fit_calibration
-from universal_simulator.evaluation.contract import EnsemblePredictor, FieldPredictor
-from universal_simulator.evaluation.ensemble import EnsembleRules
 from universal_simulator.identity import code_version
-from universal_simulator.inference.ensemble import StochasticPredictor
-from universal_simulator.inference.perturbed import PerturbedOperator
-from universal_simulator.inference.predictor import SurrogatePredictor
-from universal_simulator.model.calibration import Calibration
-from universal_simulator.model.surrogate import Surrogate, load_surrogate
-from universal_simulator.run_record import RunFolder, RunRecord, read_document, write_json
+from universal_simulator.model.surrogate import load_surrogate
+from universal_simulator.run_record import Metric, RunFolder, RunRecord, read_document, write_json
 
+#: points without a width: their errors are compared, and no CRPS
+BARE = ("operator", "control")
+#: the same points with their best constant width: their CRPS is compared
+DRESSED = ("operator dressed", "control dressed")
+ENSEMBLES = ("student", "teacher", "moments", "perturbed")
 #: ours, theirs
 PAIRS = (
     ("control", "operator"),
-    ("perturbed", "operator"),
-    ("teacher", "operator"),
-    ("student", "operator"),
-    ("teacher", "control"),
-    ("student", "control"),
+    ("control dressed", "operator dressed"),
+    *((ours, theirs) for ours in ENSEMBLES for theirs in (*BARE, *DRESSED)),
     ("student", "perturbed"),
+    ("student", "moments"),
+    ("teacher", "moments"),
     ("student", "teacher"),
 )
-ERRORS: tuple[Error, ...] = ("nrmse", "nrmse_raw", "crps")
-#: of rms(u(0)), from which the perturbed operator takes the lowest CRPS on validation
-AMPLITUDES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-#: a control with a smaller share of the operations is no control
-ENOUGH = 0.95
-
+#: zero, ours, of whom
+SHARES = (("operator dressed", "student", "teacher"), ("moments", "student", "teacher"))
 Rows = dict[str, dict[str, list[Answer]]]
-
-
-def sampling(run: Run, sampler: Literal["teacher", "student"]) -> Surrogate | None:
-    """The run's model with this sampler and its noise; None where the model has dropped it."""
-    surrogate = load_surrogate(run.files.model)
-    corrector = surrogate.corrector
-    assert corrector is not None
-    if sampler == "student" and corrector.student is None:
-        return None
-    surrogate.use_sampler(sampler)
-    for name, value in run.found.noise[sampler].model_dump(exclude={"at_edge"}).items():
-        corrector.get_buffer(name).fill_(value)
-    return surrogate
-
-
-def amplitude_of(run: Run, surrogate: Surrogate, validation: Trajectories, members: int) -> float:
-    scores = {}
-    for amplitude in AMPLITUDES:
-        predictor = PerturbedOperator(surrogate, run.config.guards, members=members, amplitude=amplitude)
-        found = [
-            answer(
-                predictor,
-                validation.subset(rows),
-                label,
-                rules=EnsembleRules(),
-                batch_size=64,
-                bootstrap_samples=1,
-            )
-            for label, rows in validation.regimes().items()
-        ]
-        scores[amplitude] = float(torch.stack([one.crps.nanmean() for one in found]).mean())
-    return min(scores, key=scores.__getitem__)
-
-
-def predictors_of(
-    run: Run, control: Path | None, dataset: Dataset, given: argparse.Namespace
-) -> tuple[dict[str, FieldPredictor], dict[str, Calibration], dict[str, Any]]:
-    """Who is asked, the recalibration of each, and what was chosen on the way."""
-    guards, evaluation = run.config.guards, run.config.evaluation
-    members = given.members or evaluation.members
-    surrogate = load_surrogate(run.files.model)
-    asked: dict[str, FieldPredictor] = {"operator": SurrogatePredictor(surrogate, guards)}
-    samplers: dict[str, EnsemblePredictor] = {}
-    for name in ("teacher", "student"):
-        model = sampling(run, name)  # type: ignore[arg-type] # one of the two
-        if model is not None:
-            samplers[name] = StochasticPredictor(model, guards, members=members)
-    validation = run.load(dataset, "validation", run.config.training.ensemble_validation.groups)
-    cheapest = samplers.get("student", samplers["teacher"])
-    equal = max(
-        2, round(inference_flops(cheapest, validation) / inference_flops(asked["operator"], validation))
-    )
-    amplitude = amplitude_of(run, surrogate, validation, min(equal, members))
-    samplers["perturbed"] = PerturbedOperator(surrogate, guards, members=equal, amplitude=amplitude)
-    half = run.load(dataset, "calibration_uncertainty", given.calibration_groups)
-    fits = {
-        name: fit_calibration(
-            sampler, half, dataset, first_frame=evaluation.first_frame, noise_seed=evaluation.noise_seed
-        )
-        for name, sampler in samplers.items()
-    }
-    if control is not None:
-        asked["control"] = SurrogatePredictor(load_surrogate(RunFolder.of_path(control).model), guards)
-    told = {
-        "perturbed_amplitude": amplitude,
-        "perturbed_amplitude_at_edge": amplitude in (AMPLITUDES[0], AMPLITUDES[-1]),
-        "perturbed_members": equal,
-        "calibration_groups": len(set(half.groups)),
-        "calibration": {
-            name: {
-                label: {"choice": choice, "operator_share_of_centre": centre}
-                for label, choice, centre in zip(
-                    fit.entry.regimes, fit.entry.choices, fit.entry.centres, strict=True
-                )
-            }
-            for name, fit in fits.items()
-        },
-    }
-    return asked | samplers, fits, told
 
 
 def ask(
@@ -152,20 +70,27 @@ def ask(
 ) -> tuple[dict[str, Any], Trajectories]:
     """Add one seed's answers to the rows; what they cost and what was chosen."""
     dataset, evaluation = run.dataset, run.config.evaluation
+    shares = None if control is None else control_shares(run, control, tuple(given.control_shares))
     truth = run.load(dataset, "selection", given.groups)
-    predictors, fits, told = predictors_of(run, control, dataset, given)
-    for name, predictor in predictors.items():
-        rules = EnsembleRules.of(
-            truth, fits.get(name), first_frame=evaluation.first_frame, noise_seed=evaluation.noise_seed
-        )
+    asked, told = asked_of(
+        run,
+        control,
+        dataset,
+        samplers=tuple(given.samplers),
+        members=given.members or evaluation.members,
+        calibration_groups=given.calibration_groups,
+    )
+    for name, one in asked.items():
         for label, part in truth.regimes().items():
+            regime = truth.subset(part)
             found = answer(
-                predictor,
-                truth.subset(part),
+                one.predictors[label],
+                regime,
                 label,
-                rules=rules,
+                rules=rules_of(one, regime, label, run),
                 batch_size=evaluation.batch_size,
                 bootstrap_samples=evaluation.bootstrap_samples,
+                dressing=one.dressings.get(label),
             )
             rows.setdefault(label, {}).setdefault(name, []).append(found)
         print(f"{run.files.run_id} {name}: asked", flush=True)
@@ -181,18 +106,16 @@ def ask(
         "data_identity": dataset.identity,
         **told,
     }
-    if control is not None:
+    if control is not None and shares is not None:
         other = read_document(RunFolder.of_path(control).summary, RunRecord).training
         assert other is not None
-        share = other.result.training_flops / training.result.training_flops
         cost |= {
             "control": control.name,
-            "control_params": other.result.params,
-            "control_share_of_flops": share,
+            "control_params": load_surrogate(RunFolder.of_path(control).model).num_parameters(),
+            "control_share_of_flops": shares[0],
+            "control_share_of_parameters": shares[1],
         }
         cost |= {"control_seconds_by_stage": other.observation["wall_clock_s_by_stage"]}
-        if share < ENOUGH:
-            raise UserError(f"{control.name} had {share:.2f} of the training operations: it is no control")
     return cost, truth
 
 
@@ -217,13 +140,56 @@ def table(rows: Rows, truth: Trajectories, *, lyapunov_time_s: float | None, sam
                         span: told(answers[ours], answers[theirs], groups, of, frames, samples)
                         for span, frames in spans.items()
                     }
-                    for of in ERRORS
+                    for of in compared_in(ours, theirs)
                 }
         out[label] = {
             "answers": {name: [written(one) for one in found] for name, found in answers.items()},
             "gains": gains,
+            "kept": kept(answers, groups, samples),
+            "horizons": horizons(answers, groups, samples),
         }
     return out
+
+
+def compared_in(ours: str, theirs: str) -> tuple[Error, ...]:
+    """A point is compared in its error, dressed in its CRPS; two ensembles in all."""
+    if theirs in BARE:
+        return ("nrmse",) if ours in BARE else ("nrmse", "nrmse_mean")
+    if theirs in DRESSED:
+        return ("crps",) if ours in DRESSED else ("crps", "crps_recalibrated")
+    return ("nrmse", "nrmse_mean", "crps", "crps_recalibrated")
+
+
+def kept(answers: dict[str, list[Answer]], groups: tuple[str, ...], samples: int) -> dict[str, Any]:
+    """What the student keeps of the teacher's gain in CRPS, over the dressed operator and over the moments."""
+    return {
+        f"{ours} of {whole} over {zero}": interval(
+            kept_share(answers[zero], answers[ours], answers[whole], groups, of="crps", samples=samples)
+        )
+        for zero, ours, whole in SHARES
+        if {zero, ours, whole} <= answers.keys() and len({len(answers[n]) for n in (zero, ours, whole)}) == 1
+    }
+
+
+def horizons(answers: dict[str, list[Answer]], groups: tuple[str, ...], samples: int) -> dict[str, Any]:
+    """In rollout steps, of point forecasts and of members' means, and paired with operator and control."""
+    out: dict[str, Any] = {}
+    for name, found in answers.items():
+        if name in DRESSED:
+            continue
+        of = ("correlation",) if name in BARE else ("correlation", "correlation_mean")
+        out[name] = {which: interval(horizon_of(found, groups, of=which, samples=samples)) for which in of}
+        for other in BARE:
+            if name != other and len(answers.get(other, ())) == len(found):
+                out[f"{name} over {other}"] = {
+                    which: interval(paired_horizon(found, answers[other], groups, of=which, samples=samples))
+                    for which in of
+                }
+    return out
+
+
+def interval(metric: Metric) -> dict[str, Any]:
+    return {"value": metric.value, "low": metric.low, "high": metric.high, "reason": metric.reason}
 
 
 def told(
@@ -245,25 +211,43 @@ def told(
 
 def written(found: Answer) -> dict[str, Any]:
     """Errors per trajectory and by lead time, and everything measured of the ensemble."""
-    return {
-        "nrmse": float(found.nrmse.nanmean()),
-        "nrmse_raw": float(found.nrmse_raw.nanmean()),
-        "crps_relative": float(found.crps.nanmean()),
-        "nrmse_by_lead_time": found.nrmse.nanmean(dim=0).tolist(),
-        "crps_by_lead_time": found.crps.nanmean(dim=0).tolist(),
-        "nrmse_per_trajectory": found.nrmse.nanmean(dim=1).tolist(),
-        "crps_per_trajectory": found.crps.nanmean(dim=1).tolist(),
+    means = {name: float(getattr(found, name).nanmean()) for name in ("nrmse", "nrmse_mean")}
+    means |= {
+        f"{name}_relative": float(getattr(found, name).nanmean()) for name in ("crps", "crps_recalibrated")
+    }
+    by_lead_time = ("nrmse", "nrmse_mean", "crps", "crps_recalibrated", "correlation")
+    whole = {
+        **means,
+        **{f"{name}_by_lead_time": getattr(found, name).nanmean(dim=0).tolist() for name in by_lead_time},
+        **{
+            f"{name}_per_trajectory": getattr(found, name).nanmean(dim=1).tolist()
+            for name in by_lead_time[:4]
+        },
         "metrics": {name: [m.value, m.low, m.high] for name, m in found.metrics.items()},
         "curves": dict(found.curves),
         "inference_seconds": found.seconds,
         "inference_flops": found.flops,
     }
+    return {name: rounded(value) for name, value in whole.items()}
+
+
+def rounded(value: Any) -> Any:
+    """Five significant digits: the files stay small."""
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(one) for one in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def tell(result: dict[str, Any]) -> None:
     for label, regime in result.items():
         for name, seeds in regime["answers"].items():
-            shown = [f"nrmse {one['nrmse']:.4g} ({one['nrmse_raw']:.4g} raw) crps {one['crps_relative']:.4g}" for one in seeds]
+            shown = [
+                f"nrmse {one['nrmse']:.4g} (mean {one['nrmse_mean']:.4g}) "
+                f"crps {one['crps_relative']:.4g} (recalibrated {one['crps_recalibrated_relative']:.4g})"
+                for one in seeds
+            ]
             print(f"{label} {name}: {'; '.join(shown)}; {seeds[0]['inference_flops']:.3g} operations")
         for pair, gains in regime["gains"].items():
             for of, spans in gains.items():
@@ -288,6 +272,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--groups", type=int, default=64)
     parser.add_argument("--members", type=int, help="as configured where it is not given")
     parser.add_argument("--calibration-groups", type=int, help="all of their half where it is not given")
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument(
+        "--control-shares", type=float, nargs=2, default=FLOPS_SHARES, metavar=("LOW", "HIGH")
+    )
     parser.add_argument("--lyapunov-time-s", type=float)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("words", nargs="*", help="overrides, key=value")
@@ -331,6 +319,7 @@ def main() -> None:
                 "python": platform.python_version(),
                 "threads": torch.get_num_threads(),
                 "groups": given.groups,
+                "samplers": list(given.samplers),
                 "regimes": result,
                 "costs": costs,
             },

@@ -85,7 +85,7 @@ def test_record_and_page_tell_what_corrector_and_student_are_worth(run: RunFolde
     assert training is not None
     found = training.result.stochastic
     assert found is not None
-    assert set(found.crps) == {"operator", "teacher", "student"}
+    assert set(found.crps) == {"operator", "dressed_operator", "moments", "teacher", "student"}
     assert set(found.weights) == {"diff_residual", "consistency_distill"}
     surrogate = load_surrogate(run.model)
     assert surrogate.architecture.sampler == found.sampler
@@ -166,23 +166,29 @@ def test_every_rollout_of_a_calibration_is_counted(
 
 
 def test_headline_and_noise_are_the_configs(
-    run: RunFolder, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
+    released: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Half of the point forecast is the operator's."""
+    surrogate = load_surrogate(released)
+    entry = surrogate.architecture.calibration
+    assert entry is not None
+    halved = entry.model_copy(update={"operator_shares": (0.5,) * len(entry.regimes)})
+    surrogate.architecture = surrogate.architecture.model_copy(update={"calibration": halved})
+    save_surrogate(surrogate, released)
+
     def answer(**values: Any) -> EvaluationResult:
         configured(monkeypatch, members=5, **values)
-        return assessment.evaluate(run.model, suite="full", data_file=smoke_data.path).result
+        return assessment.evaluate(released, suite="full", data_file=smoke_data.path).result
 
-    mean, alone, noisy = answer(), answer(headline="deterministic"), answer(noise_seed=3)
-    assert len({result.predictor.hash for result in (mean, alone, noisy)}) == 3
-    entry = load_surrogate(run.model).architecture.calibration
-    assert entry is not None
-    for label, regime in mean.regimes.items():
-        ours, single, other = (result.regimes[label].metrics for result in (mean, alone, noisy))
+    point, alone, noisy = answer(), answer(headline="deterministic"), answer(noise_seed=3)
+    assert len({result.predictor.hash for result in (point, alone, noisy)}) == 3
+    for label, regime in point.regimes.items():
+        ours, single, other = (result.regimes[label].metrics for result in (point, alone, noisy))
         assert single["nrmse"].value == single["nrmse_operator"].value == ours["nrmse_operator"].value
-        moved = ours["nrmse"].value != ours["nrmse_operator"].value
-        assert moved == (entry.centres[entry.regimes.index(label)] < 1), "the whole share leaves the operator"
-        assert single["ensemble_gain"].value == ours["ensemble_gain"].value
-        assert single["nrmse_ensemble_mean"].value == ours["nrmse"].value
+        assert ours["nrmse"].value != ours["nrmse_operator"].value
+        assert single["point_gain"].value == ours["point_gain"].value != ours["ensemble_gain"].value
+        assert single["nrmse_point"].value == ours["nrmse"].value != ours["nrmse_ensemble_mean"].value
+        assert ours["point_operator_share"].value == 0.5
         assert single["ece_raw"].value == ours["ece_raw"].value != other["ece_raw"].value
         assert len(regime.curves["rank_histogram"]) == 6
 
@@ -243,25 +249,32 @@ def test_calibration_of_the_file_is_used_and_never_scored_on_its_own_data(
             assessment.evaluate(released, suite=suite, data_file=smoke_data.path)
 
 
-def test_a_rollout_file_is_centred_where_calibration_put_it(
+def test_a_rollout_files_point_is_where_calibration_put_it_and_its_members_stay(
     released: Path, smoke_data: Dataset, tmp_path: Path
 ) -> None:
     surrogate = load_surrogate(released)
     entry = surrogate.architecture.calibration
     assert entry is not None
-    means = {}
+    found, single = {}, None
     for share in (0.0, 1.0):
-        moved = entry.model_copy(update={"centres": (share,) * len(entry.regimes)})
+        moved = entry.model_copy(update={"operator_shares": (share,) * len(entry.regimes)})
         surrogate.architecture = surrogate.architecture.model_copy(update={"calibration": moved})
         save_surrogate(surrogate, released)
         for members in (1, 6):
             out = tmp_path / f"{share}-{members}.nc"
             request = RolloutRequest(steps=4, index=1, count=2, members=members, seed=7)
             rollout_to_file(released, smoke_data.path, out, request)
-            found = xarray.open_dataset(out, engine="h5netcdf")
-            means[share, members] = found["u" if members == 1 else "u_mean"].values
-    assert np.allclose(means[1.0, 6], means[1.0, 1], atol=1e-6), "the operator's own rollout"
-    assert not np.allclose(means[0.0, 6], means[0.0, 1], atol=1e-6)
+            file = xarray.open_dataset(out, engine="h5netcdf")
+            if members == 1:
+                single = file["u"].values
+            else:
+                found[share] = file
+    assert single is not None
+    assert np.allclose(found[1.0]["u_point"], single, atol=1e-6), "the operator's own rollout"
+    assert np.array_equal(found[0.0]["u_point"], found[0.0]["u_mean"])
+    assert not np.allclose(found[0.0]["u_point"], single, atol=1e-6)
+    for name in ("u", "u_mean", "u_quantile"):
+        assert np.array_equal(found[0.0][name], found[1.0][name]), name
 
 
 def test_rollout_file_holds_members_mean_and_quantiles(

@@ -139,7 +139,7 @@ class Predictor(Document):
     weights: Literal["raw", "ema"]
     guards: tuple[str, ...]
     members: int = 1
-    #: whose figures the headline's are: one rollout without noise, or the mean of the members
+    #: whose figures the headline's are: one rollout without noise, or the members' point forecast
     kind: Literal["deterministic", "ensemble_mean"] = "deterministic"
     #: of the members' noise
     noise_seed: int | None = None
@@ -166,11 +166,12 @@ class RegimeResult(Document):
     """Metrics of one parameter regime (one viscosity, one speed).
 
     `per_group` holds, for metrics that gates compare in pairs, one value per group in
-    the order of `groups`. `curves` hold one value per predicted frame: of an ensemble also the error of
-    its mean and the operator's on the same initial conditions (`nrmse_ensemble_mean`, `nrmse_operator`)
-    and the paired gain (`ensemble_gain`); and one per level (`coverage*`), rank (`rank_histogram*`) and
-    bin of spread (`spread_skill_binned*`). `*_low`, `*_high`: ends of the 95 % interval. `draws`: of what
-    gates compare in pairs and is no mean over groups (ece), values in the same resamples for every record.
+    the order of `groups`. `curves` hold one value per predicted frame: of an ensemble also the errors of
+    its point forecast, its members' mean and the operator on the same initial conditions (`nrmse_point`,
+    `nrmse_ensemble_mean`, `nrmse_operator`) and the point's paired gain (`point_gain`); and one per level
+    (`coverage*`), rank (`rank_histogram*`) and bin of spread (`spread_skill_binned*`). `*_low`, `*_high`: ends
+    of the 95 % interval. `draws`: of what gates compare in pairs and is no mean over groups (ece), values in
+    the same resamples for every record.
     """
 
     parameters: dict[str, float]
@@ -219,10 +220,13 @@ class NoiseChoice(Document):
 class StochasticResult(Document):
     """What the stochastic stages are worth on validation, and what of them answers (`sampler_choice`).
 
-    crps: of `operator`, `teacher`, `student`, relative to each frame's rms, on the same `groups`
-    initial conditions, members, seed and steps. judged_on: whether the noise was chosen, for both
+    crps: of `operator`, `dressed_operator` (with its best constant width), `teacher`, `student` and `moments`
+    (the learned Gaussian without its flow), relative to each frame's rms, on the same `groups` initial
+    conditions, members, seed and steps. judged_on: whether the noise was chosen, for both
     samplers alike, on other initial conditions or on the same. gate: whether the student keeps the
-    teacher's gain (None: of a record from before it was said). teacher_gain: share of the operator's CRPS; student_share: of that gain; paired intervals.
+    teacher's gain (None: of a record from before it was said). teacher_gain: share
+    of the dressed operator's CRPS (of the bare one's in records without `dressed_operator`); student_share:
+    of that gain; flow_gain: share of the moments' CRPS; flow_share: the student's of that; paired intervals.
     weights: stage -> which of its weights were kept. calibration: regime -> what leaving groups out
     of the fit chose. uncalibrated: why nothing was fitted.
     """
@@ -232,6 +236,9 @@ class StochasticResult(Document):
     crps: dict[str, Metric]
     teacher_gain: Metric
     student_share: Metric | None
+    #: None: of a record from before they were asked; the share also without a student
+    flow_gain: Metric | None = None
+    flow_share: Metric | None = None
     noise: dict[str, NoiseChoice]
     weights: dict[str, Literal["raw", "ema"]]
     groups: int

@@ -2,14 +2,21 @@
 
 The noise is chosen on the first groups of validation, which chose the weights too; operator, teacher
 and student are then judged on as many others (where validation has them, else on the same), with
-the same members, seed and steps. With the relative CRPS of operator o, teacher t and student s (the
-operator's single answer scores its mean absolute error), the teacher's gain and what the student
-keeps of it are
+the same members, seed and steps. The zero is the *dressed* operator (`evaluation/dressing.py`, its width
+fitted where the noise was chosen): against a bare one, which scores its mean absolute error, any width
+gains. With the relative CRPS of dressed operator d, teacher t and student s, the teacher's gain and what
+the student keeps of it are
 
-    gain = 1 - t / o,        share = (o - s) / (o - t)
+    gain = 1 - t / d,        share = (d - s) / (d - t)
+
+Location and scale are common to both, so a student whose network outputs nothing still samples a Gaussian
+of the learned moments. That Gaussian m, under the student's noise, is the second zero:
+
+    flow_gain = 1 - t / m,   flow_share = (m - s) / (m - t)
 
 each with its interval over groups, paired. A student is cheap, not better: where the teacher's gain
-excludes zero and the student keeps less than `SHARE` of it, the teacher stays the predictor's
+excludes zero and the student keeps less than `SHARE` of it, or where the flow's gain excludes zero and
+the interval of what the student keeps of it lies below `SHARE`, the teacher stays the predictor's
 corrector, at more evaluations, and the record says so. Where the teacher's gain cannot be told from
 zero there is nothing to keep, and the cheap one stays. On fewer than `GATE_GROUPS` groups that
 interval says nothing: the gate is not evaluable, and the cheap one stays.
@@ -20,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,7 +46,7 @@ from universal_simulator.inference.ensemble import predictor_of
 from universal_simulator.model.corrector import Corrector
 from universal_simulator.model.surrogate import Surrogate
 from universal_simulator.run_record import Metric, NoiseChoice, StochasticResult
-from universal_simulator.stages import ensemble_errors, operator_errors
+from universal_simulator.stages import dressed_operator_errors, ensemble_errors, operator_errors
 from universal_simulator.training.loop import StageOutcome, ranked
 
 Sampler = Literal["teacher", "student"]
@@ -190,21 +197,31 @@ def choose_sampler(
     samplers: tuple[Sampler, ...] = ("teacher",) if corrector.student is None else ("student", "teacher")
     first, judged, judged_on = divided(truth, rules.groups)
     counted = {"size": len(judged), "steps": rules.steps or truth.fields.shape[1] - 1}
-    errors = {"operator": operator_errors(surrogate, guards=guards, truth=judged, rules=rules)}
+    asked_of: dict[str, Any] = {"guards": guards, "truth": judged, "rules": rules}
+    errors = {
+        "operator": operator_errors(surrogate, **asked_of),
+        "dressed_operator": dressed_operator_errors(surrogate, fitted_on=first, **asked_of),
+    }
     noise: dict[str, NoiseChoice] = {}
-    flops = _operations(surrogate, guards, judged, 1, **counted)
+    # bare on what is judged; dressed on that and on what it was fitted on
+    flops = (2 + len(first) / len(judged)) * _operations(surrogate, guards, judged, 1, **counted)
     for sampler in samplers:
         surrogate.use_sampler(sampler)
         if rules.teacher_noise == "of_student" and "student" in noise:
             noise[sampler], asked = noise["student"], 0
         else:
             noise[sampler], asked = choose_noise(surrogate, guards=guards, truth=first, rules=rules)
-        errors[sampler] = ensemble_errors(surrogate, guards=guards, truth=judged, rules=rules)
+        errors[sampler] = ensemble_errors(surrogate, **asked_of)
         once = _operations(surrogate, guards, judged, rules.members, **counted)
         flops += (asked * len(first) / len(judged) + 1) * once
+        if sampler == samplers[0]:
+            # the Gaussian that a student with nothing to say would leave, under that student's noise
+            surrogate.use_sampler("moments")
+            errors["moments"] = ensemble_errors(surrogate, **asked_of)
+            flops += _operations(surrogate, guards, judged, rules.members, **counted)
     groups = len(set(judged.groups))
-    crps, gain, share = compared(Pooling(judged.groups, samples=bootstrap_samples), errors)
-    kept, gate, decision = decided(crps, gain, share, groups=groups)
+    crps, gains = compared(Pooling(judged.groups, samples=bootstrap_samples), errors)
+    kept, gate, decision = decided(crps, gains, groups=groups)
     if kept == "teacher":
         surrogate.keep_teacher()
     else:
@@ -215,8 +232,10 @@ def choose_sampler(
         sampler=kept,
         decision=decision,
         crps=crps,
-        teacher_gain=gain,
-        student_share=share,
+        teacher_gain=gains.teacher,
+        student_share=gains.share,
+        flow_gain=gains.flow,
+        flow_share=gains.flow_share,
         noise=noise,
         weights=dict(weights),
         groups=groups,
@@ -242,36 +261,50 @@ def divided(truth: Trajectories, groups: int) -> tuple[Trajectories, Trajectorie
     return truth.subset(first), truth.subset(later), "other"
 
 
-def compared(pool: Pooling, errors: Mapping[str, Tensor]) -> tuple[dict[str, Metric], Metric, Metric | None]:
-    """Relative CRPS of each, the teacher's gain, the student's share of it; errors (B,) of each."""
+@dataclass(frozen=True)
+class Gains:
+    """The teacher's gain over the dressed operator and over the moments alone, and the student's share of each."""
+
+    teacher: Metric
+    share: Metric | None
+    flow: Metric
+    flow_share: Metric | None
+
+
+def compared(pool: Pooling, errors: Mapping[str, Tensor]) -> tuple[dict[str, Metric], Gains]:
+    """Relative CRPS of each, and the gains; errors (B,) of each."""
     table = torch.stack(list(errors.values()), dim=1)
     place = {name: column for column, name in enumerate(errors)}
 
-    def ratio(weights: Tensor, name: str, other: str) -> Tensor:
-        """(operator - name) / other"""
+    def ratio(weights: Tensor, zero: str, name: str, other: str) -> Tensor:
+        """(zero - name) / zero, or / (zero - other)"""
         mean = pooled(table, weights)
-        operator, own = mean[..., place["operator"]], mean[..., place[name]]
-        below = operator if other == "operator" else operator - mean[..., place[other]]
-        return (operator - own) / below
+        start, own = mean[..., place[zero]], mean[..., place[name]]
+        return (start - own) / (start if other == zero else start - mean[..., place[other]])
+
+    def gain(zero: str) -> Metric:
+        return _metric(pool(lambda w: ratio(w, zero, "teacher", zero)))
+
+    def share(zero: str) -> Metric | None:
+        return _metric(pool(lambda w: ratio(w, zero, "student", "teacher"))) if "student" in errors else None
 
     crps = {
         name: _metric(pool(lambda w, n=name: pooled(table[:, place[n]], w)), better="lower")  # type: ignore[misc] # mypy gives a bound default no type
         for name in errors
     }
-    gain = _metric(pool(lambda w: ratio(w, "teacher", "operator")))
-    if "student" not in errors:
-        return crps, gain, None
-    return crps, gain, _metric(pool(lambda w: ratio(w, "student", "teacher")))
+    zeros = ("dressed_operator", "moments")
+    teacher, flow = (gain(zero) for zero in zeros)
+    kept, flow_kept = (share(zero) for zero in zeros)
+    return crps, Gains(teacher, kept, flow, flow_kept)
 
 
-def decided(
-    crps: Mapping[str, Metric], gain: Metric, share: Metric | None, *, groups: int
-) -> tuple[Sampler, Gate, str]:
+def decided(crps: Mapping[str, Metric], gains: Gains, *, groups: int) -> tuple[Sampler, Gate, str]:
     """The sampler that stays, the gate's verdict on the student, and why in a sentence.
 
     groups: initial conditions they were judged on. A student whose members are not finite fails on
     any number of them.
     """
+    gain, share = gains.teacher, gains.share
     if share is None:
         return "teacher", "not applicable", "no student was trained"
     if crps["student"].value is None:
@@ -280,7 +313,11 @@ def decided(
             "fail",
             "the student's members are not finite; the teacher stays, at more evaluations",
         )
-    told = "" if gain.value is None else f"the teacher saves {100 * gain.value:.1f} % of the operator's CRPS"
+    told = (
+        ""
+        if gain.value is None
+        else f"the teacher saves {100 * gain.value:.1f} % of the dressed operator's CRPS"
+    )
     if groups < GATE_GROUPS:
         return (
             "student",
@@ -297,6 +334,13 @@ def decided(
     kept = f"{told}, the student keeps {100 * (share.value or 0):.0f} % of that"
     if share.value is None or share.value < SHARE:
         less = f"{kept}, less than {100 * SHARE:.0f} %: the teacher stays, at more evaluations"
+        return "teacher", "fail", less
+    flow, own = gains.flow, gains.flow_share
+    if own is not None and (flow.low or 0) > 0 and (own.high is None or own.high < SHARE):
+        less = (
+            f"{kept}, but of what its flow saves of the moments alone ({100 * (flow.value or 0):.1f} %) only "
+            f"{100 * (own.value or 0):.0f} %: the teacher stays, at more evaluations"
+        )
         return "teacher", "fail", less
     return "student", "pass", f"{kept} at fewer evaluations"
 

@@ -30,6 +30,7 @@ from universal_simulator.configuration.schema import (
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.errors import DivergenceError
 from universal_simulator.evaluation.accuracy import mean_valid, nrmse_frames, relative_frames
+from universal_simulator.evaluation.dressing import Dressings
 from universal_simulator.evaluation.ensemble import guard_members
 from universal_simulator.evaluation.uncertainty import crps_frames
 from universal_simulator.inference.ensemble import StochasticPredictor
@@ -304,13 +305,36 @@ def operator_errors(
     surrogate: Surrogate, *, guards: GuardsConfig, truth: Trajectories, rules: EnsembleValidation
 ) -> Tensor:
     """`ensemble_errors` of the operator alone: the CRPS of a single answer is its mean absolute error."""
+    part, fields = _operator_fields(surrogate, guards, truth, rules)
+    initial, target = _asked(part, rules)
+    error = (fields - target).abs().double().mean(dim=(-2, -1))
+    return relative_frames(error, initial, target).mean(dim=1)
+
+
+def dressed_operator_errors(
+    surrogate: Surrogate,
+    *,
+    guards: GuardsConfig,
+    fitted_on: Trajectories,
+    truth: Trajectories,
+    rules: EnsembleValidation,
+) -> Tensor:
+    """`ensemble_errors` of the operator dressed with the widths that are best on `fitted_on`."""
+    known, forecast = _operator_fields(surrogate, guards, fitted_on, rules)
+    dressings = Dressings.fit(forecast, known)
+    part, fields = _operator_fields(surrogate, guards, truth, rules)
+    return dressings.relative_crps(fields, part).mean(dim=1)
+
+
+def _operator_fields(
+    surrogate: Surrogate, guards: GuardsConfig, truth: Trajectories, rules: EnsembleValidation
+) -> tuple[Trajectories, Tensor]:
+    """The part that the rules ask about, and the operator's guarded rollout of it, (B, T, C, X)."""
     part = truth.of_first_groups(rules.groups)
     predictor = SurrogatePredictor(surrogate, guards)
     initial, target = _asked(part, rules)
     raw = predictor.rollout(initial, part.parameters, target.shape[1])
-    fields = predictor.guard(raw, initial, part.parameters)
-    error = (fields - target).abs().double().mean(dim=(-2, -1))
-    return relative_frames(error, initial, target).mean(dim=1)
+    return part, predictor.guard(raw, initial, part.parameters)
 
 
 def _asked(part: Trajectories, rules: EnsembleValidation) -> tuple[Tensor, Tensor]:

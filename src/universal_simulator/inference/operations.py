@@ -87,8 +87,8 @@ def evaluations_per_sample(surrogate: Surrogate) -> int:
     if surrogate.corrector is None:
         return 0
     options = surrogate.corrector.options
-    student = surrogate.architecture.sampler == "student"
-    return options.student_evaluations if student else 2 * options.teacher_steps
+    counts = {"student": options.student_evaluations, "moments": 0}
+    return counts.get(str(surrogate.architecture.sampler), 2 * options.teacher_steps)
 
 
 def _counted(surrogate: Surrogate, call: Callable[[Tensor, Tensor], Tensor]) -> float:

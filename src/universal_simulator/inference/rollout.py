@@ -89,12 +89,13 @@ def correct(
     context = corrector.context(
         start.repeat_interleave(count, 0), states.flatten(0, 1), steps, repeat_conditions(conditions, count)
     )
-    student = surrogate.architecture.sampler == "student"
+    options, sampler = corrector.options, surrogate.architecture.sampler
+    evaluations = {"student": options.student_evaluations, "moments": 0}
     residual = corrector.sample(
         context,
         noise.repeat_interleave(count, 0),
-        evaluations=corrector.options.student_evaluations if student else corrector.options.teacher_steps,
-        student=student,
+        evaluations=evaluations.get(str(sampler), options.teacher_steps),
+        student=sampler == "student",
     )
     return states + residual.unflatten(0, (size, count))
 

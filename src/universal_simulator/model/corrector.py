@@ -102,8 +102,11 @@ class Corrector(LatentGenerator):
     def sample(self, context: Context, noise: Tensor, *, evaluations: int, student: bool) -> Tensor:
         """Residuals (B, N, D) in latent units from noise N(0, I).
 
-        The student jumps `evaluations` times; the teacher takes `evaluations` Heun steps.
+        The student jumps `evaluations` times; the teacher takes `evaluations` Heun steps. None at all
+        leaves x the noise: a Gaussian of the learned location and scale, without the flow.
         """
+        if evaluations == 0:
+            return context.residual(noise * self.temperature)
         network = self.student if student else self.teacher
         if network is None:
             raise ValueError("this corrector has no student: train the consistency_distill stage")

@@ -35,6 +35,7 @@ from universal_simulator.physics.domain import Grid
 from universal_simulator.physics.equations import Equation, equation_named
 from universal_simulator.run_record import write_atomically
 
+Sampler = Literal["teacher", "student", "moments"]
 FORMAT = "usim-model-1"
 #: what only test-time compute reads: no part of the plan's `.pt` files
 SEARCH_TENSORS = ("reward.", "combination.")
@@ -73,7 +74,7 @@ class Architecture(BaseModel):
     #: the stochastic corrector, where its stage was trained
     corrector: CorrectorOptions | None = None
     #: what corrects a rollout
-    sampler: Literal["teacher", "student"] | None = None
+    sampler: Sampler | None = None
     #: on what the learned reward of test-time compute was trained, where it was
     reward: RewardEntry | None = None
     #: on what the learned combination of test-time compute was fitted, where it was
@@ -174,8 +175,8 @@ class Surrogate(nn.Module):
         self.corrector.add_student()
         self.architecture = self.architecture.model_copy(update={"sampler": "student"})
 
-    def use_sampler(self, sampler: Literal["teacher", "student"]) -> None:
-        """What corrects rollouts from now on."""
+    def use_sampler(self, sampler: Sampler) -> None:
+        """What corrects rollouts from now on; "moments": location and scale with plain noise, no flow at all."""
         if self.corrector is None or (sampler == "student" and self.corrector.student is None):
             raise UserError(f"this model has no {sampler} to correct its rollouts: train its stage first")
         self.architecture = self.architecture.model_copy(update={"sampler": sampler})
