@@ -28,6 +28,7 @@ from universal_simulator.executors.child_process import GIB
 from universal_simulator.executors.fence import REFUSED, Fence
 from universal_simulator.executors.ray_head import RayHead
 from universal_simulator.executors.ray_jobs import START_TIMEOUT, JobInfo, RayJobs, job_api_address
+from universal_simulator.executors.work_span import WorkSpan
 from universal_simulator.sweep.executor import LOST_EXIT_CODE, Executor, Job, JobEnd, JobState, Use
 from universal_simulator.sweep.job_log import tail
 
@@ -43,13 +44,14 @@ CLASS_SHARE = 0.001
 
 @dataclass(frozen=True)
 class _Placed:
-    """A submission: where it was handed in, by which string, behind which fence."""
+    """A submission: where it was handed in, by which string, behind which fence; how long it works."""
 
     job: Job
     submission: str
     fence: Fence
     jobs: RayJobs
     head: RayHead | None
+    span: WorkSpan
 
 
 class RayClusterExecutor(Executor):
@@ -124,7 +126,9 @@ class RayClusterExecutor(Executor):
         last = fence.last
         log = Path(last.log if last is not None and last.ticket == submission else os.devnull)
         job = Job(job_id, (), log, folder=Path(folder))
-        self._placed[job_id] = _Placed(job, submission, fence, self._cluster, None)
+        self._placed[job_id] = _Placed(
+            job, submission, fence, self._cluster, None, WorkSpan(fence, submission, handed_in=False)
+        )
         return True
 
     def wait(self, timeout_s: float) -> list[JobEnd]:
@@ -147,7 +151,7 @@ class RayClusterExecutor(Executor):
     def use(self, job_id: str) -> Use:
         """From the begin that its worker wrote down; pending costs no hours."""
         placed = self._placed.get(job_id)
-        return Use(seconds=0.0 if placed is None else self._seconds(placed, None))
+        return Use(seconds=0.0 if placed is None else placed.span.seconds())
 
     def cancel(self, job_id: str) -> JobEnd | None:
         if job_id in self._placed:
@@ -235,6 +239,7 @@ class RayClusterExecutor(Executor):
         self._withdraw(fence, job.job_id)
         job.log.parent.mkdir(parents=True, exist_ok=True)
         fence.issue(submission)
+        span = WorkSpan(fence, submission, handed_in=True)
         try:
             wanted = job.resources.machine_class
             marked = head is None and wanted != "small" and wanted in jobs.resource_names()
@@ -243,7 +248,7 @@ class RayClusterExecutor(Executor):
             # a lost reply may hide an accepted job: without a ticket it will not begin
             if fence.issue(""):
                 raise
-        self._placed[job.job_id] = _Placed(job, submission, fence, jobs, head)
+        self._placed[job.job_id] = _Placed(job, submission, fence, jobs, head, span)
 
     def _request(self, job: Job, submission: str, *, marked: bool) -> dict[str, Any]:
         """marked: the cluster marks the nodes of this job's machine class."""
@@ -333,6 +338,8 @@ class RayClusterExecutor(Executor):
         """Its end, once nothing of it is at work any more; None while it waits or runs."""
         info = self._info(placed)
         if info is not None and not info.terminal:
+            if info.status == "RUNNING":
+                placed.span.saw()
             return None
         lost = info is None or (info.status == "FAILED" and info.driver_exit_code is None)
         if not (placed.fence.issue("") if lost else not placed.fence.held):
@@ -342,7 +349,7 @@ class RayClusterExecutor(Executor):
             self._placed.pop(placed.job.job_id)
             self._waiting.insert(0, placed.job)
             return None
-        seconds = self._seconds(placed, info)
+        seconds = placed.span.seconds(info.end_time / 1000 if info is not None and info.end_time else None)
         if lost:
             self._note(self._log_of(placed), f"lost: {info.message if info else 'the cluster is gone'}")
             return JobEnd(placed.job.job_id, LOST_EXIT_CODE, seconds, lost=True, submission=placed.submission)
@@ -357,7 +364,7 @@ class RayClusterExecutor(Executor):
 
     def _cancel_placed(self, placed: _Placed) -> JobEnd:
         name, began = placed.job.job_id, time.monotonic()
-        stopped = JobEnd(name, -signal.SIGTERM, self._seconds(placed, None), submission=placed.submission)
+        stopped = JobEnd(name, -signal.SIGTERM, placed.span.seconds(), submission=placed.submission)
         while True:
             end = self._settled(placed)
             if end is not None:
@@ -379,14 +386,6 @@ class RayClusterExecutor(Executor):
             placed.jobs.stop(placed.submission)
         except UnreachableError:
             return
-
-    def _seconds(self, placed: _Placed, info: JobInfo | None) -> float:
-        """From the worker's begin to Ray's end, else to now; 0 for one that never began."""
-        last = placed.fence.last
-        if last is None or last.ticket != placed.submission:
-            return 0.0
-        ended = info.end_time / 1000 if info is not None and info.end_time else time.time()
-        return max(0.0, ended - last.began)
 
     def _log_of(self, placed: _Placed) -> Path:
         last = placed.fence.last
