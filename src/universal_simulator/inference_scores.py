@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from universal_simulator.assessment import Subject, question_of, references_of, subject_of
-from universal_simulator.configuration.inference_settings import score_label, with_settings
+from universal_simulator.configuration.inference_settings import score_label, with_settings, words_of
 from universal_simulator.configuration.schema import TTCSection
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import Dataset, open_dataset
@@ -42,6 +42,7 @@ from universal_simulator.run_record import (
     EvaluationRecord,
     EvaluationResult,
     Protocol,
+    RegimeResult,
     RunFolder,
     RunRecord,
     read_document,
@@ -78,11 +79,13 @@ def score_settings(
     settings: Sequence[str],
     *,
     groups: int = DIAGNOSED_GROUPS,
+    reward_groups: int | None = None,
     progress: Progress | None = None,
 ) -> list[EvaluationRecord]:
-    """One record for each setting (a `ttc.key=value` word), in their order.
+    """One record for each setting (some `ttc.key=value` words), in their order.
 
-    groups: initial conditions of each that are diagnosed.
+    groups: initial conditions of each that are diagnosed. reward_groups: of the rewards' half that is
+    learned from here, at most; None: all of it.
 
     Raises ConfigurationError for a word that is no such setting, UserError for a model without its run.
     """
@@ -91,9 +94,9 @@ def score_settings(
     subject = subject_of(path)
     assert subject.folder is not None
     assert subject.data_file is not None
-    wanted = [with_settings(subject.ttc, [word]) for word in settings]
+    wanted = [with_settings(subject.ttc, words_of(setting)) for setting in settings]
     stored, started = hash_of(subject.surrogate), time.monotonic()
-    half = _Half(subject, subject.folder, subject.data_file)
+    half = _Half(subject, subject.folder, subject.data_file, reward_groups)
     if subject.surrogate.architecture.reward is None and subject.ttc.reward_steps:
         half.learn_reward()
     reward_s = (time.monotonic() - started) / max(1, len(wanted))
@@ -113,11 +116,19 @@ def score_settings(
     return records
 
 
+def _spent(regimes: dict[str, RegimeResult]) -> float:
+    """Evaluations beyond the plain rollout, mean over the regimes' diagnosed rollouts: the evaluator's own also
+    take single steps, which search nothing."""
+    found = [r.metrics["ttc_evaluations"].value for r in regimes.values() if "ttc_evaluations" in r.metrics]
+    known = [value for value in found if value is not None]
+    return sum(known) / max(1, len(known))
+
+
 class _Half:
     """The rewards' half of calibration of a run, and what is learned on it in memory."""
 
-    def __init__(self, subject: Subject, folder: RunFolder, data_file: Path) -> None:
-        self.subject = subject
+    def __init__(self, subject: Subject, folder: RunFolder, data_file: Path, groups: int | None) -> None:
+        self.subject, self.groups = subject, groups
         record = read_document(folder.summary, RunRecord)
         assert record.training is not None
         self.seed = record.training.result.seed
@@ -134,6 +145,7 @@ class _Half:
         return self.dataset.load(
             CALIBRATION_HALVES[1],
             time_stride=surrogate.architecture.time_stride,
+            max_groups=self.groups,
             device=surrogate.offset.device,
         )
 
@@ -180,7 +192,6 @@ def _scored(
     )
     started = time.monotonic()
     regimes, _ = evaluator.run(predictor)
-    spent = predictor.evaluations_spent / max(1, predictor.samples_rolled)  # of the evaluation alone
     evaluated_s = time.monotonic() - started
     calibration = asked.subject.surrogate.calibration
     rules = EnsembleRules.of(asked.truth, calibration, first_frame=asked.protocol.first_frame)
@@ -210,7 +221,7 @@ def _scored(
             "ttc": observed,
             "reward_s": asked.reward_s + fitting_s,
             "rollout_s_per_trajectory": evaluator.rollout_s,
-            "evaluations_per_sample": spent,
+            "evaluations_per_sample": _spent(regimes),
             "device": describe(asked.place),
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },

@@ -9,7 +9,12 @@ from types import MappingProxyType
 
 from tests.sweep.records import evaluation, run_record
 from universal_simulator.configuration import load_config
-from universal_simulator.configuration.inference_settings import score_label, settings_hash, with_settings
+from universal_simulator.configuration.inference_settings import (
+    score_label,
+    settings_hash,
+    with_settings,
+    words_of,
+)
 from universal_simulator.run_record import RunFolder, RunRecord, read_document, write_json
 from universal_simulator.sweep import run_planning
 from universal_simulator.sweep.executor import Executor, Job, JobEnd, JobState
@@ -114,7 +119,7 @@ class FakeExecutor(Executor):
         words = config_words(state.plan, seed=run.seed, overrides=run.overrides)
         ttc = load_config(run.config, words, profile=state.plan.profile).config.ttc
         for setting in settings:
-            own = with_settings(ttc, [setting])
+            own = with_settings(ttc, words_of(setting))
             plain = record.evaluations["small_eval"].result.regimes["nu=0.05"].metrics["nrmse"].value
             assert plain is not None
             found = evaluation(files.run_id, plain * (0.9 + (own.residual_threshold - 0.32) ** 2))

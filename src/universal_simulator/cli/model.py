@@ -39,6 +39,13 @@ def evaluate(
             help="with --suite small: score ttc.KEY=VALUE, test-time compute on, beside everything else; repeatable"
         ),
     ] = None,
+    ttc_groups: Annotated[
+        int, typer.Option(min=1, help="with --ttc-set: initial conditions that are diagnosed")
+    ] = 16,
+    ttc_reward_groups: Annotated[
+        int | None,
+        typer.Option(min=1, help="with --ttc-set: initial conditions a reward is trained on; all where not given"),
+    ] = None,
     opening: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
@@ -57,7 +64,7 @@ def evaluate(
             raise UserError(
                 f"--ttc-set asks the small suite of a run folder; leave out {', '.join(given) or '--suite'}"
             )
-        _score(path, ttc_set, as_json)
+        _score(path, ttc_set, ttc_groups, ttc_reward_groups, as_json)
         return
     if suite == "test" and opening is not None:
         refuse_unjournalled_opening(path, opening)
@@ -78,11 +85,15 @@ def evaluate(
     _print(record)
 
 
-def _score(path: Path, settings: list[str], as_json: bool) -> None:
+def _score(
+    path: Path, settings: list[str], groups: int, reward_groups: int | None, as_json: bool
+) -> None:
     from universal_simulator.cli.progress import ProgressLine
     from universal_simulator.inference_scores import score_settings
 
-    records = score_settings(path, settings, progress=ProgressLine().update)
+    records = score_settings(
+        path, settings, groups=groups, reward_groups=reward_groups, progress=ProgressLine().update
+    )
     if as_json:
         typer.echo(json.dumps([record.model_dump(mode="json") for record in records], indent=1))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from universal_simulator.configuration.documents import flatten, merge, parse_overrides, validate
@@ -12,6 +13,11 @@ from universal_simulator.run_record import content_hash
 
 #: hex digits of a setting's hash in the name of its record
 DIGITS = 8
+
+
+def words_of(setting: str) -> list[str]:
+    """One setting of several keys, `ttc.beam=2 ttc.combine=regress`, as its words."""
+    return re.split(r"\s+(?=ttc\.)", setting.strip())
 
 
 def with_settings(ttc: TTCSection, words: Sequence[str]) -> TTCSection:

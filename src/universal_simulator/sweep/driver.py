@@ -15,6 +15,7 @@ from universal_simulator.errors import BudgetError, ExecutorError, UserError
 from universal_simulator.identity import code_version
 from universal_simulator.run_record import RunFolder
 from universal_simulator.sweep.amendment import amend, difference
+from universal_simulator.sweep.baseline_scores import score_baseline
 from universal_simulator.sweep.continuation import placebo_verdict
 from universal_simulator.sweep.executor import Executor
 from universal_simulator.sweep.forecast import Forecast, longest_first
@@ -176,6 +177,7 @@ class _Driver:
         self._champion()
         self._later_rounds()
         self._open_test()
+        score_baseline(self.state, self.queue, self.progress.say)
 
     def _stopped(self, reason: str) -> None:
         """The ceiling is reached and what ran has ended: what there is so far is told, with the reason."""
@@ -362,9 +364,7 @@ class _Driver:
                 evaluation_job(self.plan, self.folder, self._run(run), "test", opening=opened[run])
                 for run in done
             ],
-            lambda shares, running: self.progress.look(
-                shares, running, "opening the test split for the champion"
-            ),
+            lambda shares, running: self.progress.look(shares, running, "opening the test split"),
         )
         refuse_incomplete(self.state, done, "test")
 

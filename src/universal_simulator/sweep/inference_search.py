@@ -115,7 +115,7 @@ class InferenceSearch:
 
     def _scores(self, subject: Run, wanted: dict[tuple[str, float], str], own: dict[str, Any]) -> list[Score]:
         headline = self.state.plan.headline_regime
-        records = {place: self._record(subject, words) for place, words in wanted.items()}
+        records = {place: scored_record(self.state, subject, [words]) for place, words in wanted.items()}
         scores = []
         for (key, value), record in records.items():
             base = records[key, float(own[key])].result.regimes[headline]
@@ -132,32 +132,6 @@ class InferenceSearch:
                 )
             )
         return scores
-
-    def _record(self, subject: Run, words: str) -> EvaluationRecord:
-        """The evaluation of one setting, held to what was asked; raises IntegrityError for another one."""
-        plan, state = self.state.plan, self.state
-        config = load_config(
-            subject.config,
-            config_words(plan, seed=subject.seed, overrides=subject.overrides),
-            profile=plan.profile,
-        ).config
-        ttc = with_settings(config.ttc, [words])
-        path = RunFolder(state.folder, subject.run_id).evaluation(score_label(ttc))
-        record, run = read_document(path, EvaluationRecord), state.record(subject.run_id)
-        assert run is not None
-        assert run.training is not None
-        plain = run.evaluations["small_eval"].result
-        asked = {
-            "run": (record.run_id, subject.run_id),
-            "model": (record.result.predictor.model_hash, run.training.result.model_hash),
-            "settings": (record.result.predictor.search_hash, settings_hash(ttc)),
-            "protocol": (record.result.protocol.hash, plain.protocol.hash),
-            "code": (record.code_version, code_version()),
-        }
-        wrong = [name for name, (found, expected) in asked.items() if found != expected]
-        if wrong:
-            raise IntegrityError(f"{path} is of another {', '.join(wrong)} than was asked for ({words})")
-        return record
 
     def _sentence(self, subject: Run, parameter: Parameter, scores: Sequence[Score]) -> str:
         mine = [score for score in scores if score.key == parameter.key]
@@ -184,3 +158,30 @@ class InferenceSearch:
 
 def _told(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.4g}"
+
+
+def scored_record(state: SweepState, subject: Run, words: Sequence[str]) -> EvaluationRecord:
+    """The evaluation of one setting, held to what was asked; raises IntegrityError for another one."""
+    plan = state.plan
+    config = load_config(
+        subject.config,
+        config_words(plan, seed=subject.seed, overrides=subject.overrides),
+        profile=plan.profile,
+    ).config
+    ttc = with_settings(config.ttc, words)
+    path = RunFolder(state.folder, subject.run_id).evaluation(score_label(ttc))
+    record, run = read_document(path, EvaluationRecord), state.record(subject.run_id)
+    assert run is not None
+    assert run.training is not None
+    plain = run.evaluations["small_eval"].result
+    asked = {
+        "run": (record.run_id, subject.run_id),
+        "model": (record.result.predictor.model_hash, run.training.result.model_hash),
+        "settings": (record.result.predictor.search_hash, settings_hash(ttc)),
+        "protocol": (record.result.protocol.hash, plain.protocol.hash),
+        "code": (record.code_version, code_version()),
+    }
+    wrong = [name for name, (found, expected) in asked.items() if found != expected]
+    if wrong:
+        raise IntegrityError(f"{path} is of another {', '.join(wrong)} than was asked for ({' '.join(words)})")
+    return record

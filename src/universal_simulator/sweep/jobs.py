@@ -61,10 +61,23 @@ def evaluation_job(plan: Plan, folder: Path, run: Run, suite: str, *, opening: s
     return Job(f"{suite}:{run.run_id}", tuple(words), log, folder, resources(plan, run.machine))
 
 
-def scoring_job(plan: Plan, folder: Path, run: Run, settings: Sequence[str]) -> Job:
-    """Scores settings of test-time compute on a trained run (`ttc.key=value` words); trains nothing."""
+def scoring_job(
+    plan: Plan,
+    folder: Path,
+    run: Run,
+    settings: Sequence[str],
+    *,
+    groups: int | None = None,
+    reward_groups: int | None = None,
+) -> Job:
+    """Scores settings of test-time compute on a trained run (`ttc.key=value` words); trains nothing.
+
+    groups: initial conditions that are diagnosed. reward_groups: a reward trained for it sees at most.
+    """
     files, name = RunFolder(folder, run.run_id), content_hash(list(settings))[:6]
     words = ["evaluate", str(files.path), "--suite", "small"]
+    words += [] if groups is None else ["--ttc-groups", str(groups)]
+    words += [] if reward_groups is None else ["--ttc-reward-groups", str(reward_groups)]
     words += [part for setting in settings for part in ("--ttc-set", setting)]
     log = files.path / f"evaluate_ttc_{name}.log"
     return Job(f"ttc_{name}:{run.run_id}", tuple(words), log, folder, resources(plan, run.machine))

@@ -266,6 +266,17 @@ class Healing(Part):
     generations: Annotated[int, Field(ge=0)] = 2
 
 
+class Scores(Part):
+    """Settings of test-time compute scored on the baseline's first seed, at the end; they decide nothing."""
+
+    #: each some `ttc.key=value` words
+    settings: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)]
+    #: initial conditions of small-eval that are diagnosed
+    groups: Annotated[int, Field(ge=2)] = 12
+    #: of its half of calibration that the reward is trained on; None: all
+    reward_groups: Annotated[int, Field(ge=1)] | None = None
+
+
 class Plan(Part):
     version: Literal[1]
     name: str
@@ -301,6 +312,8 @@ class Plan(Part):
     early_stop: bool = False
     #: the tier at which rounds of kind search and refine are no longer begun
     rest_at_tier: str | None = None
+    #: what of test-time compute is shown on the baseline; None: nothing
+    ttc: Scores | None = None
     #: rounds that this plan leaves out, with the reason
     skip_rounds: dict[str, str] = Field(default_factory=dict)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from universal_simulator.configuration import load_config
 from universal_simulator.configuration.documents import flatten, read_mapping, validate
+from universal_simulator.configuration.inference_settings import with_settings, words_of
 from universal_simulator.configuration.locations import find
 from universal_simulator.configuration.profiles import load_profile
 from universal_simulator.data.specification import DatasetSpec
@@ -43,6 +44,7 @@ def plan_faults(values: Mapping[str, Any]) -> list[str]:
         *_metric_faults(values),
         *_ladder_faults(values),
         *_continuation_faults(values),
+        *_score_faults(values),
         *_data_faults(values),
     ]
 
@@ -227,6 +229,24 @@ def _change_faults(values: Mapping[str, Any], round_: Mapping[str, Any], where: 
                 return  # told where the baseline is checked
         if key not in known:
             yield f"{where}.search.keys: the config has no key {key!r}"
+
+
+def _score_faults(values: Mapping[str, Any]) -> Iterator[str]:
+    """Settings of test-time compute load on the baseline's config, now and not at the end."""
+    profile, baseline = values.get("profile"), values.get("baseline")
+    config = baseline.get("config") if isinstance(baseline, Mapping) else None
+    settings = [setting for setting in _list(values.get("ttc"), "settings") if isinstance(setting, str)]
+    if not settings or not isinstance(config, str) or not isinstance(profile, str):
+        return
+    try:
+        ttc = load_config(config, profile=profile).config.ttc
+    except UserError:
+        return  # told where the baseline is checked
+    for index, setting in enumerate(settings):
+        try:
+            with_settings(ttc, words_of(setting))
+        except UserError as error:
+            yield from _told(f"ttc.settings.{index}", error)
 
 
 def _data_faults(values: Mapping[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from universal_simulator.run_record import Metric, RunRecord, write_atomically
+from universal_simulator.sweep.baseline_scores import EVENT as SCORED
 from universal_simulator.sweep.compute import compute_matches, compute_rows, rule_sentence
 from universal_simulator.sweep.early_stop import STOPPED_EARLY
 from universal_simulator.sweep.forecast import outcomes
@@ -24,6 +25,7 @@ from universal_simulator.sweep.rounds import (
     tier_results,
 )
 from universal_simulator.sweep.state import Run, SweepState
+from universal_simulator.sweep.students import students_sentence
 from universal_simulator.sweep.verdicts import verdict
 
 #: a page shows so many runs at most; the leaderboard has them all
@@ -67,6 +69,8 @@ def _context(state: SweepState) -> dict[str, Any]:
         "placebos": placebo_sentence(state),
         "champion": champion,
         "outcome": _outcome(state),
+        "students": students_sentence(records),
+        "scored": [event.data for event in state.journal.of(SCORED)][-1:],
         "rung": rung(state.plan, headline_value(full[champion["champion"]], state.plan.headline_regime))
         if champion and champion["champion"] in full
         else None,

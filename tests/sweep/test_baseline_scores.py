@@ -1,0 +1,147 @@
+"""Test-time compute on the baseline: asked last, told with its bound, decides nothing. And who judged the students."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.sweep.fake_executor import FakeExecutor
+from tests.sweep.records import run_record
+from universal_simulator.errors import ConfigurationError
+from universal_simulator.run_record import (
+    EvaluationRecord,
+    Metric,
+    RunFolder,
+    RunRecord,
+    StochasticResult,
+    read_document,
+    write_json,
+)
+from universal_simulator.sweep.baseline_scores import EVENT
+from universal_simulator.sweep.driver import resume_sweep, run_sweep
+from universal_simulator.sweep.plan import Plan, load_plan
+from universal_simulator.sweep.report import report_path
+from universal_simulator.sweep.students import students_sentence
+
+SETTINGS = ("ttc.beam=2", "ttc.beam=2 ttc.combine=regress")
+
+
+def plan(folder: Path, *, asked: bool = True) -> Plan:
+    folder.mkdir(exist_ok=True)
+    file = folder / "plan.yaml"
+    words = "ttc: {settings: [ttc.beam=2, ttc.beam=2 ttc.combine=regress], groups: 12, reward_groups: 16}\n"
+    file.write_text("extends: smoke\n" + (words if asked else ""))
+    return load_plan(file)
+
+
+class Diagnosing(FakeExecutor):
+    """Its scores bring diagnostics; the reward knows nothing."""
+
+    def score(self, files: RunFolder, settings: list[str]) -> None:
+        super().score(files, settings)
+        found = {
+            "ttc_oracle_gain": Metric(value=0.25, low=0.2, high=0.3, better="higher"),
+            "ttc_answer_gain": Metric(value=0.05, low=-0.1, high=0.1, better="higher"),
+            "ttc_reward_informs": Metric(value=0.0, better="higher", reason="no better than random"),
+        }
+        for path in (files.path / "evaluations").glob("small_eval_ttc_*"):
+            record = read_document(path, EvaluationRecord)
+            regimes = {
+                label: regime.model_copy(update={"metrics": regime.metrics | found})
+                for label, regime in record.result.regimes.items()
+            }
+            result = record.result.model_copy(update={"regimes": regimes})
+            write_json(path, record.model_copy(update={"result": result}))
+
+
+def test_the_baselines_first_seed_is_scored_last_and_decides_nothing(tmp_path: Path) -> None:
+    executor = Diagnosing()
+    plain = run_sweep(plan(tmp_path / "p", asked=False), tmp_path / "plain", executor=FakeExecutor())
+    assert not plain.journal.of(EVENT)
+    state = run_sweep(plan(tmp_path / "q"), tmp_path / "x", executor=executor)
+    (event,) = state.journal.of(EVENT)
+    baseline = state.baselines()[0]
+    assert event.data["run"] == baseline
+    jobs = [job for job in executor.submitted if job.startswith("ttc_")]
+    assert jobs == [executor.submitted[-1]], "one job, after everything else"
+    (words,) = [e.data["arguments"] for e in state.journal.of("job_intent") if e.data["job"] == jobs[0]]
+    for option, value in (("--ttc-groups", "12"), ("--ttc-reward-groups", "16"), ("--ttc-set", SETTINGS[0])):
+        assert words[words.index(option) + 1] == value
+    assert SETTINGS[1] in words, "a setting of two keys is one word of the command"
+    champion, other = (s.decision("champion") for s in (state, plain))
+    assert champion is not None
+    assert other is not None
+    assert champion["champion"] == other["champion"]
+    assert [(s["setting"], s["regime"]) for s in event.data["scores"]] == [
+        (setting, regime) for setting in SETTINGS for regime in ("nu=0.05", "nu=0.1")
+    ]
+    page = report_path(tmp_path / "x").read_text()
+    assert page.index("ttc_oracle_gain") < page.index("ttc_answer_gain")
+    assert "TTC (learned), uninformed: ttc.beam=2, nu=0.05" in page
+    assert "20% of the bound" in page
+    asked = len(executor.submitted)
+    again = resume_sweep(tmp_path / "x", executor=executor)
+    assert len(again.journal.of(EVENT)) == 1
+    assert len(executor.submitted) == asked, "told once"
+
+
+def test_a_score_that_fails_ends_no_sweep_and_is_told(tmp_path: Path) -> None:
+    asked = plan(tmp_path / "q")
+    probe = FakeExecutor()
+    run_sweep(asked, tmp_path / "probe", executor=probe)
+    job = probe.submitted[-1]
+    state = run_sweep(asked, tmp_path / "x", executor=FakeExecutor(exit_codes={job: [1]}))
+    (event,) = state.journal.of(EVENT)
+    assert event.data["failure"] is not None
+    assert event.data["scores"] == []
+    assert state.finished
+    assert "Not scored" in report_path(tmp_path / "x").read_text()
+
+
+def test_settings_are_checked_with_the_plan(tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text("extends: smoke\nttc: {settings: [ttc.beem=2, training.operator.steps=1]}\n")
+    with pytest.raises(ConfigurationError) as caught:
+        load_plan(file)
+    told = "; ".join(caught.value.faults)
+    assert "ttc.settings.0" in told
+    assert "ttc.settings.1" in told
+    assert load_plan("sota_embedded").ttc is not None
+    assert load_plan("smoke").ttc is None
+
+
+def judged(run: str, gate: str, decision: str) -> RunRecord:
+    record = run_record(run, "c", 0, {})
+    assert record.training is not None
+    none = Metric(value=None)
+    found = StochasticResult(
+        sampler="student",
+        decision=decision,
+        crps={},
+        teacher_gain=none,
+        student_share=none,
+        noise={},
+        weights={},
+        groups=4,
+        members=4,
+        steps=None,
+        gate=gate,  # type: ignore[arg-type] # one of the answers
+    )
+    result = record.training.result.model_copy(update={"stochastic": found})
+    return record.model_copy(update={"training": record.training.model_copy(update={"result": result})})
+
+
+def test_a_student_that_nobody_judged_is_told_from_one_that_passed() -> None:
+    assert students_sentence({"a": run_record("a", "c", 0, {})}) is None
+    few = "on 4 initial conditions what the student keeps is noise"
+    records = {
+        "a": judged("a", "pass", "kept"),
+        "b": judged("b", "not evaluable", few),
+        "c": judged("c", "not evaluable", few),
+        "d": judged("d", "fail", "lost"),
+    }
+    told = students_sentence(records)
+    assert told is not None
+    assert "passed on 1 run, failed on 1 run, where the teacher answers, was NOT JUDGED on 2 runs" in told
+    assert told.count(few) == 1
