@@ -67,9 +67,18 @@ def gone(pid: int) -> bool:
         return True
 
 
-def started_pid(path: Path) -> int:
-    """The process id that a sleeping errand wrote."""
-    until(lambda: path.exists() and path.read_text() != "", f"a process id in {path}")
+def driven(executor: Executor, condition: Callable[[], bool]) -> Callable[[], bool]:
+    """The condition, asked between looks: an executor works while its driver waits. No job may end."""
+    return lambda: executor.wait(0.0) == [] and condition()
+
+
+def started_pid(path: Path, executor: Executor | None = None) -> int:
+    """The process id that a sleeping errand wrote; `executor` is given the time to start it."""
+
+    def written() -> bool:
+        return path.exists() and path.read_text() != ""
+
+    until(written if executor is None else driven(executor, written), f"a process id in {path}")
     return int(path.read_text())
 
 
@@ -116,7 +125,7 @@ class ExecutorContract(abc.ABC):
         assert executor.state("train:a") == "unknown"
         job = errand(tmp_path, "train:a", "sleep", str(tmp_path / "pid"))
         executor.submit(job)
-        until(lambda: executor.state("train:a") == "running", "running")
+        until(driven(executor, lambda: executor.state("train:a") == "running"), "running")
         with pytest.raises(ExecutorError, match=r"train:a .*at work"):
             executor.submit(job)
         executor.submit(errand(tmp_path, "later", "exit", "0"))
@@ -130,7 +139,7 @@ class ExecutorContract(abc.ABC):
     ) -> None:
         executor = make(1)
         executor.submit(errand(tmp_path, "long", "sleep", str(tmp_path / "pid")))
-        pid = started_pid(tmp_path / "pid")
+        pid = started_pid(tmp_path / "pid", executor)
         end = executor.cancel("long")
         assert gone(pid)
         assert end is not None
@@ -147,7 +156,7 @@ class ExecutorContract(abc.ABC):
         executor = make(2)
         for name in ("a", "b", "c"):
             executor.submit(errand(tmp_path, name, "sleep", str(tmp_path / name)))
-        pids = [started_pid(tmp_path / name) for name in ("a", "b")]
+        pids = [started_pid(tmp_path / name, executor) for name in ("a", "b")]
         executor.cancel_all()
         executor.cancel_all()
         assert all(gone(pid) for pid in pids)
@@ -168,7 +177,7 @@ class ExecutorContract(abc.ABC):
         first, second = make(2), make(2)
         assert not second.attach("train:a", str(tmp_path))
         first.submit(errand(tmp_path, "train:a", "count", str(tmp_path / "steps"), "60"))
-        until(lambda: (tmp_path / "steps").exists(), "a running job")
+        until(driven(first, (tmp_path / "steps").exists), "a running job")
         assert not second.attach("train:a", str(tmp_path / "elsewhere"))
         assert second.attach("train:a", str(tmp_path)) == self.outlives_driver
         if not self.outlives_driver:
@@ -192,8 +201,8 @@ class ExecutorContract(abc.ABC):
         executor = make(1)
         job = errand(tmp_path, "train:a", "count", str(tmp_path / "steps"), "100")
         executor.submit(job)
-        until(lambda: (tmp_path / "steps").exists(), "a first checkpoint")
-        pid = started_pid(tmp_path / "steps.pid")
+        until(driven(executor, (tmp_path / "steps").exists), "a first checkpoint")
+        pid = started_pid(tmp_path / "steps.pid", executor)
         self.take_worker_away(executor, "train:a", pid)
         end = ends_of(executor)["train:a"]
         assert end.lost == self.tells_loss

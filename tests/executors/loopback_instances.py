@@ -11,12 +11,13 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 from tests.executors.loopback_vast import Clock, LoopbackVast, Machine
+from universal_simulator.executors.shell_process import Running, ShellProcess
 from universal_simulator.executors.transport import InstanceRefused, InstanceUnreachable, Transport
 
 
@@ -77,9 +78,7 @@ class LoopbackTransport(Transport):
     def __init__(self, instances: LoopbackInstances, instance_id: int) -> None:
         self.instances, self.instance_id = instances, instance_id
 
-    def run(
-        self, script: str, *, stdin: Path | None = None, stdout: Path | None = None, timeout_s: float
-    ) -> bytes:
+    def begin(self, script: str, *, given: IO[bytes] | None, output: IO[bytes]) -> Running:
         if not self.instances.answers(self.instance_id):
             raise InstanceUnreachable(f"instance {self.instance_id} does not answer")
         self.instances.commands.append((self.instance_id, script))
@@ -92,21 +91,12 @@ class LoopbackTransport(Transport):
             "CONTAINER_ID": str(self.instance_id),
             "CONTAINER_API_KEY": self.instances.server.instance_key(self.instance_id),
         }
-        with open(stdin or "/dev/null", "rb") as given:
-            done = subprocess.run(
-                ["sh", "-c", script],
-                stdin=given,
-                capture_output=True,
-                cwd=disk,
-                env=environment,
-                timeout=timeout_s,
-                check=False,
-            )
-        if not self.instances.answers(self.instance_id):
-            raise InstanceUnreachable(f"instance {self.instance_id} went away")
-        if done.returncode != 0:
-            raise InstanceRefused(f"exit code {done.returncode}: {done.stderr.decode()[-500:]}")
-        if stdout is None:
-            return done.stdout
-        stdout.write_bytes(done.stdout)
-        return b""
+
+        def judge(code: int, said: str) -> None:
+            if code == -signal.SIGKILL or not self.instances.answers(self.instance_id):
+                raise InstanceUnreachable(f"instance {self.instance_id} went away")
+            if code != 0:
+                raise InstanceRefused(f"exit code {code}: {said}")
+
+        command = ["sh", "-c", script]
+        return ShellProcess(command, judge, given=given, output=output, folder=disk, environment=environment)

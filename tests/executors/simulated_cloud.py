@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.executors.loopback_vast import Clock, LoopbackVast, Machine
 from universal_simulator.executors.cloud_ledger import Lease
+from universal_simulator.executors.course import Way
 from universal_simulator.executors.rental_phase import DESERTED
 from universal_simulator.executors.transport import (
     DamagedCopy,
@@ -63,6 +64,8 @@ class Disk:
     ending: Ending | None = None
     fetched: bool = False
     up: bool = True
+    #: the longest that it heard nothing while its host was up
+    gap_s: float = 0.0
 
 
 @dataclass
@@ -78,15 +81,26 @@ class World:
     results: dict[str, int] = field(default_factory=dict)
     moods: deque[str] = field(default_factory=deque)
     cut: set[int] = field(default_factory=set)
+    #: bytes that each job is sent, and that come home of it; bytes per second of this machine's uplink, shared by
+    #: those that are sent to, and of each instance's way home
+    cargo: dict[str, int] = field(default_factory=dict)
+    harvest: dict[str, int] = field(default_factory=dict)
+    up_bytes_per_s: float = 100e6 / 8
+    down_bytes_per_s: float = 100e6 / 8
+    #: instances whose line carries a thousandth of that
+    trickling: set[int] = field(default_factory=set)
+    sending: Counter[int] = field(default_factory=Counter)
+    #: instance -> bytes that have arrived there, and when it was last told that a driver lives
+    arrived: dict[int, float] = field(default_factory=dict)
+    met: dict[int, float] = field(default_factory=dict)
     breaches: list[str] = field(default_factory=list)
     worked_s: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     #: appends to the ledger until the driver is killed: before the line, in it ("torn"), or after it
     kill_in: int | None = None
     kill_where: str = "before"
-    #: whose result came home last, and those of whom that was never written down, as the driver died just then: where
-    #: the host dies too, another instance sees that nothing is left to do
-    came_home: str = ""
+    #: whose result came home and was never written down, as the driver died just then: until its end is written
+    #: it may be begun again; where the host dies too, another instance sees that nothing is left to do
     unwritten: set[str] = field(default_factory=set)
     #: instances destroyed with something on them that was nowhere else -> what
     destroyed: dict[int, str] = field(default_factory=dict)
@@ -101,7 +115,11 @@ class World:
         for machine in list(self.server.machines.values()):
             disk = self.disks.get(machine.id)
             self.settle(machine)
-            heard = max(disk.heard if disk else 0.0, machine.loading_since or machine.began)
+            heard = max(
+                disk.heard if disk else 0.0,
+                self.met.get(machine.id, 0.0),
+                machine.loading_since or machine.began,
+            )
             if self.running(machine) and now - heard > self.silence_s:
                 self.counts["stopped themselves"] += 1
                 if disk is not None and disk.ending is None:
@@ -191,6 +209,45 @@ class SimulatedWorkplace(Workplace):
             raise WrongResult("the record that came back is of other code")
         raise InstanceUnreachable(f"instance {self.instance_id} was lost in the middle")
 
+    def bring(self) -> Way:
+        world, number = self.world, self.instance_id
+        self._reach()
+        if number in world.disks:
+            self._after()
+            return 0
+        world.sending[number] += 1
+        try:
+            yield from self._move(world.cargo.get(self.job.job_id, 0), up=True)
+        finally:
+            world.sending[number] -= 1
+        self._after()
+        return 1
+
+    def _move(self, size: int, *, up: bool) -> Way:
+        """On the world's clock. One that is stuck moves nothing, until somebody gives it up after two minutes."""
+        world, number, clock = self.world, self.instance_id, self.world.server.clock
+        stuck = bool(world.moods) and world.moods[0] == "stuck"
+        if stuck:
+            world.moods.popleft()
+            world.counts["instance: stuck"] += 1
+        there = world.arrived.get(number, 0.0) if up else 0.0
+        last = begun = clock()
+        while there < size or stuck:
+            self._reach()
+            if stuck and clock() - begun > 120.0:
+                raise InstanceUnreachable(f"instance {number}: nothing moved for 120 s")
+            sharing = sum(count > 0 for count in world.sending.values())
+            speed = world.up_bytes_per_s / max(1, sharing) if up else world.down_bytes_per_s
+            speed *= 0.001 if number in world.trickling else 0.0 if stuck else 1.0
+            there, last = there + speed * (clock() - last), clock()
+            if speed:
+                world.met[number] = clock()
+            if up:
+                world.arrived[number] = there
+            if there < size or stuck:
+                yield int(there)
+        return 1
+
     def start(self) -> None:
         machine = self._reach()
         world, name, now = self.world, self.job.job_id, self.world.server.clock()
@@ -226,14 +283,16 @@ class SimulatedWorkplace(Workplace):
 
     def look(self) -> Glance:
         self._reach()
-        disk = self._disk()
-        disk.heard = self.world.server.clock()
+        disk, now = self._disk(), self.world.server.clock()
+        disk.gap_s, disk.heard = max(disk.gap_s, now - disk.heard), now
         self._after()
         return Glance(disk.ending, f"{disk.progress_s}", watched=disk.up)
 
-    def fetch(self, *, finished: bool) -> int:
+    def fetch(self, *, finished: bool) -> Way:
         self._reach()
         disk = self._disk()
+        yield from self._move(self.world.harvest.get(disk.job, 0), up=False)
+        self._reach()
         self._after()
         name = disk.job
         self.world.saved_s[name] = max(self.world.saved_s.get(name, 0.0), disk.saved_s)
@@ -242,7 +301,6 @@ class SimulatedWorkplace(Workplace):
             disk.fetched = True
             if disk.ending.exit_code == 0:
                 self.world.results[name] = self.world.results.get(name, 0) + 1
-                self.world.came_home = name
         return 1
 
     def halt(self) -> None:
@@ -260,16 +318,24 @@ class KillingJournal(Journal):
         super().__init__(path)
         self.world = world
 
+    def job_of(self, label: object) -> str:
+        return next(
+            str(e.data["job"]) for e in self.events if e.kind == "intended" and e.data["label"] == label
+        )
+
     def append(self, kind: str, **data: object) -> Event:
         world = self.world
         world.counts["ledger appends"] += 1
         if world.kill_in is not None:
             world.kill_in -= 1
+        success = kind == "ended" and data["exit_code"] == 0
+        ended = self.job_of(data["label"]) if success else ""
         if world.kill_in != 0:
+            world.unwritten.discard(ended)
             return super().append(kind, **data)
         world.kill_in = None
-        if kind == "ended" and world.kill_where != "after":
-            world.unwritten.add(world.came_home)
+        if ended in world.results and world.kill_where != "after":
+            world.unwritten.add(ended)
         if world.kill_where == "after":
             super().append(kind, **data)
         elif world.kill_where == "torn":

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -22,6 +23,7 @@ from tests.executors.loopback_vast import LoopbackVast, Machine
 from tests.executors.test_vast_client import KEY
 from tests.sweep.records import evaluation, run_record
 from universal_simulator.errors import UserError
+from universal_simulator.executors import instance_agent
 from universal_simulator.executors.code_archive import CodeArchive
 from universal_simulator.executors.dead_man import onstart_script
 from universal_simulator.executors.job_files import (
@@ -33,6 +35,7 @@ from universal_simulator.executors.job_files import (
 )
 from universal_simulator.executors.remote_workplace import Outfit, RemoteWorkplace
 from universal_simulator.executors.rental_phase import DESERTED
+from universal_simulator.executors.sending import send
 from universal_simulator.executors.ssh_transport import SSHTransport
 from universal_simulator.executors.transport import (
     DamagedCopy,
@@ -40,6 +43,7 @@ from universal_simulator.executors.transport import (
     InstanceUnreachable,
     RemoteFolder,
     WrongResult,
+    ask,
 )
 from universal_simulator.identity import code_version
 from universal_simulator.run_record import RunFolder, RunRecord, write_json
@@ -69,19 +73,20 @@ def ssh(tmp_path: Path) -> SSHTransport:
 def test_the_shell_over_ssh_skips_greetings_and_tells_refusal_from_silence(
     ssh: SSHTransport, tmp_path: Path
 ) -> None:
-    assert ssh.run("printf 'a\\nb'", timeout_s=10) == b"a\nb"
+    assert ask(ssh, "printf 'a\\nb'", timeout_s=10) == b"a\nb"
     (tmp_path / "in").write_bytes(bytes(range(256)))
-    assert ssh.run("cat", stdin=tmp_path / "in", stdout=tmp_path / "out", timeout_s=10) == b""
-    assert (tmp_path / "out").read_bytes() == bytes(range(256))
+    with open(tmp_path / "in", "rb") as given:
+        given.seek(200)
+        assert ask(ssh, "cat", given=given, timeout_s=10) == bytes(range(200, 256))
     with pytest.raises(InstanceRefused, match="exit code 3: it's so"):
-        ssh.run('echo "it\'s so" >&2; exit 3', timeout_s=10)
+        ask(ssh, 'echo "it\'s so" >&2; exit 3', timeout_s=10)
     with pytest.raises(InstanceUnreachable):
-        ssh.run("LOSE", timeout_s=10)
+        ask(ssh, "LOSE", timeout_s=10)
     with pytest.raises(InstanceUnreachable, match="no answer within"):
-        ssh.run("exec sleep 5", timeout_s=0.3)
+        ask(ssh, "exec sleep 5", timeout_s=0.3)
     nobody = SSHTransport("host", 22, known_hosts=tmp_path / "h", program=str(tmp_path / "absent"))
     with pytest.raises(InstanceUnreachable, match="could not be started"):
-        nobody.run("true", timeout_s=1)
+        ask(nobody, "true", timeout_s=1)
     assert "PRIVATE-KEY-TEXT" not in (tmp_path / "ssh.args").read_text()
 
 
@@ -107,6 +112,8 @@ def test_ssh_itself_understands_the_options_and_is_left_nothing(tmp_path: Path) 
 
 
 # --- files ---
+
+Answer = TypeVar("Answer")
 
 
 @pytest.fixture
@@ -134,6 +141,16 @@ def folder(instances: LoopbackInstances, machine: Machine) -> RemoteFolder:
     return RemoteFolder(instances.transport(machine.id), "usim")
 
 
+def through(way: Generator[int, None, Answer]) -> Answer:
+    """A transfer to its end."""
+    while True:
+        try:
+            next(way)
+        except StopIteration as end:
+            answer: Answer = end.value
+            return answer
+
+
 def test_files_arrive_as_they_left_or_not_at_all(
     folder: RemoteFolder, instances: LoopbackInstances, machine: Machine, tmp_path: Path
 ) -> None:
@@ -141,10 +158,14 @@ def test_files_arrive_as_they_left_or_not_at_all(
     folder.put(b"x" * 70_000, "a/it's one.bin")
     assert (disk / "a" / "it's one.bin").read_bytes() == b"x" * 70_000
     (tmp_path / "one").write_text("1")
-    folder.put_files({"b/one": tmp_path / "one", "b/c/two": tmp_path / "one"})
-    assert sorted(p.name for p in disk.rglob("*") if p.is_file()) == ["it's one.bin", "one", "two"]
+    folder.put(Path(instance_agent.__file__).read_bytes(), "agent.py")
+    assert (
+        through(send(folder, {"b/one": tmp_path / "one", "b/it's two": tmp_path / "one"}, scratch=tmp_path))
+        == 2
+    )
+    assert sorted(p.name for p in (disk / "b").rglob("*") if p.is_file()) == ["it's two", "one"]
     with pytest.raises(DamagedCopy, match="no path inside"):
-        folder.put_files({"../out": tmp_path / "one"})
+        through(send(folder, {"../out": tmp_path / "one"}, scratch=tmp_path))
     assert folder.tail("b/one", 5) == "1"
     assert folder.tail("absent", 5) == ""
     instances.cut.add(machine.id)
@@ -194,10 +215,10 @@ def test_a_copy_that_is_not_what_it_says_is_not_kept(
 ) -> None:
     folder.put(content, "out.tar")
     with pytest.raises(DamagedCopy, match=message):
-        folder.get("cat out.tar", tmp_path / "staging", max_bytes=100_000)
+        through(folder.get("cat out.tar", tmp_path / "staging", max_bytes=100_000))
     assert not (tmp_path / "a").exists()
     folder.put(packed({"a": b"1"}, A), "out.tar")
-    assert folder.get("cat out.tar", tmp_path / "staging", max_bytes=100_000) == A
+    assert through(folder.get("cat out.tar", tmp_path / "staging", max_bytes=100_000)) == A
 
 
 # --- foreign results ---
@@ -293,6 +314,11 @@ def workplace(
     )
 
 
+def begin(place: RemoteWorkplace) -> None:
+    through(place.bring())
+    place.start()
+
+
 def test_an_instance_that_hears_nothing_ends_its_work_and_stops_itself_with_its_own_key(
     instances: LoopbackInstances, machine: Machine, tmp_path: Path
 ) -> None:
@@ -303,8 +329,8 @@ def test_an_instance_that_hears_nothing_ends_its_work_and_stops_itself_with_its_
         "import time; print('at work', flush=True); time.sleep(60)",
         silence_s=1.5,
     )
-    place.start()
-    place.start()
+    begin(place)
+    begin(place)
     for _ in range(4):
         time.sleep(0.6)
         assert place.look().ending is None, "it hears the driver"
@@ -325,7 +351,7 @@ def test_a_watch_that_died_alone_is_followed_by_one_and_the_work_is_not_doubled(
 ) -> None:
     script = "import os,time; open('pids','a').write(f'{os.getpid()} '); time.sleep(60)"
     place = workplace(instances, machine, tmp_path, script)
-    place.start()
+    begin(place)
     pids = instances.disk(machine.id) / "usim" / "pids"
     until(lambda: pids.exists() and pids.read_text() != "", "a first process")
     os.kill(int((pids.parent / "job" / "watch").read_text()), 9)
@@ -347,7 +373,7 @@ def test_a_watch_that_died_alone_is_followed_by_one_and_the_work_is_not_doubled(
 
 def test_logs_are_foreign_text(instances: LoopbackInstances, machine: Machine, tmp_path: Path) -> None:
     place = workplace(instances, machine, tmp_path, "print('\\x1b[2Jü'); print('x' * 600000)")
-    place.start()
+    begin(place)
     until(lambda: place.look().ending is not None, "its end")
     text = (tmp_path / "job.log").read_text()
     assert text.startswith("?[2Jü\n")
@@ -392,10 +418,10 @@ def test_a_copy_taken_while_the_job_writes_is_whole_and_what_was_sent_as_context
         "while True: f.write('x'*1000); f.flush()"
     )
     place = workplace(instances, machine, home, script)
-    place.start()
+    begin(place)
     grown = instances.disk(machine.id) / "usim" / "sweep" / "artifacts" / "runs" / "new" / "metrics_x.jsonl"
     until(grown.exists, "it writes")
-    assert place.fetch(finished=False) == 1
+    assert through(place.fetch(finished=False)) == 1
     assert (home / "artifacts" / "runs" / "new" / "metrics_x.jsonl").exists()
     place.halt()
     instances.cut.add(machine.id)

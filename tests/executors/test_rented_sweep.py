@@ -16,6 +16,7 @@ from tests.sweep.fake_executor import FakeExecutor
 from tests.sweep.test_job_queue import planned, quiet, trainings
 from universal_simulator.errors import BudgetError
 from universal_simulator.executors.cloud_ledger import FILE, Lease, Ledger
+from universal_simulator.executors.course import Way
 from universal_simulator.executors.vast_replies import Instance
 from universal_simulator.executors.workplace import Glance, Workplace
 from universal_simulator.sweep.driver import resume_sweep, run_sweep
@@ -37,8 +38,8 @@ class RecordingWorkplace(SimulatedWorkplace):
             log.write(f"{glance.pulse} s\n")
         return glance
 
-    def fetch(self, *, finished: bool) -> int:
-        files = super().fetch(finished=finished)
+    def fetch(self, *, finished: bool) -> Way:
+        files = yield from super().fetch(finished=finished)
         if finished:
             FakeExecutor().work(self.job)
         return files

@@ -6,13 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from universal_simulator.errors import UserError
+from universal_simulator.errors import ExecutorError, UserError
 from universal_simulator.executors.vast_replies import Criteria
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 #: the plan's two kinds of machine, by GPU memory (GB of 1000 MB, as the service counts them)
 GPU_RAM_GB = {"small": 40.0, "large": 80.0}
+#: share of the disk that what is sent may take: setup, checkpoints and results need the rest
+ROOM = 0.75
 _PYTHON = "env/bin/python"
 
 
@@ -52,6 +54,16 @@ class CloudSettings(BaseModel):
     data_route: Literal["upload", "generate"] = "upload"
 
     startup_s: Positive = 900.0
+    #: least speed at which an instance is sent to, in 10^6 bits per second: each byte that moves adds its time at
+    #: this speed to `startup_s`, and one that is slower is given back. What would take longer than `send_s_at_most`
+    #: at it, or fill the disk, is rented for by nobody. Instances that are sent to for longer than `send_aside_s`
+    #: are rented `sends_at_once` at a time: they share this machine's uplink, and all that wait for it bill
+    send_mbit_per_s_at_least: Positive = 100.0
+    send_s_at_most: Positive = 3600.0
+    send_aside_s: Positive = 60.0
+    sends_at_once: Count = 1
+    #: the same for results on their way home, each byte of which adds to the patience with them
+    fetch_mbit_per_s_at_least: Positive = 10.0
     poll_s: Positive = 30.0
     heartbeat_s: Positive = 1800.0
     unreachable_s: Positive = 900.0
@@ -84,6 +96,29 @@ class CloudSettings(BaseModel):
     @property
     def run_limit_usd(self) -> float:
         return self.ceiling_usd if self.run_ceiling_usd is None else self.run_ceiling_usd
+
+    def send_s(self, size: int) -> float:
+        """Seconds that so many bytes may take to an instance."""
+        return size * 8e-6 / self.send_mbit_per_s_at_least
+
+    def fetch_s(self, size: int) -> float:
+        """Seconds that so many bytes may take from an instance."""
+        return size * 8e-6 / self.fetch_mbit_per_s_at_least
+
+    def refuse_too_heavy(self, name: str, size: int) -> None:
+        """ExecutorError for what could not be sent in time, or finds no room on the disk that is rented."""
+        gigabytes, speed = size / 1e9, self.send_mbit_per_s_at_least
+        if self.send_s(size) > self.send_s_at_most:
+            raise ExecutorError(
+                f"{name}: {gigabytes:.1f} GB would be sent to each instance, {self.send_s(size):.0f} s at "
+                f"{speed:g} Mbit/s (send_mbit_per_s_at_least), and send_s_at_most is {self.send_s_at_most:.0f} s; "
+                "nothing was rented. Take a smaller data set, data_route: generate, or other settings of --cloud"
+            )
+        if gigabytes > ROOM * self.disk_gb:
+            raise ExecutorError(
+                f"{name}: {gigabytes:.1f} GB do not fit beside everything else on a disk of "
+                f"{self.disk_gb:g} GB (disk_gb); nothing was rented"
+            )
 
     def criteria(self, machine_class: str) -> Criteria:
         """The plan's: one GPU with enough memory, reliability, disk, by price."""

@@ -6,8 +6,9 @@ A file of its own, with the standard library alone, because it works before anyt
     instance_agent.py look JOB OFFSET     one line of JSON: exit, pulse, and the log from OFFSET on
     instance_agent.py halt JOB            end the work, and say so when its processes are gone
     instance_agent.py pack JOB            the results as a tar, its last entry the hashes of all others
+    instance_agent.py receive JOB FILE N  standard input into FILE from byte N on
 
-Every look also tells the watch that the driver lives. When none came for `silence_s` seconds (counted by
+Every look, and every block that moves either way, also tells the watch that the driver lives. When none came for `silence_s` seconds (counted by
 the monotonic clock, so that no set clock matters) the watch ends the work and asks the service to stop
 this instance, with the instance's own key if it was given one: its GPU bills no more, its disk stays.
 """
@@ -141,8 +142,7 @@ def _signal_group(leader: int, number: int) -> None:
 
 def look(job: Path, offset: int) -> dict[str, Any]:
     """`pulse` changes whenever a log, a metric file or a checkpoint grows; `alive`: the watch is there."""
-    (job / "alive").touch()
-    os.utime(job / "alive")
+    _hear(job)
     log, size = b"", 0
     if (job / "log").exists():
         with open(job / "log", "rb") as file:
@@ -150,6 +150,7 @@ def look(job: Path, offset: int) -> dict[str, Any]:
             file.seek(min(offset, size))
             log = file.read(MAX_LOG_BYTES)
     spec = json.loads((job / "spec.json").read_text())
+    root = job.parent / spec["folder"]
     beats = [(job / "log", size)]
     for name in spec["results"]:
         folder = job.parent / name
@@ -160,8 +161,29 @@ def look(job: Path, offset: int) -> dict[str, Any]:
         "alive": _watched(job),
         "pulse": hashlib.sha256(repr(beats).encode()).hexdigest(),
         "size": size,
+        "weight": sum(_size(root / name) for name in _packed(job, spec)),
         "log": base64.b64encode(log).decode(),
     }
+
+
+def _hear(job: Path) -> None:
+    (job / "alive").touch()
+    os.utime(job / "alive")
+
+
+def receive(job: Path, path: Path, offset: int) -> None:
+    """Each block at its own place: one who writes the same file from elsewhere writes the same there."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    heard = 0.0
+    with open(descriptor, "wb") as file:
+        while block := os.read(0, 1 << 20):
+            done = 0
+            while done < len(block):
+                done += os.pwrite(file.fileno(), block[done:], offset + done)
+            offset += len(block)
+            if time.monotonic() - heard > 1.0:
+                heard = time.monotonic()
+                _hear(job)
 
 
 def _watched(job: Path) -> bool:
@@ -193,6 +215,24 @@ def pack(job: Path, out: io.BufferedIOBase | Any) -> None:
     """Each file is read once, so its hash is of what was sent, also while the job goes on writing.
     Checkpoints go first: a log that is newer than its checkpoint is cut when the run goes on."""
     spec = json.loads((job / "spec.json").read_text())
+    root, sums = job.parent / spec["folder"], {}
+    names = _packed(job, spec)
+    with tarfile.open(fileobj=out, mode="w|") as archive:
+        for name in sorted(names, key=lambda name: ("/checkpoints/" not in name, name)):
+            try:
+                file = open(root / name, "rb")  # noqa: SIM115 (closed below)
+            except FileNotFoundError:
+                continue
+            with file:
+                hashed = _Hashed(file, job)
+                _add(archive, name, hashed, os.fstat(file.fileno()).st_size)
+            sums[name] = hashed.digest.hexdigest()
+        manifest = json.dumps(sums).encode()
+        _add(archive, "MANIFEST.json", io.BytesIO(manifest), len(manifest))
+
+
+def _packed(job: Path, spec: dict[str, Any]) -> list[str]:
+    """The results, by their paths in the sweep's folder."""
     root, left_out = job.parent / spec["folder"], set(spec["context"])
     names = sorted(
         path.relative_to(root).as_posix()
@@ -200,23 +240,35 @@ def pack(job: Path, out: io.BufferedIOBase | Any) -> None:
         for path in (job.parent / name).rglob("*")
         if path.is_file() and not path.is_symlink() and not path.name.startswith(".")
     )
-    names = [name for name in names if name not in left_out and not name.endswith((".partial", ".log"))]
-    sums = {}
-    with tarfile.open(fileobj=out, mode="w|") as archive:
-        for name in sorted(names, key=lambda name: ("/checkpoints/" not in name, name)):
-            try:
-                data = (root / name).read_bytes()
-            except FileNotFoundError:
-                continue
-            sums[name] = hashlib.sha256(data).hexdigest()
-            _add(archive, name, data)
-        _add(archive, "MANIFEST.json", json.dumps(sums).encode())
+    return [name for name in names if name not in left_out and not name.endswith((".partial", ".log"))]
 
 
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+class _Hashed:
+    """What is read of a file, and its hash. Somebody takes it, so somebody lives."""
+
+    def __init__(self, file: Any, job: Path) -> None:
+        self.file, self.digest, self.job, self.heard = file, hashlib.sha256(), job, 0.0
+
+    def read(self, size: int) -> bytes:
+        if time.monotonic() - self.heard > 1.0:
+            self.heard = time.monotonic()
+            _hear(self.job)
+        block: bytes = self.file.read(size)
+        self.digest.update(block)
+        return block
+
+
+def _add(archive: tarfile.TarFile, name: str, file: Any, size: int) -> None:
     entry = tarfile.TarInfo(name)
-    entry.size, entry.mode = len(data), 0o644
-    archive.addfile(entry, io.BytesIO(data))
+    entry.size, entry.mode = size, 0o644
+    archive.addfile(entry, file)
 
 
 def stop_this_instance(service: str | None, environment: Any) -> bool:
@@ -269,8 +321,10 @@ def main(verb: str, folder: str, *words: str) -> None:
         sys.exit(0 if halt(job) else 1)
     elif verb == "pack":
         pack(job, sys.stdout.buffer)
+    elif verb == "receive":
+        receive(job, Path(words[0]), int(words[1]))
     else:
-        sys.exit(f"no verb {verb!r}; verbs: watch, look, halt, pack")
+        sys.exit(f"no verb {verb!r}; verbs: watch, look, halt, pack, receive")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -88,6 +88,13 @@ def words_there(errand: Errand, sweep: str) -> tuple[tuple[str, ...], dict[str, 
             word = there
         words.append(word)
     return tuple(words), inputs
+
+
+def cargo(errand: Errand, *, made: Collection[str] = ()) -> dict[str, Path]:
+    """What goes to the sweep's folder there; data sets named in `made` are made there."""
+    data = {f"data/{name}.hdf5" for name in made}
+    sent = {name: path for name, path in data_files(errand).items() if name not in data}
+    return own_files(errand) | context_files(errand) | sent
 
 
 def own_files(errand: Errand) -> dict[str, Path]:

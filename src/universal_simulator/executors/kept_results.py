@@ -104,8 +104,9 @@ def _take_up(rental: Rental) -> None:
         except InstanceRefused:
             if not rental.wanted:
                 raise
-            # it may never have begun; a start that was made before is not made twice
-            ending = None
+            # it may never have begun; what was brought or begun before is not brought or begun twice
+            rental.go(Phase.SENDING)
+            return
         if ending is None and rental.wanted:
             rental.workplace().start()
     except ExecutorError as error:

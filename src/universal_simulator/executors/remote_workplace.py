@@ -20,22 +20,31 @@ from universal_simulator.credentials import masked
 from universal_simulator.errors import ExecutorError
 from universal_simulator.executors import instance_agent
 from universal_simulator.executors.code_archive import CodeArchive
+from universal_simulator.executors.course import Way
 from universal_simulator.executors.job_files import (
     RESULTS,
     Errand,
+    cargo,
     check_results,
     context_files,
-    data_files,
     install,
-    own_files,
     words_there,
 )
-from universal_simulator.executors.transport import InstanceRefused, Patience, RemoteFolder, Transport
+from universal_simulator.executors.sending import send
+from universal_simulator.executors.transport import (
+    InstanceRefused,
+    Patience,
+    RemoteFolder,
+    Transport,
+    WrongResult,
+)
 from universal_simulator.executors.workplace import Ending, Glance, Workplace
 from universal_simulator.identity import code_version
+from universal_simulator.run_record import write_atomically
 
 USIM = ("-m", "universal_simulator.cli")
 MAX_RESULT_BYTES = 8 << 30
+SLACK_BYTES = 64 << 20
 _CONTROL = bytes(b if b >= 32 or b in b"\n\t\r" else ord("?") for b in range(256)).replace(b"\x7f", b"?")
 
 
@@ -54,6 +63,8 @@ class _Look(BaseModel):
     alive: bool
     pulse: str = Field(max_length=128)
     size: int = Field(ge=0)
+    #: bytes of what would be packed
+    weight: int = Field(ge=0)
     log: str
 
 
@@ -86,40 +97,50 @@ class RemoteWorkplace(Workplace):
         self.root = RemoteFolder(transport, "usim", outfit.patience)
         self.staging = mirror.with_suffix(".incoming")
 
-    def start(self) -> None:
+    def bring(self) -> Way:
+        """`job/brought` is the last to arrive; where the spec is, all of it was there before."""
+        self.root.run("mkdir -p job sweep && touch job/alive")
         self.root.put(Path(instance_agent.__file__).read_bytes(), "agent.py")
-        if self._begun():
-            return
-        archive = self.outfit.archive
-        self.root.put(archive.content, "code.tar.gz")
+        if self._there() == "spec":
+            return 0
+        self.root.run("rm -f job/brought")
+        archive, scratch = self.outfit.archive, self.mirror.parent
+        code = scratch / f"{archive.file_hash}.tar.gz"
+        if not code.exists():
+            write_atomically(code, archive.content)
+        files = {"code.tar.gz": code} | words_there(self.errand, self.outfit.sweep)[1]
+        if self.outfit.sweep == "sweep":
+            sent = cargo(self.errand, made=self.outfit.data)
+            files |= {f"sweep/{name}": path for name, path in sent.items()}
+        number = yield from send(self.root, files, scratch=scratch)
         self.root.run(
             f"echo '{archive.file_hash}  code.tar.gz' | sha256sum -c - >/dev/null && rm -rf code && "
-            "mkdir code && tar -xzf code.tar.gz -C code && mkdir -p job sweep"
+            "mkdir code && tar -xzf code.tar.gz -C code && touch job/brought"
         )
-        words, inputs = words_there(self.errand, self.outfit.sweep)
-        self.root.put_files(inputs)
-        if self.outfit.sweep == "sweep":
-            sent = own_files(self.errand) | context_files(self.errand)
-            made = {f"data/{name}.hdf5" for name in self.outfit.data}
-            sent |= {n: path for n, path in data_files(self.errand).items() if n not in made}
-            self.root.put_files({f"sweep/{name}": path for name, path in sent.items()})
+        return number
+
+    def start(self) -> None:
+        there = self._there()
+        if there == "nothing":
+            raise InstanceRefused(f"{self.errand.job.job_id}: what it needs was not brought there whole")
         self.begun = True
-        try:
-            self.root.put(json.dumps(self._spec(words)).encode(), "job/spec.json")
-        except InstanceRefused:
-            # it did not arrive, so no watch has anything to begin
-            self.begun = False
-            raise
+        if there == "brought":
+            words, _ = words_there(self.errand, self.outfit.sweep)
+            try:
+                self.root.put(json.dumps(self._spec(words)).encode(), "job/spec.json")
+            except InstanceRefused:
+                # it did not arrive, so no watch has anything to begin
+                self.begun = False
+                raise
         self._watch()
 
-    def _begun(self) -> bool:
+    def _there(self) -> str:
         """The spec is the last file to arrive; with it there, the watch may only have died."""
-        answer = self.root.run("if [ -f job/spec.json ]; then echo yes; else echo no; fi")
-        if answer.strip() != b"yes":
-            return False
-        self.begun = True
-        self._watch()
-        return True
+        answer = self.root.run(
+            "if [ -f job/spec.json ]; then echo spec; elif [ -f job/brought ]; then echo brought; "
+            "else echo nothing; fi"
+        )
+        return answer.decode(errors="replace").strip()
 
     def _watch(self) -> None:
         """A second watch finds the lock taken and leaves."""
@@ -150,15 +171,18 @@ class RemoteWorkplace(Workplace):
         }
 
     def look(self) -> Glance:
-        offset = self.mirror.stat().st_size if self.mirror.exists() else 0
+        offset = self._heard_to()
         while True:
             seen = self._ask(offset)
             self._keep(base64.b64decode(seen.log)[: instance_agent.MAX_LOG_BYTES])
-            offset = self.mirror.stat().st_size
+            offset = self._heard_to()
             if offset >= seen.size or not seen.log:
                 break
         ending = seen.exit and Ending(seen.exit.code, seen.exit.seconds, seen.exit.step)
         return Glance(ending or None, seen.pulse, seen.alive)
+
+    def _heard_to(self) -> int:
+        return self.mirror.stat().st_size if self.mirror.exists() else 0
 
     def _ask(self, offset: int) -> _Look:
         answer = self.root.run(f"python3 agent.py look job {offset:d}")
@@ -180,9 +204,14 @@ class RemoteWorkplace(Workplace):
             with open(path, "ab") as file:
                 file.write(data)
 
-    def fetch(self, *, finished: bool) -> int:
+    def fetch(self, *, finished: bool) -> Way:
+        weight = self._ask(self._heard_to()).weight
+        if weight > MAX_RESULT_BYTES:
+            raise WrongResult(f"{self.errand.job.job_id}: its results weigh {weight >> 20} MiB; not taken")
+        # files that grow while they are packed, and the tar's own headers
+        limit = weight + weight // 4 + SLACK_BYTES
         script = "python3 agent.py pack job"
-        arrived = self.root.get(script, self.staging, max_bytes=MAX_RESULT_BYTES)
+        arrived = yield from self.root.get(script, self.staging, max_bytes=limit)
         check_results(self.errand, self.staging, arrived, finished=finished)
         install(self.errand, self.staging, arrived)
         return len(arrived)

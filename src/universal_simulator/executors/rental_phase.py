@@ -16,6 +16,7 @@ class Phase(enum.Enum):
     QUEUED = "queued"
     RENTING = "renting"
     LOADING = "loading"
+    SENDING = "sending"
     DISCARDING = "discarding"
     WORKING = "working"
     ENDING = "ending"

@@ -6,10 +6,10 @@ import signal
 
 from universal_simulator.errors import ExecutorError
 from universal_simulator.executors.cloud_ledger import CEILING
+from universal_simulator.executors.course import Course
 from universal_simulator.executors.rental_phase import Phase
 from universal_simulator.executors.rental_state import Rental
 from universal_simulator.executors.tenant import NotNow, RunCeilingError
-from universal_simulator.executors.workplace import Workplace
 from universal_simulator.sweep.executor import LOST_EXIT_CODE, JobEnd
 
 DOUBT_PAUSE_S = 10.0
@@ -18,7 +18,7 @@ DOUBT_PAUSE_S = 10.0
 def queued(rental: Rental) -> None:
     """Raises BudgetError where renting for it would cross the ceiling of the sweep."""
     try:
-        answer = rental.tenant.rent(rental.job, rental.avoid)
+        answer = rental.tenant.rent(rental.job, rental.avoid, sending_s=rental.sending_s)
     except RunCeilingError as error:
         never_began(rental, str(error), JobEnd(rental.job.job_id, CEILING, 0.0))
         return
@@ -51,6 +51,7 @@ def renting(rental: Rental) -> None:
     elif rental.lease.instance_id is None:
         rental.later("it is not known yet whether an instance was made", DOUBT_PAUSE_S)
     else:
+        rental.met_at = None
         rental.within(rental.settings.startup_s)
         rental.go(Phase.LOADING)
 
@@ -70,22 +71,61 @@ def loading(rental: Rental) -> None:
             rental.wake(instance)
         rental.later(f"its status is {instance.actual_status}")
     else:
-        _bring(rental, rental.workplace_of(rental.job, rental.lease, instance))
+        rental.place = rental.workplace_of(rental.job, rental.lease, instance)
+        rental.go(Phase.SENDING)
 
 
-def _bring(rental: Rental, place: Workplace) -> None:
+def sending(rental: Rental) -> None:
+    """As far as the line is now; where it broke off the service is heard first, then it goes on from there."""
+    if rental.met_at is None:
+        rental.met_at = rental.now()
+        if rental.sends_long:
+            rental.within(rental.settings.startup_s)
+        rental.limit = rental.deadline
+    try:
+        if rental.course is None:
+            rental.course = Course(rental.workplace().bring())
+        done = rental.course.step()
+    except ExecutorError as error:
+        _not_yet(rental, error)
+        return
+    settings, moved = rental.settings, rental.course.moved
+    # every byte buys the time it may take
+    rental.deadline = max(rental.deadline, rental.limit + settings.send_s(moved))
+    if done is not None:
+        _start(rental)
+    elif rental.now() > rental.deadline:
+        passed_s = rental.now() - rental.met_at
+        _not_ready(
+            rental,
+            f"it was sent {moved / 1e6:.0f} MB in {passed_s:.0f} s, at least "
+            f"{settings.send_mbit_per_s_at_least:g} Mbit/s are asked for (send_mbit_per_s_at_least)",
+        )
+    else:
+        share = min(1.0, moved / rental.weight) if rental.weight else 0.0
+        rental.trouble = f"{int(10 * share) * 10} % of {rental.weight / 1e9:.1f} GB"
+        rental.soon()
+
+
+def _not_yet(rental: Rental, error: ExecutorError) -> None:
+    rental.go(Phase.LOADING)
+    rental.later(f"it could not be made ready: {error}")
+
+
+def _start(rental: Rental) -> None:
     assert rental.lease is not None
     if not rental.lease.starting:
         rental.lease = rental.tenant.ledger.starting(rental.lease.label, rental.now())
-    rental.place = place
+    place = rental.workplace()
     try:
         place.start()
     except ExecutorError as error:
         if not place.begun:
-            rental.later(f"it could not be made ready: {error}")
+            _not_yet(rental, error)
             return
         # it may be at work there: from here on nothing of it is destroyed unseen
         rental.in_doubt = True
+    rental.trouble, rental.reclaim = "", False
     begin_working(rental)
 
 
@@ -101,6 +141,7 @@ def begin_working(rental: Rental) -> None:
     assert rental.lease is not None
     rental.lease = rental.tenant.ledger.placed(rental.lease.label, rental.now())
     rental.pulse_at = rental.copied_at = rental.now()
+    rental.look_at = 0.0
     rental.silence.heard()
     rental.go(Phase.WORKING)
 

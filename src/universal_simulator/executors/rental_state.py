@@ -1,6 +1,6 @@
 """What is known of one job's way over rented instances, and the small steps that all its phases share.
 
-The phases themselves: `rental_start` (queued, renting, loading, discarding), `rental_work` (working, ending,
+The phases themselves: `rental_start` (queued, renting, loading, sending, discarding), `rental_work` (working, ending,
 collecting, closing), `kept_results` (keeping, reclaiming); `rented_job` says which comes when.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from universal_simulator.credentials import masked
 from universal_simulator.executors.cloud_ledger import Lease
 from universal_simulator.executors.cloud_settings import CloudSettings
+from universal_simulator.executors.course import Course
 from universal_simulator.executors.rental_phase import Phase, phase_of
 from universal_simulator.executors.silence import Silence, health_of
 from universal_simulator.executors.tenant import Tenant
@@ -20,6 +21,8 @@ from universal_simulator.executors.vast_replies import CloudError, Instance
 from universal_simulator.executors.workplace import Ending, Workplace
 from universal_simulator.sweep.executor import LOST_EXIT_CODE, Job, JobEnd
 
+#: between two looks at a transfer
+COURSE_PAUSE_S = 1.0
 #: makes the workplace of a job on an instance that can be spoken to
 WorkplaceOf = Callable[[Job, Lease, Instance], Workplace]
 
@@ -41,6 +44,8 @@ class Rental:
     trouble: str = ""
     wanted: bool = True
     reclaim: bool = False
+    #: bytes that an instance is sent before its job begins
+    weight: int = 0
 
     def __post_init__(self) -> None:
         self.settings: CloudSettings = self.tenant.settings
@@ -50,10 +55,17 @@ class Rental:
         self.startups = 0
         self.searching_since: float | None = None
         self.deadline = self.now() + self.settings.startup_s
+        #: first contact with its instance
+        self.met_at: float | None = None
+        #: its deadline then, before any byte moved
+        self.limit = self.deadline
+        #: a transfer of this phase under way
+        self.course: Course | None = None
         # at work
         self.place: Workplace | None = None
         self.pulse = ""
         self.pulse_at = self.copied_at = self.now()
+        self.look_at = 0.0
         self.woken_at: float | None = None
         #: its start was asked for, and no answer told whether it began
         self.in_doubt = False
@@ -87,6 +99,17 @@ class Rental:
         return self.phase is Phase.QUEUED or sleeps
 
     @property
+    def sends_long(self) -> bool:
+        """It takes this machine's uplink for itself before its job begins."""
+        return self.settings.send_s(self.weight) > self.settings.send_aside_s
+
+    @property
+    def sending_s(self) -> float:
+        """How long, on top of its start, it may be sent to; then there is a second patience for what is not
+        sending: reading here, checking there, a line that breaks off."""
+        return self.settings.startup_s + self.settings.send_s(self.weight) if self.sends_long else 0.0
+
+    @property
     def at_work(self) -> bool:
         """An instance of it bills its GPU."""
         return not self.needs_room and self.phase is not Phase.DONE
@@ -97,7 +120,18 @@ class Rental:
         return self.end is not None and (not self.end.lost or self.phase is Phase.DONE)
 
     def go(self, phase: Phase) -> None:
+        self.drop_course()
         self.phase, self.due = phase, 0.0
+
+    def drop_course(self) -> None:
+        """No transfer goes on."""
+        if self.course is not None:
+            self.course.cancel()
+            self.course = None
+
+    def soon(self) -> None:
+        """A transfer is under way."""
+        self.due = self.now() + COURSE_PAUSE_S
 
     def later(self, trouble: str, pause_s: float | None = None) -> None:
         self.trouble = trouble

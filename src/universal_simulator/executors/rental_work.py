@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from universal_simulator.errors import ExecutorError
 from universal_simulator.executors.cloud_ledger import CEILING, DRIVER_SILENT
+from universal_simulator.executors.course import Course
 from universal_simulator.executors.rental_phase import BEFORE_THE_JOB, DESERTED, Phase
 from universal_simulator.executors.rental_state import Rental
 from universal_simulator.executors.transport import DamagedCopy, InstanceRefused, WrongResult
@@ -19,18 +20,25 @@ def working(rental: Rental) -> None:
         limit = rental.settings.run_limit_usd
         stop(rental, f"its ceiling of ${limit:.2f} would be crossed", exit_code=CEILING)
         return
+    _copy_checkpoint(rental)
+    if rental.now() < rental.look_at:
+        if rental.course is None:
+            rental.due = rental.look_at
+        return
     try:
         glance = _glance(rental)
     except ExecutorError as error:
         _unheard(rental, str(error))
         return
     rental.silence.heard()
+    rental.look_at = rental.now() + rental.settings.poll_s
     if glance.ending is not None:
         ended_by_itself(rental, glance.ending)
     elif not _stalled(rental, glance):
         if not glance.watched:
             rental.workplace().start()
-        if rental.now() - rental.copied_at >= rental.settings.checkpoint_s:
+        if rental.course is None and rental.now() - rental.copied_at >= rental.settings.checkpoint_s:
+            rental.course = Course(rental.workplace().fetch(finished=False))
             _copy_checkpoint(rental)
 
 
@@ -53,11 +61,19 @@ def _stalled(rental: Rental, glance: Glance) -> bool:
 
 
 def _copy_checkpoint(rental: Rental) -> None:
+    """While it works, and is looked at: one that stands still holds up nothing, and is begun again later."""
+    if rental.course is None:
+        return
     try:
-        rental.workplace().fetch(finished=False)
-        rental.copied_at = rental.now()
-    except (DamagedCopy, WrongResult) as error:
-        rental.trouble = str(error)
+        done = rental.course.step()
+    except ExecutorError as error:
+        rental.course = None
+        rental.trouble = f"its checkpoint cannot be taken: {error}"
+        return
+    if done is None:
+        rental.soon()
+    else:
+        rental.course, rental.copied_at = None, rental.now()
 
 
 def _unheard(rental: Rental, trouble: str) -> None:
@@ -111,17 +127,31 @@ def ending(rental: Rental) -> None:
 
 
 def collecting(rental: Rental) -> None:
-    code = rental.ending.exit_code
+    code, settings = rental.ending.exit_code, rental.settings
     try:
-        files = rental.workplace().fetch(finished=code == 0)
+        if rental.course is None:
+            rental.course = Course(rental.workplace().fetch(finished=code == 0))
+        files = rental.course.step()
     except WrongResult as error:
         # every hour of asking for the same lie would be paid
         rental.keep(f"its results are not believed: {error}", afresh=_goes_on_elsewhere(rental))
         return
     except (ExecutorError, OSError) as error:
+        rental.course = None
         _not_taken(rental, error, f"its results cannot be taken: {error}")
         return
     rental.silence.heard()
+    if files is None:
+        bought_s = settings.fetch_s(rental.course.moved) if rental.keep_code != CEILING else 0.0
+        if _is_over(rental, bought_s):
+            rental.keep(
+                f"of its results {rental.course.moved / 1e6:.0f} MB came in time",
+                afresh=_goes_on_elsewhere(rental),
+            )
+        else:
+            rental.soon()
+        return
+    rental.drop_course()
     if rental.reason:
         rental.note(rental.reason)
     if rental.reclaim and rental.wanted and not rental.cancelled and code < 0:
@@ -142,11 +172,17 @@ def _not_taken(rental: Rental, error: Exception, trouble: str) -> None:
         if rental.silence.gone:
             rental.vanished()
             return
-    spent = rental.keep_code != CEILING and rental.tenant.must_stop(rental.lease)
-    if spent or rental.now() > rental.deadline or (rental.cancelled and rental.at_rest):
+    if _is_over(rental) or (rental.cancelled and rental.at_rest):
         rental.keep(trouble, afresh=_goes_on_elsewhere(rental))
     else:
         rental.later(trouble, CANCEL_PAUSE_S if rental.cancelled else None)
+
+
+def _is_over(rental: Rental, bought_s: float = 0.0) -> bool:
+    """Patience with it, longer by what has moved, or its money."""
+    assert rental.lease is not None
+    spent = rental.keep_code != CEILING and rental.tenant.must_stop(rental.lease)
+    return spent or rental.now() > rental.deadline + bought_s
 
 
 def _goes_on_elsewhere(rental: Rental) -> bool:

@@ -1,11 +1,12 @@
 """One job's way over rented instances.
 
-    queued -> renting -> loading -> working -> [ending ->] collecting -> closing -> done
-       ^         |          |          |           |           |
-       +---------+----------+ discard  +-----------+-----------+--> keeping -> done, its lease kept
+    queued -> renting -> loading <-> sending -> working -> [ending ->] collecting -> closing -> done
+       ^         |          |           |          |           |           |
+       +---------+----------+-----------+ discard  +-----------+-----------+--> keeping -> done, its lease kept
        +------------------------------------------------- reclaiming <- submitted again, or recalled
 
-Every step goes as far as it can without waiting; a driver that died left what matters in the ledger.
+Every step goes as far as it can without waiting, transfers too (`course`); a driver that died left what
+matters in the ledger.
 *keeping* stops an instance whose results cannot be had and leaves its disk; *reclaiming* wakes it.
 """
 
@@ -89,25 +90,29 @@ class RentedJob(Rental):
             self.lease = None
             self.end = JobEnd(self.job.job_id, self.keep_code, 0.0)
             self.go(Phase.DONE)
-        elif self.phase is Phase.WORKING or (self.phase is Phase.LOADING and self.perhaps_begun):
+        elif self.phase is Phase.WORKING or (
+            self.phase in (Phase.LOADING, Phase.SENDING) and self.perhaps_begun
+        ):
             self.reason, self.deadline = "cancelled", until
             self.go(Phase.ENDING)
-        elif self.phase in (Phase.RENTING, Phase.LOADING, Phase.DISCARDING):
+        elif self.phase in (Phase.RENTING, Phase.LOADING, Phase.SENDING, Phase.DISCARDING):
             self.discard("cancelled")
         elif self.phase is Phase.RECLAIMING:
             self.keep("cancelled while it was woken for what it holds")
         else:
             self.deadline, self.afresh, self.due = min(self.deadline, until), False, 0.0
 
-    def cancel(self) -> JobEnd:
+    def cancel(self, *, meanwhile: Callable[[], None] = lambda: None) -> JobEnd:
         """End it: its results come home, or its instance is kept. Raises UnreachableError where its process
-        may still be at work. An instance that is not yet seen gone is closed by later steps."""
+        may still be at work. An instance that is not yet seen gone is closed by later steps. `meanwhile` is
+        called between two looks."""
         self.ask_to_end()
         begun = self.now()
         while not self._is_over(self.now() - begun):
             self.due = 0.0
             self.step()
             if not self._is_over(self.now() - begun):
+                meanwhile()
                 self.tenant.client.pause(PAUSE_S)
         if self.end is None:
             raise UnreachableError(f"{self.job.job_id} may still be at work: {self.trouble}")
@@ -121,11 +126,19 @@ class RentedJob(Rental):
         return self.phase is Phase.DONE or passed_s > patience_s
 
 
-_BEFORE_ITS_WORK = (Phase.QUEUED, Phase.RENTING, Phase.LOADING, Phase.DISCARDING, Phase.RECLAIMING)
+_BEFORE_ITS_WORK = (
+    Phase.QUEUED,
+    Phase.RENTING,
+    Phase.LOADING,
+    Phase.SENDING,
+    Phase.DISCARDING,
+    Phase.RECLAIMING,
+)
 _STEPS: dict[Phase, Callable[[Rental], None]] = {
     Phase.QUEUED: rental_start.queued,
     Phase.RENTING: rental_start.renting,
     Phase.LOADING: rental_start.loading,
+    Phase.SENDING: rental_start.sending,
     Phase.DISCARDING: rental_start.discarding,
     Phase.WORKING: rental_work.working,
     Phase.ENDING: rental_work.ending,

@@ -11,7 +11,7 @@ from universal_simulator.errors import ExecutorError, UserError
 from universal_simulator.executors.cloud_ledger import Lease
 from universal_simulator.executors.cloud_settings import CloudSettings
 from universal_simulator.executors.code_archive import pack_code
-from universal_simulator.executors.job_files import read_errand
+from universal_simulator.executors.job_files import cargo, read_errand
 from universal_simulator.executors.local_process import LocalProcessExecutor
 from universal_simulator.executors.remote_workplace import Outfit, RemoteWorkplace
 from universal_simulator.executors.ssh_transport import SSHTransport
@@ -85,11 +85,18 @@ def vast_executor(
         )
         return RemoteWorkplace(shell, errand, outfit, mirror=books / f"{lease.label}.log")
 
+    def bytes_of(job: Job) -> int:
+        errand = read_errand(job)
+        made = _identities(errand.folder) if settings.data_route == "generate" else {}
+        sent = [path.stat().st_size for path in cargo(errand, made=made).values()]
+        return len(archive.content) + sum(sent)
+
     return VastExecutor(
         client,
         settings,
         slots=slots,
         workplace_of=workplace,
+        bytes_of=bytes_of,
         local=LocalProcessExecutor(1),
         local_jobs=(DATA,),
         tell=tell,

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import secrets
 import shlex
-import subprocess
-import tempfile
+import signal
 from pathlib import Path
 from typing import IO
 
+from universal_simulator.executors.shell_process import Running, ShellProcess
 from universal_simulator.executors.transport import InstanceRefused, InstanceUnreachable, Transport
-from universal_simulator.executors.vast_replies import brief
 
 #: of ssh itself: it could not connect, or lost the connection
 _SSH_FAILED = 255
@@ -63,39 +62,23 @@ class SSHTransport(Transport):
             words += ["-o", "IdentitiesOnly=yes", "-i", str(self.key)]
         return words
 
-    def run(
-        self, script: str, *, stdin: Path | None = None, stdout: Path | None = None, timeout_s: float
-    ) -> bytes:
+    def begin(self, script: str, *, given: IO[bytes] | None, output: IO[bytes]) -> Running:
         """A login shell there may greet first: what counts comes after a word that it cannot know."""
         word = secrets.token_hex(8)
         remote = "exec sh -c " + shlex.quote(f"echo {word}\n{script}")
         command = [self.program, *self.options(), "--", self.host, remote]
         self.known_hosts.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile() as out, open(stdin or "/dev/null", "rb") as given:
-            try:
-                done = subprocess.run(
-                    command,
-                    stdin=given,
-                    stdout=out,
-                    stderr=subprocess.PIPE,
-                    timeout=timeout_s,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired:
-                raise InstanceUnreachable(f"{self.host}: no answer within {timeout_s:.0f} s") from None
-            except OSError as error:
-                raise InstanceUnreachable(f"{self.program} could not be started: {error.strerror}") from None
-            said = brief(done.stderr[-2000:].decode(errors="replace"))
-            if done.returncode == _SSH_FAILED or not _skip_greeting(out, word.encode()):
+
+        def judge(code: int, said: str) -> None:
+            if code in (_SSH_FAILED, -signal.SIGKILL) or not _skip_greeting(output, word.encode()):
                 raise InstanceUnreachable(f"{self.host}: {said or 'the connection was lost'}")
-            if done.returncode != 0:
-                raise InstanceRefused(f"{self.host}: exit code {done.returncode}: {said or 'without a word'}")
-            if stdout is None:
-                return out.read()
-            with open(stdout, "wb") as kept:
-                while block := out.read(1 << 20):
-                    kept.write(block)
-            return b""
+            if code != 0:
+                raise InstanceRefused(f"{self.host}: exit code {code}: {said or 'without a word'}")
+
+        try:
+            return ShellProcess(command, judge, given=given, output=output)
+        except OSError as error:
+            raise InstanceUnreachable(f"{self.program} could not be started: {error.strerror}") from None
 
 
 def _skip_greeting(out: IO[bytes], word: bytes) -> bool:

@@ -10,7 +10,7 @@ its end (`held_back_s`).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from universal_simulator.errors import BudgetError
@@ -19,7 +19,7 @@ from universal_simulator.executors.cloud_settings import CloudSettings
 from universal_simulator.executors.dead_man import onstart_script
 from universal_simulator.executors.reaper import Verdict, reap
 from universal_simulator.executors.vast_client import VastClient
-from universal_simulator.executors.vast_replies import Instance, Offer, Refused
+from universal_simulator.executors.vast_replies import CloudError, Instance, Offer, Refused
 from universal_simulator.sweep.executor import Job
 
 DESTROY_S = 120.0
@@ -74,10 +74,11 @@ class Tenant:
         unseen = [lease.usd_per_hour for lease in self.ledger.leases.values() if lease.unseen]
         return reserve + sum(unseen) * since / 3600
 
-    def refuse_unaffordable(self, usd_per_hour: float, job_id: str) -> None:
-        """Raise BudgetError unless one more instance could start up and be given back below the ceilings."""
+    def refuse_unaffordable(self, usd_per_hour: float, job_id: str, *, sending_s: float = 0.0) -> None:
+        """Raise BudgetError unless one more instance could start up, be sent to for `sending_s` seconds and be
+        given back below the ceilings."""
         settings = self.settings
-        first = usd_per_hour * (settings.startup_s + settings.held_back_s) / 3600
+        first = usd_per_hour * (settings.startup_s + sending_s + settings.held_back_s) / 3600
         asked = f"{job_id}: an instance at ${usd_per_hour:.2f} an hour could cross the ceiling"
         if self.spent_usd() + self.reserve_usd() + first > settings.ceiling_usd:
             raise BudgetError(
@@ -98,7 +99,7 @@ class Tenant:
 
     # --- renting ---
 
-    def rent(self, job: Job, avoid: Collection[int] = ()) -> Lease | NotNow:
+    def rent(self, job: Job, avoid: Collection[int] = (), *, sending_s: float = 0.0) -> Lease | NotNow:
         """Ask for the cheapest fitting offer that is not in `avoid`, once.
 
         A lease without `instance_id` is in doubt: `resolve` it before anything else. Raises BudgetError
@@ -114,7 +115,7 @@ class Tenant:
         if offer is None:
             return NotNow("no offer meets the criteria", settings.search_pause_s)
         price = self.price_of(offer)
-        self.refuse_unaffordable(price, job.job_id)
+        self.refuse_unaffordable(price, job.job_id, sending_s=sending_s)
         return self._create(job, offer, price)
 
     def price_of(self, offer: Offer) -> float:
@@ -215,6 +216,14 @@ class Tenant:
             ledger.rented(instance.label, instance.id, self.now())
         self.reaped_at = self.now()
         return verdict
+
+    def look_for_strays(self, tell: Callable[[str], None]) -> None:
+        """`reap`, tried again later where there is no complete look."""
+        try:
+            self.reap()
+        except CloudError as error:
+            self.reaped_at = self.now()
+            tell(f"no complete look at what is rented: {error}")
 
     def _charge_strays(self, verdict: Verdict) -> None:
         now = self.now()

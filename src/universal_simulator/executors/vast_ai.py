@@ -16,6 +16,7 @@ from universal_simulator.executors.cloud_settings import CloudSettings
 from universal_simulator.executors.job_files import read_errand
 from universal_simulator.executors.kept_results import telling
 from universal_simulator.executors.rental_phase import Phase
+from universal_simulator.executors.rental_room import comes_home, has_room, is_at_work
 from universal_simulator.executors.rental_start import give_up_unlucky
 from universal_simulator.executors.rental_state import WorkplaceOf
 from universal_simulator.executors.rented_job import RentedJob
@@ -34,7 +35,7 @@ LAST_S = 900.0
 
 
 class VastExecutor(Executor):
-    """`workplace_of` makes an instance's workplace; `local` runs the jobs whose ids begin with one of
+    """`workplace_of` makes an instance's workplace, `bytes_of` tells what a job is sent there; `local` runs the jobs whose ids begin with one of
     `local_jobs`. `tell` hears what a person should know. One driver per folder, as the contract says."""
 
     remote = True
@@ -46,6 +47,7 @@ class VastExecutor(Executor):
         *,
         slots: int,
         workplace_of: WorkplaceOf,
+        bytes_of: Callable[[Job], int] = lambda _: 0,
         local: Executor | None = None,
         local_jobs: Sequence[str] = ("data",),
         tell: Callable[[str], None] = lambda _: None,
@@ -55,6 +57,7 @@ class VastExecutor(Executor):
             raise ExecutorError(f"need at least one instance at a time, got {slots}")
         self.slots = slots
         self._client, self._settings, self._workplace_of = client, settings, workplace_of
+        self._bytes_of = bytes_of
         self._local, self._local_jobs, self._tell = local, tuple(local_jobs), tell
         self._journal_of = journal_of
         self._tenants: dict[Path, Tenant] = {}
@@ -90,7 +93,7 @@ class VastExecutor(Executor):
         if self._home_by is None:
             patience_s = self._settings.startup_s + self._settings.results_patience_s
             self._home_by = self._client.clock() + patience_s
-        while any(self._comes_home(rental) for rental in self._aside):
+        while any(comes_home(rental) for rental in self._aside):
             if self._client.clock() >= min(until, self._home_by):
                 return self._client.clock() < self._home_by
             self._step()
@@ -98,9 +101,8 @@ class VastExecutor(Executor):
         return False
 
     def submit(self, job: Job) -> None:
-        if self._is_local(job.job_id):
-            assert self._local is not None
-            self._local.submit(job)
+        if (local := self._local_for(job.job_id)) is not None:
+            local.submit(job)
             return
         folder = read_errand(job).folder
         self.refuse_impossible(job)
@@ -117,8 +119,13 @@ class VastExecutor(Executor):
         history = tenant.ledger.of_job(job.job_id)
         if any(lease.live and lease.end is None and lease != kept for lease in history):
             raise ExecutorError(f"{job.job_id} is at work already, for another driver; attach to it")
+        weight = self._bytes_of(job)
+        if kept is None:
+            self._settings.refuse_too_heavy(job.job_id, weight)
         self._set_aside(job.job_id)
-        rental = RentedJob(job, tenant, self._workplace_of, lease=kept, reclaim=kept is not None)
+        rental = RentedJob(
+            job, tenant, self._workplace_of, lease=kept, reclaim=kept is not None, weight=weight
+        )
         self._jobs[job.job_id] = rental
         if kept is None and tenant.lost(job.job_id) > self._settings.losses_per_run:
             give_up_unlucky(rental)
@@ -126,9 +133,8 @@ class VastExecutor(Executor):
         self._step()
 
     def attach(self, job_id: str, folder: Path | str) -> bool:
-        if self._is_local(job_id):
-            assert self._local is not None
-            return self._local.attach(job_id, folder)
+        if (local := self._local_for(job_id)) is not None:
+            return local.attach(job_id, folder)
         if job_id in self._jobs and self._jobs[job_id].end is None:
             return self._jobs[job_id].job.folder == Path(folder)
         tenant = self._tenant(Path(folder), make=False)
@@ -150,8 +156,7 @@ class VastExecutor(Executor):
             if ends or left_s <= 0 or not at_work:
                 return ends
             if self._local_at_work() and self._local is not None:
-                local = self._local.wait(min(TICK_S, left_s))
-                if local:
+                if local := self._local.wait(min(TICK_S, left_s)):
                     return local
             else:
                 self._client.pause(min(self._idle_s(), left_s))
@@ -162,9 +167,8 @@ class VastExecutor(Executor):
         return min(max(min(due, default=TICK_S), TICK_S / 10), 5 * TICK_S)
 
     def state(self, job_id: str) -> JobState:
-        if self._is_local(job_id):
-            assert self._local is not None
-            return self._local.state(job_id)
+        if (local := self._local_for(job_id)) is not None:
+            return local.state(job_id)
         return self._jobs[job_id].state if job_id in self._jobs else "unknown"
 
     def use(self, job_id: str) -> Use:
@@ -174,24 +178,30 @@ class VastExecutor(Executor):
         tenant = self._tenants.get(Path(folder).absolute())
         return None if tenant is None else tenant.spent_usd()
 
+    def ask_to_end(self, job_ids: Sequence[str]) -> None:
+        for name in job_ids:
+            job = self._jobs.get(name)
+            if job is not None and job.end is None:
+                job.ask_to_end()
+                if job.tellable and name not in self._untold:
+                    self._untold.append(name)
+
     def cancel(self, job_id: str) -> JobEnd | None:
-        if self._is_local(job_id):
-            assert self._local is not None
-            return self._local.cancel(job_id)
+        if (local := self._local_for(job_id)) is not None:
+            return local.cancel(job_id)
         job = self._jobs.get(job_id)
         if job is None or (job.end is not None and job_id not in self._untold):
             return None
         try:
-            job.cancel()
+            job.cancel(meanwhile=lambda: self._step_others(job))
         except CloudError as error:
             raise UnreachableError(f"{job_id} may still be at work: {error}") from error
         self._untold = [name for name in self._untold if name != job_id]
         return job.billed_end
 
     def tail(self, job_id: str, lines: int = 12) -> str:
-        if self._is_local(job_id):
-            assert self._local is not None
-            return self._local.tail(job_id, lines)
+        if (local := self._local_for(job_id)) is not None:
+            return local.tail(job_id, lines)
         job = self._jobs.get(job_id)
         return tail(job.job.log, lines) if job is not None and job.job.log.exists() else ""
 
@@ -213,8 +223,8 @@ class VastExecutor(Executor):
     def spent_usd(self) -> float:
         return sum(tenant.spent_usd() for tenant in self._tenants.values())
 
-    def _is_local(self, job_id: str) -> bool:
-        return self._local is not None and job_id.split(":")[0] in self._local_jobs
+    def _local_for(self, job_id: str) -> Executor | None:
+        return self._local if job_id.split(":")[0] in self._local_jobs else None
 
     def _local_at_work(self) -> bool:
         return self._local is not None and any(
@@ -251,7 +261,9 @@ class VastExecutor(Executor):
     def _rental_of(self, lease: Lease, tenant: Tenant, folder: Path, *, recall: bool = False) -> RentedJob:
         resources = Resources(gpus=1, machine_class=lease.machine_class)
         job = Job(lease.job_id, lease.arguments, Path(lease.log), folder, resources)
-        return RentedJob(job, tenant, self._workplace_of, lease=lease, wanted=not recall, reclaim=recall)
+        rental = RentedJob(job, tenant, self._workplace_of, lease=lease, wanted=not recall, reclaim=recall)
+        rental.weight = self._bytes_of(job)
+        return rental
 
     def _recall(self, tenant: Tenant, folder: Path) -> None:
         """What earlier drivers had to leave on stopped instances is asked for again, or not needed any more."""
@@ -287,26 +299,37 @@ class VastExecutor(Executor):
             if tenant.must_stop():
                 self._wind_down(f"the ceiling of ${self._settings.ceiling_usd:.2f} would be crossed")
             if tenant.now() - (tenant.reaped_at or 0.0) > self._settings.reap_s:
-                self._look_for_strays(tenant)
+                tenant.look_for_strays(self._tell)
         for name, job in list(self._jobs.items()):
-            if job.needs_room and not self._has_room():
-                continue
-            told = job.tellable
-            try:
-                job.step()
-            except BudgetError as error:
-                if not any(other.at_work for other in self._rentals()):
-                    raise
-                job.due, job.trouble = job.now() + self._settings.poll_s, str(error)
-            if job.tellable and not told and name not in self._untold:
-                self._untold.append(name)
-            self._say(name, job)
+            self._step_job(name, job)
         self._step_aside()
+
+    def _step_job(self, name: str, job: RentedJob) -> None:
+        if job.needs_room and not has_room(job, self._rentals(), self.slots):
+            return
+        told = job.tellable
+        try:
+            job.step()
+        except BudgetError as error:
+            if not any(other.at_work for other in self._rentals()):
+                raise
+            job.due, job.trouble = job.now() + self._settings.poll_s, str(error)
+        if job.tellable and not told and name not in self._untold:
+            self._untold.append(name)
+        self._say(name, job)
+
+    def _step_others(self, job: RentedJob) -> None:
+        """While one is brought to its end: no other stops itself because nobody looked, and those that were
+        asked to end too do so meanwhile."""
+        for name, other in list(self._jobs.items()):
+            if other is not job and other.at_work:
+                self._step_job(name, other)
 
     def _step_aside(self) -> None:
         """These never end a sweep, and never get in the way of a job of the driver's."""
         for rental in list(self._aside):
-            if rental.needs_room and (not self._has_room() or self._is_at_work(rental)):
+            room = has_room(rental, self._rentals(), self.slots)
+            if rental.needs_room and (not room or is_at_work(rental)):
                 continue
             try:
                 rental.step()
@@ -316,20 +339,6 @@ class VastExecutor(Executor):
             if rental.phase is Phase.DONE and rental in self._aside:
                 self._aside.remove(rental)
             self._say(f"{rental.job.job_id} (left by an earlier attempt)", rental)
-
-    def _is_at_work(self, rental: RentedJob) -> bool:
-        """Its job is, on another instance: two may not write into one run folder."""
-        leases = rental.tenant.ledger.of_job(rental.job.job_id)
-        return any(lease.live and lease.end is None for lease in leases)
-
-    def _comes_home(self, rental: RentedJob) -> bool:
-        """What it holds is asked for; what was asked for and is given back now is verified at the end."""
-        return rental.phase not in (Phase.CLOSING, Phase.DONE) and not (
-            rental.needs_room and self._is_at_work(rental)
-        )
-
-    def _has_room(self) -> bool:
-        return sum(rental.at_work for rental in self._rentals()) < self.slots
 
     def _ends(self) -> list[JobEnd]:
         ends = [self._jobs[name].billed_end for name in self._untold]
@@ -342,13 +351,6 @@ class VastExecutor(Executor):
             self._said[name] = text
             self._tell(f"{text}; ${self.spent_usd():.2f} spent")
 
-    def _look_for_strays(self, tenant: Tenant) -> None:
-        try:
-            tenant.reap()
-        except CloudError as error:
-            tenant.reaped_at = tenant.now()
-            self._tell(f"no complete look at what is rented: {error}")
-
     def _wind_down(self, reason: str) -> None:
         """Everything home or kept, and given back, then the end. What the ceiling cannot hold is destroyed.
 
@@ -356,7 +358,9 @@ class VastExecutor(Executor):
         """
         before = {name for name, job in self._jobs.items() if job.tellable and name not in self._untold}
         troubles = self._end_all()
-        self._untold = [name for name, job in self._jobs.items() if job.end is not None and name not in before]
+        self._untold = [
+            name for name, job in self._jobs.items() if job.end is not None and name not in before
+        ]
         for tenant in self._tenants.values():
             troubles += destroy_above_the_ceiling(tenant)
         told = (
@@ -383,11 +387,9 @@ class VastExecutor(Executor):
 
     def _tell_kept(self) -> list[str]:
         """Once each, loudly: who pays has to know."""
-        words = []
-        for folder, tenant in self._tenants.items():
-            for lease in tenant.ledger.all_kept():
-                words.append(telling(lease, folder))
-                if self._said.get(lease.label) != words[-1]:
-                    self._said[lease.label] = words[-1]
-                    self._tell(words[-1])
-        return words
+        kept = [(x, where) for where, t in self._tenants.items() for x in t.ledger.all_kept()]
+        words = {lease.label: telling(lease, folder) for lease, folder in kept}
+        for label in [label for label in words if self._said.get(label) != words[label]]:
+            self._said[label] = words[label]
+            self._tell(words[label])
+        return list(words.values())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass
 
+from universal_simulator.executors.course import Way
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -33,16 +35,21 @@ class Workplace(abc.ABC):
     begun: bool = False
 
     @abc.abstractmethod
+    def bring(self) -> Way:
+        """Bring code, data and what the job goes on from, verified; nothing begins there. Begun again it
+        goes on where it broke off, and does nothing where the job may have begun. Bytes that move tell
+        the instance that the driver lives."""
+
+    @abc.abstractmethod
     def start(self) -> None:
-        """Bring code, data and what the job goes on from, verified, and start it; once, however often
-        this is called."""
+        """Start what was brought; once, however often this is called."""
 
     @abc.abstractmethod
     def look(self) -> Glance:
         """How it is going; what it has printed since is appended to the job's log here."""
 
     @abc.abstractmethod
-    def fetch(self, *, finished: bool) -> int:
+    def fetch(self, *, finished: bool) -> Way:
         """Copy its results here and install them, verified; how many files. `finished`: it ended with
         success, so its record must be whole. With nothing installed raises DamagedCopy where they did not
         arrive as they left, WrongResult where they are not this job's."""

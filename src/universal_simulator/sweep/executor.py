@@ -41,6 +41,7 @@ executor in the order given. What can never fit is refused by `submit`.
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -208,6 +209,13 @@ class Executor(abc.ABC):
         Never less than the sum of its ends' `usd`. Asks nobody; never raises.
         """
         return None
+
+    def ask_to_end(self, job_ids: Sequence[str]) -> None:
+        """Several will be cancelled one after the other: where an end takes long, let all begin to end now.
+
+        Waits for nothing; the ends are told by `cancel` of each.
+        """
+        return
 
     @abc.abstractmethod
     def cancel(self, job_id: str) -> JobEnd | None:

@@ -276,6 +276,7 @@ class JobQueue:
 
         One whose end the executor cannot tell keeps its attempt open: the next sitting settles it.
         """
+        self.executor.ask_to_end(list(self._running))
         for job in list(self._running.values()):
             if not self.state.running(job.job_id):
                 continue
