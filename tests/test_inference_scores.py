@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.test_repetition import TINY
+from universal_simulator import inference_scores
+from universal_simulator.cli import app
 from universal_simulator.configuration import load_config
-from universal_simulator.configuration.inference_settings import with_settings
+from universal_simulator.configuration.inference_settings import with_settings, words_of
 from universal_simulator.configuration.schema import TTCSection
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import ConfigurationError, UserError
 from universal_simulator.experiment import run
 from universal_simulator.inference_scores import score_settings
-from universal_simulator.run_record import RunFolder, RunRecord
+from universal_simulator.run_record import EvaluationRecord, RunFolder, RunRecord
 
 WORDS = [*TINY, "training.stages=[codec,operator]", "ttc.reward_steps=5"]
 
@@ -56,6 +60,28 @@ def test_scores_are_those_of_a_model_trained_with_test_time_compute(
         assert result.per_group["nrmse"] != free.result.regimes[regime].per_group["nrmse"]
     with pytest.raises(UserError, match="a model without its run"):
         score_settings(plain.model, ["ttc.beam=2"])
+
+
+def test_flags_of_scores_reach_what_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: dict[str, Any] = {}
+
+    def scored(path: Path, settings: list[str], **given: Any) -> list[EvaluationRecord]:
+        heard.update(given, settings=settings)
+        return []
+
+    monkeypatch.setattr(inference_scores, "score_settings", scored)
+    words = ["evaluate", "run", "--ttc-groups", "12", "--ttc-reward-groups", "9", "--json"]
+    settings = ["ttc.beam=2", "ttc.beam=2 ttc.combine=regress"]
+    asked = [word for setting in settings for word in ("--ttc-set", setting)]
+    assert CliRunner().invoke(app, [*words, *asked]).exit_code == 0
+    assert heard["settings"] == settings
+    assert (heard["groups"], heard["reward_groups"]) == (12, 9)
+
+
+def test_a_setting_of_several_keys_is_several_words() -> None:
+    assert words_of(" ttc.beam=2  ttc.tau_range=[0.2, 0.8]") == ["ttc.beam=2", "ttc.tau_range=[0.2, 0.8]"]
+    asked = with_settings(TTCSection(), words_of("ttc.beam=2 ttc.tau_range=[0.2, 0.8]"))
+    assert (asked.beam, asked.tau_range) == (2, (0.2, 0.8))
 
 
 def test_only_settings_of_test_time_compute_are_taken() -> None:
