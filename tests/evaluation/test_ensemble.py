@@ -420,6 +420,21 @@ def test_the_centre_is_the_mixture_with_the_lowest_nrmse() -> None:
     # of two independent errors a, b the best share of the second is a^2 / (a^2 + b^2)
     assert fit_centre(truth + one, truth + two, truth) == pytest.approx(0.5, abs=0.06)
     assert fit_centre(truth + 2 * one, truth + two, truth) == pytest.approx(0.8, abs=0.06)
+    # a whole step to the mean may not be surely better where a part of it is
+    generator = torch.Generator().manual_seed(3)
+    hard, other = (torch.exp(0.5 * torch.randn(32, 1, 1, 1, generator=generator)) for _ in range(2))
+    operator = truth[:32] + 0.3 * hard * one[:32]
+    mean = truth[:32] + 0.25 * hard * other * (0.6 * one[:32] + 0.8 * two[:32])
+
+    def miss(forecast: Tensor) -> Tensor:
+        size = truth[:32].square().mean(dim=(-2, -1)).sqrt()
+        return ((forecast - truth[:32]).square().mean(dim=(-2, -1)).sqrt() / size).mean(dim=1)
+
+    step = miss(operator) - miss(mean)
+    assert float(step.mean() / step.std()) * math.sqrt(32) < 2
+    share = fit_centre(mean, operator, truth[:32])
+    assert 0.5 < share < 0.95
+    assert float(miss(mean + share * (operator - mean)).mean()) < 0.95 * float(miss(operator).mean())
     # what four trajectories cannot tell from noise leaves the operator where it is
     harder = torch.tensor([0.2, 2.0, 0.3, 1.0])[:, None, None, None]
     mixed = truth[:4] + one[:4] * harder

@@ -108,12 +108,14 @@ def fit_calibration(
 
 
 def fit_centre(mean: Tensor, operator: Tensor, truth: Tensor) -> float:
-    """w in [0, 1] with the lowest mean over samples and lead times of rms(mean + w (operator - mean) - truth).
+    """w in [0, 1]: the operator's share whose gain over the operator alone is surest.
 
-    Each relative to rms(truth) of its frame (floor: a thousandth of the sample's largest), all
-    (B, T, C, X). On a grid of 21 values: the mean of roots is flat at its lowest, and w is known no
-    better from few trajectories. Where the gain over w = 1, the operator, is within two standard
-    errors over the samples it is taken for noise, and the operator stays the centre.
+    Loss: mean over samples and lead times of rms(mean + w (operator - mean) - truth), each relative to
+    rms(truth) of its frame (floor: a thousandth of the sample's largest), all (B, T, C, X). On a grid of 21
+    values that with the highest lower bound, gain less two standard errors over the samples; where none is
+    above 0, the operator, w = 1. The bound is asked of every share, not of the one with the lowest loss: there
+    the error of the mean is largest too, and a part of the way, surely better, would be missed (32 synthetic
+    trajectories on which the mean is 15 % better: moved in 55 of 60 draws instead of 20, LOG.md 2026-11-25).
     """
     away, miss = (operator - mean).double(), (mean - truth).double()
     size = truth.double().square().mean(dim=(-2, -1))
@@ -121,9 +123,12 @@ def fit_centre(mean: Tensor, operator: Tensor, truth: Tensor) -> float:
     whole, cross, square = (v.mean(dim=(-2, -1)) / size for v in (miss.square(), miss * away, away.square()))
     shares = torch.linspace(0, 1, CENTRES, dtype=torch.float64, device=mean.device)[:, None, None]
     loss = (whole + 2 * shares * cross + shares.square() * square).clamp_min(0).sqrt().mean(dim=2)
-    best = int(loss.mean(dim=1).argmin())
-    gain = loss[-1] - loss[best]
-    if len(gain) < 2 or gain.mean() <= 2 * gain.std() / math.sqrt(len(gain)):
+    if loss.shape[1] < 2:
+        return 1.0
+    gain = loss[-1] - loss
+    bound = gain.mean(dim=1) - 2 * gain.std(dim=1) / math.sqrt(gain.shape[1])
+    best = int(bound.argmax())
+    if bound[best] <= 0:
         return 1.0
     return float(shares[best, 0, 0])
 
