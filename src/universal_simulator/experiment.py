@@ -23,6 +23,7 @@ from universal_simulator.data.dataset import Dataset, open_dataset
 from universal_simulator.data.generator import generate
 from universal_simulator.data.specification import DatasetSpec
 from universal_simulator.data.splits import CALIBRATION_HALVES
+from universal_simulator.data.symmetries import refuse_undeclared
 from universal_simulator.data.windows import StreamingWindowSource, WindowSource
 from universal_simulator.device import describe, peak_memory_gib, resolve, warning
 from universal_simulator.errors import UserError, UsimError
@@ -99,6 +100,7 @@ def run(
     config = loaded.config
     torch.set_num_threads(config.threads or torch.get_num_threads())
     if dataset is None:
+        refuse_undeclared(config)
         dataset = prepare_dataset(str(config.data.file or config.data.dataset), folder, progress=progress)
     expected = run_identity(
         config.name, config_hash=loaded.hash, data_identity=dataset.identity, seed=config.seed

@@ -63,6 +63,11 @@ def test_help_and_the_sweep_wing_import_no_torch() -> None:
     [
         (["config", "check", "rerun_txxoc8a8", "--profile", "smoke"], 0, ""),
         (["config", "check", "rerun_txxoc8a8", "sed=1"], 2, "did you mean 'seed'"),
+        (
+            ["config", "check", "rerun_txxoc8a8", "data.dataset=advection_smoke"],
+            2,
+            "model.canonical_frame: 'galilean' is not a declared symmetry of 'advection'",
+        ),
         (["config", "show", "nothing"], 2, "known:"),
         (["data", "info", "nothing.hdf5"], 1, "does not exist"),
         (["evaluate", "nothing.safetensors"], 2, "cannot be read"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from universal_simulator.cli.config import check
 from universal_simulator.configuration import load_config
 from universal_simulator.configuration.profiles import Profile, apply_profile
+from universal_simulator.configuration.schema import LossConfig, ModelConfig
 from universal_simulator.configuration.steady import is_steady
 from universal_simulator.errors import ConfigurationError, UserError
 from universal_simulator.sweep.plan import load_plan
@@ -107,6 +110,20 @@ def test_every_committed_plan_loads_and_names_configs(name: str) -> None:
         assert load_config(config, profile=plan.profile).config.data.dataset == plan.dataset
 
 
+def test_a_checked_config_is_told_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    check("rerun_txxoc8a8", ["seed=3"], "smoke", as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["profile"] == "smoke"
+    assert told["hash"] == load_config("rerun_txxoc8a8", profile="smoke").hash
+    with pytest.raises(ConfigurationError) as caught:
+        check("rerun_txxoc8a8", ["data.dataset=advection_smoke"], "smoke")
+    assert len(caught.value.faults) == 3, "galilean, amplitude_time and reflection, all at once"
+    check(
+        "rerun_txxoc8a8",
+        ["data.dataset=advection_smoke", "model.canonical_frame=[]", "training.augmentation=[shift]"],
+    )
+
+
 def test_rule_keeps_ema_memories_apart_and_inside_the_run() -> None:
     for profile in PROFILES:
         decays = [load_config(member, profile=profile).config.training.operator for member in MEMBERS]
@@ -166,6 +183,35 @@ def test_all_faults_are_told_at_once_with_the_nearest_key() -> None:
     assert len(caught.value.faults) == 3
     assert "training.operator.learning_rate" in text
     assert "did you mean 'seed'" in text
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("trainng.batch_size=3", "training.batch_size"),
+        ("trainng=3", "training"),
+        ("training.operator.lr=1", "training.operator.learning_rate"),
+        ("training.operator.wd=1", "training.operator.weight_decay"),
+        ("training.opertor.eta_mn=1", "training.operator.eta_min"),
+        ("training.batchsize=1", "training.batch_size"),
+        ("learning_rate=1", "training.codec.learning_rate"),
+        ("model.options.latent_dims=3", "model.options.latent_dim"),
+        ("xqz=1", None),
+    ],
+)
+def test_the_key_that_was_meant_is_a_setting_of_its_section(word: str, meant: str | None) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_config("rerun_txxoc8a8", [word], profile="smoke")
+    hint = "" if meant is None else f"; did you mean {meant!r}?"
+    assert caught.value.faults[0] == f"{word.partition('=')[0]}: unknown key{hint}"
+
+
+@pytest.mark.parametrize("key", ["lambda_latent", "canonical_frame"])
+def test_a_config_without_the_base_has_the_bases_default(key: str) -> None:
+    config = load_config("rerun_txxoc8a8", profile="smoke").config
+    for ours, default in ((config.training.loss, LossConfig()), (config.model, ModelConfig())):
+        if hasattr(default, key):
+            assert getattr(default, key) == getattr(ours, key)
 
 
 @pytest.mark.parametrize(

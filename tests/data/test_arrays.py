@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 
 from tests.training.test_training import TINY
 from universal_simulator import assessment, experiment
+from universal_simulator.cli.data import import_
 from universal_simulator.configuration import load_config
 from universal_simulator.data.arrays import import_array
+from universal_simulator.data.dataset import open_dataset
 from universal_simulator.errors import UserError, UsimError
 from universal_simulator.run_record import RunFolder
 
@@ -54,6 +57,15 @@ def test_axes_in_any_order_and_any_container_give_the_same_data(tmp_path: Path) 
     assert loaded.grid.lengths == pytest.approx((1.0,))
     first.verify()
     first.audit()
+
+
+def test_an_import_is_told_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "a.npy", waves())
+    out = tmp_path / "a.hdf5"
+    import_(tmp_path / "a.npy", out, "trajectory,time,field,x", 0.05, 1 / 32, fields="h,v", as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["path"] == str(out)
+    assert told["identity"] == open_dataset(out).identity
 
 
 @pytest.mark.parametrize("parameter", [None, "depth"])

@@ -46,9 +46,20 @@ def show(
 
 
 @app.command()
-def check(config: Name, overrides: Words = None, profile: ProfileName = None) -> None:
+def check(
+    config: Name,
+    overrides: Words = None,
+    profile: ProfileName = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
     """Refuse a faulty config with all its faults at once (exit code 2), say so if it is fine."""
     from universal_simulator.configuration import load_config
+    from universal_simulator.data.symmetries import refuse_undeclared
 
     loaded = load_config(config, overrides or [], profile=profile)
+    refuse_undeclared(loaded.config)
+    if as_json:
+        told = {"source": loaded.source, "profile": loaded.config.profile, "hash": loaded.hash}
+        typer.echo(json.dumps(told))
+        return
     typer.echo(f"{loaded.source}: fine ({loaded.config.profile}, hash {loaded.hash[:12]})")

@@ -79,6 +79,7 @@ def import_(
     fields: Annotated[str, typer.Option(help="names of the fields, in their order")] = "u",
     parameter: Annotated[str | None, typer.Option(help="name of what differs between trajectories")] = None,
     values: Annotated[str | None, typer.Option(help="its value: a number, or a .npy file")] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Make a data file of your own array; its physics stays undeclared.
 
@@ -100,6 +101,9 @@ def import_(
         values=None if values is None else read_values(values),
     )
     dataset.audit()
+    if as_json:
+        typer.echo(json.dumps(dataset.info.as_dict(), indent=1))
+        return
     typer.echo(f"{out}\n{dataset.identity}")
 
 

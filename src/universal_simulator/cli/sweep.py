@@ -214,7 +214,11 @@ def report(folder: Folder) -> None:
 
 
 @app.command()
-def explain(folder: Folder, run: Annotated[str | None, typer.Argument(help="one run id")] = None) -> None:
+def explain(
+    folder: Folder,
+    run: Annotated[str | None, typer.Argument(help="one run id")] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
     """What changed in each run, why it helped or hurt, what to do next; its gates."""
     from universal_simulator.errors import UserError
     from universal_simulator.sweep.gates import telling
@@ -226,7 +230,18 @@ def explain(folder: Folder, run: Annotated[str | None, typer.Argument(help="one 
     if run is not None and run not in known:
         raise UserError(f"no run {run!r} in {folder}; runs: {', '.join(known)}")
     suites = {suite: state.gates(suite) for suite in ("small_eval", "full_eval")}
-    for run_id in [run] if run else known:
+    asked = [run] if run else known
+    if as_json:
+        told = {
+            run_id: {
+                "verdict": verdict(state, run_id),
+                "gates": {suite: list(gates.get(run_id, ())) for suite, gates in suites.items()},
+            }
+            for run_id in asked
+        }
+        typer.echo(json.dumps(told, indent=1))
+        return
+    for run_id in asked:
         typer.echo(run_id)
         for line in verdict(state, run_id):
             typer.echo(f"  {line}")

@@ -162,24 +162,37 @@ def describe_faults(kind: type[BaseModel], error: ValidationError, prefix: str =
     for item in error.errors():
         where = prefix + ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            name = str(item["loc"][-1])
-            near = difflib.get_close_matches(where.removeprefix(prefix), known, 1, 0.5)
-            near = (
-                near
-                or [
-                    k
-                    for k in known
-                    if k.rpartition(".")[2]
-                    in difflib.get_close_matches(name, [k.rpartition(".")[2] for k in known], 1, 0.5)
-                ][:1]
-            )
-            hint = f"; did you mean {prefix + near[0]!r}?" if near else ""
+            # a section of a wrong name is told with what was given in it
+            if isinstance(item["input"], Mapping) and item["input"]:
+                where += "." + next(iter(flatten(item["input"])))
+            near = nearest(where.removeprefix(prefix), known)
+            hint = f"; did you mean {prefix + near!r}?" if near else ""
             faults.append(f"{where}: unknown key{hint}")
         elif item["type"] == "missing":
             faults.append(f"{where}: missing")
         else:
             faults.append(f"{where}: {item['msg']}, got {_short(item['input'])}")
     return faults
+
+
+def nearest(key: str, known: Sequence[str]) -> str | None:
+    """The known key that was probably meant: a setting for a setting, of the same section first.
+
+    An abbreviation by initials counts (`lr` for learning_rate), then likeness of the last part, then of all.
+    """
+    settings = [k for k in known if not any(other.startswith(f"{k}.") for other in known)]
+    section, _, name = key.rpartition(".")
+    sections = sorted({k.rpartition(".")[0] for k in settings})
+    near = difflib.get_close_matches(section, sections, 1, 0.6) if section else [""]
+    beside = [k for k in (settings if section else known) if k.rpartition(".")[0] in near]
+    for candidates in (beside, settings):
+        names = {k.rpartition(".")[2]: k for k in reversed(candidates)}
+        for last, whole in sorted(names.items()):
+            if name == last or (len(name) > 1 and name == "".join(part[0] for part in last.split("_"))):
+                return whole
+        if found := difflib.get_close_matches(name, list(names), 1, 0.5):
+            return names[found[0]]
+    return next(iter(difflib.get_close_matches(key, known, 1, 0.5)), None)
 
 
 def _known_keys(kind: type[BaseModel], prefix: str = "") -> Iterable[str]:

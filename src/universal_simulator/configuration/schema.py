@@ -106,7 +106,7 @@ class ModelConfig(Section):
 
     import_path: str = "universal_simulator.model.latent_surrogate:LatentSurrogate"
     #: exact symmetries of the equation taken out before the model sees the field
-    canonical_frame: tuple[Literal["galilean", "amplitude_time"], ...] = ("galilean",)
+    canonical_frame: tuple[Literal["galilean", "amplitude_time"], ...] = ("galilean", "amplitude_time")
     #: decode and encode anew, in the field's own canonical frame, after this many steps of a
     #: rollout (None: the first frame alone is encoded)
     reencode_every: Count | None = None
@@ -165,7 +165,7 @@ class LossConfig(Section):
     """Weights of the terms of the operator loss; rollout steps weigh 1 together."""
 
     lambda_reconstruction: NonNegative = 1.0
-    lambda_latent: NonNegative = 0.3
+    lambda_latent: NonNegative = 1.0
     lambda_spectral: NonNegative = 0.05
 
 

@@ -332,6 +332,7 @@ class _Driver:
             evaluations,
             headline=self.plan.headline_regime,
             refused=[run for run in self._promoted() if self.state.refused_by_ceiling(f"full:{run}")],
+            seeds=self.state.baselines(),
         )
         self.journal.append("champion", baseline=baseline, **vars(verdict))
 

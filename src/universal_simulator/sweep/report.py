@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ def _context(state: SweepState) -> dict[str, Any]:
             for regime in regimes
         },
         "seconds": state.seconds_spent,
+        "wall_s": _wall_s(state),
         "compute": [row for row in compute if row.run_id in names],
         "compute_rule": rule_sentence(compute),
         "compute_matches": compute_matches(state),
@@ -181,7 +183,7 @@ def _natural(name: str) -> tuple[str, int]:
     return (stem, int(number)) if number.isdigit() else (name, 0)
 
 
-def _forecasts(state: SweepState) -> list[dict[str, str]]:
+def _forecasts(state: SweepState) -> list[dict[str, object]]:
     """Each round's best member, judged on full-eval where one got there, against what it started from:
     the mean of the baseline's seeds, or the champion of that moment."""
     regime, out = state.plan.headline_regime, []
@@ -199,11 +201,19 @@ def _forecasts(state: SweepState) -> list[dict[str, str]]:
             continue
         best = scored[0][0] if scored else None
         answer, text = score_forecast(round_, best, sum(seeds) / len(seeds))
+        exceeded = text.endswith("more than forecast")
         if scored:
             against = f"the mean of {len(seeds)} seeds" if round_.kind == "members" else base[0]
             text += f" ({scored[0][1]}, {suite.replace('_', '-')}, against {against})"
-        out.append({"round": round_.name, "hypothesis": round_.hypothesis, "answer": answer, "text": text})
+        told = {"hypothesis": round_.hypothesis, "answer": answer, "exceeded": exceeded, "text": text}
+        out.append({"round": round_.name, **told})
     return out
+
+
+def _wall_s(state: SweepState) -> float:
+    """From the journal's first event to its last, pauses between sittings included."""
+    first, last = (datetime.fromisoformat(state.journal.events[end].at) for end in (0, -1))
+    return (last - first).total_seconds()
 
 
 def _seeds(state: SweepState) -> list[dict[str, Any]]:

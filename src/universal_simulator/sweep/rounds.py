@@ -138,10 +138,12 @@ def choose_champion(
     *,
     headline: str,
     refused: Sequence[str] = (),
+    seeds: Sequence[str] = (),
 ) -> Verdict:
     """Best full-eval among those that pass every gate against the baseline; else the baseline.
 
-    refused: candidates whose full-eval a ceiling refused; they are named, and win nothing.
+    refused: candidates whose full-eval a ceiling refused; they are named, and win nothing. seeds: runs of
+    the baseline's config; their mean is told beside the one that the gates compare with.
     """
     unknown = f" Not evaluated: ceiling: {', '.join(refused)}." if refused else ""
     standing = sorted(
@@ -159,8 +161,18 @@ def choose_champion(
     text = (
         f"{run} is champion: nRMSE {value:.4f} against {reference:.4f} of the baseline "
         f"({1 - value / reference:.0%} lower, {headline}, full-eval), every gate passed."
+        + _beside_seeds(value, seeds, evaluations, headline)
     )
     return Verdict(run, True, text + _equals(passing, evaluations, headline) + unknown)
+
+
+def _beside_seeds(value: float, seeds: Sequence[str], evaluations: Evaluations, headline: str) -> str:
+    """One seed may be a lucky or an unlucky one."""
+    values = [headline_value(evaluations[run], headline) for run in seeds if run in evaluations]
+    if len(values) < 2:
+        return ""
+    mean = sum(values) / len(values)
+    return f" The mean over {len(values)} baseline seeds is {mean:.4f} ({1 - value / mean:.0%} lower)."
 
 
 def indistinguishable(ours: EvaluationRecord, theirs: EvaluationRecord, regime: str) -> bool:

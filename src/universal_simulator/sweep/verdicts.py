@@ -10,16 +10,10 @@ from universal_simulator.sweep.early_stop import STOPPED_EARLY
 from universal_simulator.sweep.rounds import indistinguishable
 from universal_simulator.sweep.state import SweepState
 
-_SILENT = (
-    "name",
-    "tags",
-    "seed",
-    "tracking.",
-    "diff_residual.",
-    "consistency_distill.",
-    "ttc.",
-    "steady_prior.",
-)
+#: they change nothing of the headline's nrmse
+_SILENT = ("name", "tags", "seed", "tracking.", "ttc.", "steady_prior.")
+#: nor do these where the headline is deterministic: counted, not listed
+_STOCHASTIC = ("training.diff_residual.", "training.consistency_distill.", "model.corrector.")
 
 
 def verdict(state: SweepState, run_id: str) -> list[str]:
@@ -56,11 +50,23 @@ def changed(record: RunRecord, baseline: RunRecord) -> str:
     assert baseline.training is not None
     ours = flatten(record.training.result.effective_config)
     theirs = flatten(baseline.training.result.effective_config)
-    parts = [
-        f"{key.removeprefix('training.').removeprefix('model.options.')} {_short(theirs.get(key))} -> {_short(ours.get(key))}"
+    different = [
+        key
         for key in sorted(ours.keys() | theirs.keys())
         if ours.get(key) != theirs.get(key) and not key.startswith(_SILENT)
     ]
+    unread = [
+        key
+        for key in different
+        if key.startswith(_STOCHASTIC) and ours.get("evaluation.headline") == "deterministic"
+    ]
+    parts = [
+        f"{key.removeprefix('training.').removeprefix('model.options.')} {_short(theirs.get(key))} -> {_short(ours.get(key))}"
+        for key in different
+        if key not in unread
+    ]
+    if unread:
+        parts.append(f"{len(unread)} settings of the stochastic stages, which the headline does not read")
     return "; ".join(parts) or "nothing"
 
 
