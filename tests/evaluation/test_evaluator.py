@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.model.small_models import architecture
+from universal_simulator.configuration.schema import GuardsConfig
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import UserError
@@ -18,6 +20,9 @@ from universal_simulator.evaluation.evaluator import Evaluator, evaluate
 from universal_simulator.evaluation.glossary import entry
 from universal_simulator.evaluation.protocols import PDEBENCH, mismatch, protocol_of, rollout_frames
 from universal_simulator.evaluation.references import Rows
+from universal_simulator.inference.predictor import SurrogatePredictor
+from universal_simulator.model.contract import Conditions
+from universal_simulator.model.surrogate import Surrogate
 from universal_simulator.physics.equations import undeclared
 from universal_simulator.run_record import Predictor, RegimeResult
 
@@ -79,6 +84,33 @@ def test_latents_instead_of_fields_are_refused(truth: Trajectories, references: 
 
     with pytest.raises(UserError, match="decoded fields"):
         scored(truth, references, Latent(truth))
+
+
+def untrained() -> Surrogate:
+    torch.manual_seed(0)
+    return Surrogate(architecture(frame=("galilean",), every=8, latent_tokens=16, latent_dim=4)).eval()
+
+
+def test_latents_that_look_like_fields_score_worse_than_knowing_nothing(
+    truth: Trajectories, references: Rows
+) -> None:
+    """16 tokens of 4 numbers have the shape of 64 points, and change as little from step to step as fields do."""
+
+    class Latent(SurrogatePredictor):
+        def rollout(self, initial: Tensor, parameters: Tensor, steps: int) -> Tensor:
+            conditions = Conditions(parameters, torch.full((len(initial),), 0.02))
+            tokens = self.surrogate.member.encode(self.surrogate.normalise(initial), conditions).flatten(1)
+            return tokens[:, None, None].expand(-1, steps, 1, -1).detach().clone()
+
+    for result in scored(truth, references, Latent(untrained(), GuardsConfig())).values():
+        assert value(result, "trivial_ratio") > 1
+
+
+def test_an_untrained_model_is_worse_than_knowing_nothing(truth: Trajectories, references: Rows) -> None:
+    """A real one, guarded: what the guard knows of the mean is what the best trivial predictor knows too."""
+    for result in scored(truth, references, SurrogatePredictor(untrained(), GuardsConfig())).values():
+        assert value(result, "trivial_ratio") > 1
+        assert value(result, "reconstruction") > 0.1, "its own gate stops it"
 
 
 def test_an_untrained_decoder_is_worse_than_knowing_nothing(
