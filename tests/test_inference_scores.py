@@ -17,6 +17,7 @@ from universal_simulator.configuration.schema import TTCSection
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import ConfigurationError, UserError
 from universal_simulator.experiment import run
+from universal_simulator.identity import code_version
 from universal_simulator.inference_scores import score_settings
 from universal_simulator.run_record import EvaluationRecord, RunFolder, RunRecord
 
@@ -45,6 +46,7 @@ def test_scores_are_those_of_a_model_trained_with_test_time_compute(
     assert own.result.predictor.search_hash == expected.predictor.search_hash
     assert own.result.protocol == expected.protocol
     assert own.observation["evaluations_per_sample"] > 0
+    assert own.code_version == other.code_version == code_version(), "else a sweep refuses the answer"
     assert other.observation["evaluations_per_sample"] == 0, "a threshold that nothing exceeds acts nowhere"
     assert {path: path.read_bytes() for path in before} == before, "model and record stay what they are"
     assert sorted(p.name for p in (plain.path / "evaluations").iterdir()) == sorted(

@@ -36,6 +36,7 @@ from universal_simulator.evaluation.ensemble import EnsembleRules
 from universal_simulator.evaluation.evaluator import Evaluator
 from universal_simulator.evaluation.references import Rows
 from universal_simulator.evaluation.search_diagnostics import diagnose, with_diagnoses
+from universal_simulator.identity import code_version
 from universal_simulator.inference.test_time_compute import SearchingPredictor
 from universal_simulator.model.surrogate import hash_of
 from universal_simulator.run_record import (
@@ -223,6 +224,7 @@ def _scored(
             "rollout_s_per_trajectory": evaluator.rollout_s,
             "evaluations_per_sample": _spent(regimes),
             "device": describe(asked.place),
+            "code_version": code_version(),
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
     )

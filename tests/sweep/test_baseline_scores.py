@@ -15,6 +15,7 @@ from universal_simulator.run_record import (
     RunFolder,
     RunRecord,
     StochasticResult,
+    content_hash,
     read_document,
     write_json,
 )
@@ -97,6 +98,20 @@ def test_a_score_that_fails_ends_no_sweep_and_is_told(tmp_path: Path) -> None:
     assert event.data["scores"] == []
     assert state.finished
     assert "Not scored" in report_path(tmp_path / "x").read_text()
+
+
+def test_a_score_of_another_model_is_told_and_shown_by_nobody(tmp_path: Path) -> None:
+    class Lying(FakeExecutor):
+        def score(self, files: RunFolder, settings: list[str]) -> None:
+            super().score(files, settings)
+            for path in (files.path / "evaluations").glob("small_eval_ttc_*"):
+                path.write_text(path.read_text().replace(content_hash(files.run_id), "0" * 64))
+
+    state = run_sweep(plan(tmp_path / "q"), tmp_path / "x", executor=Lying())
+    (event,) = state.journal.of(EVENT)
+    assert "is of another model than was asked for" in event.data["failure"]
+    assert event.data["scores"] == []
+    assert state.finished
 
 
 def test_settings_are_checked_with_the_plan(tmp_path: Path) -> None:

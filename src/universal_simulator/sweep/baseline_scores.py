@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from universal_simulator.configuration.inference_settings import words_of
-from universal_simulator.errors import BudgetError
+from universal_simulator.errors import BudgetError, IntegrityError
 from universal_simulator.evaluation.search_summary import search_lines, search_name, told
 from universal_simulator.sweep.inference_search import scored_record
 from universal_simulator.sweep.job_queue import JobQueue
@@ -35,20 +35,18 @@ def score_baseline(state: SweepState, queue: JobQueue, tell: Callable[[str], Non
         groups=asked.groups,
         reward_groups=asked.reward_groups,
     )
+    scores: list[dict[str, Any]] = []
+    failure = None
     try:
         queue.run([job], lambda shares, _: tell(f"scoring test-time compute: {job.job_id}"))
-    except BudgetError as error:
+        if state.done(job.job_id):
+            scores = [score for setting in asked.settings for score in _scores(state, run, setting)]
+        else:
+            failure = state.last_words(job.job_id)
+    except (BudgetError, IntegrityError) as error:
         # everything is decided by now: what this would have told is the one thing that is missing
-        state.journal.append(EVENT, run=run.run_id, job=job.job_id, scores=[], failure=str(error))
-        return
-    done = state.done(job.job_id)
-    state.journal.append(
-        EVENT,
-        run=run.run_id,
-        job=job.job_id,
-        scores=[score for setting in asked.settings for score in _scores(state, run, setting)] if done else [],
-        failure=None if done else state.last_words(job.job_id),
-    )
+        failure = str(error)
+    state.journal.append(EVENT, run=run.run_id, job=job.job_id, scores=scores, failure=failure)
 
 
 def _scores(state: SweepState, run: Run, setting: str) -> list[dict[str, Any]]:
