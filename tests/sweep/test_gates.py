@@ -187,11 +187,12 @@ def skilled(value: float, low: float, high: float) -> EvaluationRecord:
     ("record", "headline", "elsewhere"),
     [
         (skilled(0.1, 0.05, 0.2), "pass", "pass"),
-        (skilled(0.01, -0.02, 0.04), "fail", "pass"),
+        (skilled(0.05, -0.01, 0.1), "pass", "pass"),
+        (skilled(-0.01, -0.03, 0.01), "fail", "pass"),
         (skilled(-0.3, -0.4, -0.2), "fail", "fail"),
     ],
 )
-def test_skill_must_be_sure_on_the_headline_regime_and_not_surely_missing_elsewhere(
+def test_skill_must_be_there_on_the_headline_regime_and_not_surely_missing_elsewhere(
     record: EvaluationRecord, headline: str, elsewhere: str
 ) -> None:
     rule = load_plan("sota").gates.limits["crps_skill"]

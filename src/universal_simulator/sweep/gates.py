@@ -159,10 +159,10 @@ def _above(rule: Limit, metric: Metric, *, headline: bool) -> tuple[bool, str]:
     """Whether it lies above, and its interval in words where that decides."""
     assert metric.value is not None
     assert rule.above is not None
-    if not rule.beyond_noise or metric.low is None or metric.high is None:
+    if headline or not rule.beyond_noise or metric.low is None or metric.high is None:
         return metric.value > rule.above, ""
-    words = f" ({metric.low:.4g} to {metric.high:.4g}; {'all' if headline else 'some'} of it counts)"
-    return (metric.low if headline else metric.high) > rule.above, words
+    words = f" ({metric.low:.4g} to {metric.high:.4g}, of which some counts off the headline regime)"
+    return metric.high > rule.above, words
 
 
 def improvement_gate(

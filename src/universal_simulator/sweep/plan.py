@@ -157,8 +157,7 @@ class Ratio(Part):
 class Limit(Part):
     """value <= at_most, or value > above, whatever the reference does.
 
-    beyond_noise: the metric's own 95 % interval decides beside `above`: on the headline regime all of it
-    must lie above, on the others not all of it below.
+    beyond_noise: off the headline regime it fails only where its whole 95 % interval lies at `above` or below.
     """
 
     at_most: NonNegative | None = None
