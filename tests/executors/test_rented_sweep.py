@@ -136,6 +136,8 @@ def test_a_finished_sweep_that_is_resumed_brings_home_what_was_kept(
     assert [lease.instance_id for lease in Ledger(tmp_path / FILE).all_kept()] == [machine.id]
     before = stage.world.saved_s["train:late"]
     stage.world.cuts(machine)
+    # a copy home of a quarter of an hour
+    stage.world.harvest["train:late"] = int(900 * stage.world.down_bytes_per_s)
     state = resume_sweep(tmp_path, executor=stage.driver.process(FakeExecutor()))
     assert stage.world.saved_s["train:late"] > before
     # the rent of bringing it home is journalled too, for whichever executor goes on

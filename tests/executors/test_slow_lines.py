@@ -119,6 +119,17 @@ def test_a_copy_home_that_takes_longer_than_any_patience_goes_on_while_bytes_mov
     well(stage, "train:a", instances=1)
 
 
+def test_an_offer_whose_line_is_told_to_be_slow_is_not_taken_for_what_is_sent_much(
+    service: LoopbackVast, tmp_path: Path
+) -> None:
+    stage = on_stage(service, tmp_path, a=600.0, b=600.0)
+    service.offers = [offer(1, inet_down=50.0), offer(2, dph_total=0.9, inet_down=None)]
+    stage.world.cargo["train:a"] = 5 * GB
+    stage.begin("train:a", "train:b", wait_s=60.0)
+    taken = {lease.job_id: lease.offer_id for lease in stage.ledger.leases.values()}
+    assert taken == {"train:a": 2, "train:b": 1}
+
+
 def test_a_line_that_is_too_slow_is_given_back_for_another_instance(
     service: LoopbackVast, tmp_path: Path
 ) -> None:

@@ -341,6 +341,31 @@ def test_a_job_submitted_after_a_recall_brought_its_result_home_ends_with_it_and
     assert not stage.server.live()
 
 
+def test_a_driver_killed_when_it_woke_what_is_older_than_its_last_lease_is_followed_by_one_that_goes_on_there(
+    stage: Stage,
+) -> None:
+    """The last lease went away at its start, so the one that was kept before was asked again."""
+    machine = stage.begin(wait_s=1000.0)
+    assert machine is not None
+    cut_off(stage, machine, now=True)
+    stage.driver.cancel("train:a")
+    cut_off(stage, machine, now=False)
+    stage.driver.executor = None
+    ledger, job = stage.ledger, stage.driver.job("train:a")
+    words: dict[str, Any] = {"log": job.log, "machine_class": "small", "offer_id": 2, "usd_per_hour": 0.8}
+    later = ledger.intend("train:a", job.arguments, **words, now=stage.clock())
+    ledger.gone(later.label, stage.clock(), reason="refused")
+    ledger.woken(ledger.all_kept()[0].label, stage.clock())
+    stage.driver.at_work.add("train:a")
+    stage.driver.start()
+    assert stage.driver.executor is not None
+    stage.driver.wait(4000.0)
+    stage.driver.wait(60.0)
+    assert stage.codes() == [-15, 0]
+    assert len(stage.server.creates) == 1
+    assert not stage.server.live()
+
+
 def test_a_kept_instance_that_does_not_come_back_is_left_for_another_and_goes_when_the_result_is_home(
     stage: Stage,
 ) -> None:

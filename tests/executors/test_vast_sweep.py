@@ -36,6 +36,7 @@ from tests.executors.test_vast_client import ENDPOINT_MOODS, FOREIGN, KEY, KeyWa
 from universal_simulator.errors import BudgetError, ExecutorError, UnreachableError
 from universal_simulator.executors.cloud_ledger import CEILING, FILE, Lease, Ledger
 from universal_simulator.executors.cloud_settings import CloudSettings
+from universal_simulator.executors.rental_phase import DESERTED
 from universal_simulator.executors.vast_ai import VastExecutor
 from universal_simulator.executors.vast_client import VastClient
 from universal_simulator.sweep.executor import Executor, Job, JobEnd
@@ -206,6 +207,8 @@ class Driver:
         self.ends.setdefault(name, []).append(end)
         if end.exit_code == 0 and name not in self.world.results:
             self.world.breach(f"{name} was told to have succeeded, its result is not here")
+        if end.exit_code == DESERTED:
+            self.world.breach(f"{name} was told to have ended by a signal that there is not")
         TALLY[f"ends told: {'lost' if end.lost else end.exit_code}"] += 1
 
     def finished(self, name: str) -> bool:
@@ -266,7 +269,9 @@ class RentedSweep(RuleBasedStateMachine):
         kinds = st.lists(st.sampled_from(sorted(ENDPOINT_MOODS)), max_size=2, unique=True)
         for endpoint in data.draw(kinds):
             moods = ENDPOINT_MOODS[endpoint]
-            for mood in data.draw(st.lists(st.sampled_from(["good", *moods]), max_size=3), label=endpoint):
+            for mood in data.draw(
+                st.lists(st.sampled_from([*moods, "good"]), min_size=1, max_size=3), label=endpoint
+            ):
                 if mood != "blank" or self.server.planned("list", "blank") < 1:
                     self.server.plan(endpoint, mood)
         for mood in data.draw(
@@ -537,7 +542,7 @@ OCCURRED = (
 
 
 def test_a_rented_sweep_survives(service: LoopbackVast, tmp_path: Path) -> None:
-    run_profile(service, tmp_path, examples=80, steps=40)
+    run_profile(service, tmp_path, examples=100, steps=40)
     assert not never_happened(*OCCURRED)
 
 

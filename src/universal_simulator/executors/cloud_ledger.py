@@ -238,6 +238,14 @@ class Ledger:
         """In the order they were asked for."""
         return [lease for lease in self.leases.values() if lease.job_id == job_id]
 
+    def at_work(self, job_id: str) -> Lease | None:
+        """What its last submission came to: the last lease, or an older one that was woken after the last went
+        away without an end; None where nothing of it is left."""
+        history = self.of_job(job_id)
+        if history and (history[-1].live or history[-1].end is not None):
+            return history[-1]
+        return next((lease for lease in reversed(history) if lease.live and lease.end is None), None)
+
     def losses(self, job_id: str) -> set[str]:
         """Labels of the instances that this job lost at work, without those that its driver deserted."""
         ended = [lease for lease in self.of_job(job_id) if lease.end is not None and lease.end.lost]

@@ -119,7 +119,7 @@ def ending(rental: Rental) -> None:
     code, seconds = rental.keep_code, rental.worked_s()
     if seen is not None:
         seconds = seen.seconds
-        if rental.cancelled or seen.exit_code == 0:
+        if seen.exit_code == 0 or (rental.cancelled and seen.exit_code != DESERTED):
             # it ended by itself just before
             code = seen.exit_code
     rental.ending = Ending(code, seconds)

@@ -100,7 +100,8 @@ class Tenant:
     # --- renting ---
 
     def rent(self, job: Job, avoid: Collection[int] = (), *, sending_s: float = 0.0) -> Lease | NotNow:
-        """Ask for the cheapest fitting offer that is not in `avoid`, once.
+        """Ask for the cheapest fitting offer that is not in `avoid`, once. `sending_s`: seconds that it may be
+        sent to; where there are any, an offer whose line is told to be too slow does not fit.
 
         A lease without `instance_id` is in doubt: `resolve` it before anything else. Raises BudgetError
         where even the cheapest would cross a ceiling, UnknownOutcome where no offers could be had.
@@ -111,7 +112,10 @@ class Tenant:
             wait_s = min(x.began for x in recent) + 3600 - self.now()
             return NotNow(f"{len(recent)} instances were asked for within the hour", wait_s)
         offers = self.client.search(settings.criteria(job.resources.machine_class))
-        offer = next((offer for offer in offers if offer.id not in avoid), None)
+        # what is told of a line is not what it carries, but one told to be slow is
+        least = settings.send_mbit_per_s_at_least if sending_s > 0 else 0.0
+        fast = [offer for offer in offers if offer.inet_down is None or offer.inet_down >= least]
+        offer = next((offer for offer in fast if offer.id not in avoid), None)
         if offer is None:
             return NotNow("no offer meets the criteria", settings.search_pause_s)
         price = self.price_of(offer)

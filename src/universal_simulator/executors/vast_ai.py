@@ -140,10 +140,9 @@ class VastExecutor(Executor):
         tenant = self._tenant(Path(folder), make=False)
         if tenant is None:
             return False
-        history = tenant.ledger.of_job(job_id)
-        if not history or (history[-1].end is None and not history[-1].live):
+        if (lease := tenant.ledger.at_work(job_id)) is None:
             return False
-        self._take_over(history[-1], tenant, Path(folder))
+        self._take_over(lease, tenant, Path(folder))
         return True
 
     def wait(self, timeout_s: float) -> list[JobEnd]:
