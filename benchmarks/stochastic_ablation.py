@@ -224,7 +224,7 @@ def written(found: Answer) -> dict[str, Any]:
             for name in by_lead_time[:4]
         },
         "metrics": {name: [m.value, m.low, m.high] for name, m in found.metrics.items()},
-        "curves": dict(found.curves),
+        "curves": {k: v for k, v in found.curves.items() if not k.endswith(("_low", "_high"))},
         "inference_seconds": found.seconds,
         "inference_flops": found.flops,
     }
