@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,6 +155,11 @@ def test_a_line_that_stands_still_is_given_up_and_holds_nobody_up(tmp_path: Path
     shell = SSHTransport("host", 22, known_hosts=tmp_path / "hosts", program=str(program))
     folder = RemoteFolder(shell, "usim", Patience(stuck_s=0.4))
     (tmp_path / "big").write_bytes(b"1" * 5_000_000)
+    with open(tmp_path / "out", "w+b") as output:
+        running = shell.begin("cat", given=None, output=output)
+        child = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()[-1]
+        assert os.getsid(int(child)) != os.getsid(0), "Ctrl-C ends no transfer; the driver does"
+        running.kill()
     with open(tmp_path / "big", "rb") as given, open(tmp_path / "out", "w+b") as output:
         up = Course(_counted(folder, given, output))
         down = Course(_counted(folder, None, open(tmp_path / "out2", "w+b")))  # noqa: SIM115

@@ -67,6 +67,8 @@ class ShellProcess(Running):
             stderr=self._words,
             cwd=folder,
             env=None if environment is None else dict(environment),
+            # Ctrl-C is for the driver to hear: what comes home goes on meanwhile
+            start_new_session=True,
             preexec_fn=die_with_parent,
         )
 
