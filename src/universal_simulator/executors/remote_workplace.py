@@ -44,7 +44,8 @@ from universal_simulator.run_record import write_atomically
 
 USIM = ("-m", "universal_simulator.cli")
 MAX_RESULT_BYTES = 8 << 30
-SLACK_BYTES = 64 << 20
+#: what a job may write between the look that tells its size and the copy
+SLACK_BYTES = 512 << 20
 _CONTROL = bytes(b if b >= 32 or b in b"\n\t\r" else ord("?") for b in range(256)).replace(b"\x7f", b"?")
 
 
