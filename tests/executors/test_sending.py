@@ -190,7 +190,13 @@ def test_a_copy_home_is_bounded_in_bytes_and_time_by_what_was_told(line: Line, t
     # one byte a moment is no standstill, and still too slow for what was told
     line.folder.patience = Patience(command_s=0.5, bytes_per_s=1e5, stuck_s=60.0)
     with pytest.raises(InstanceUnreachable, match="bytes in"):
-        through(line.folder.get("while sleep 0.05; do printf x; done", staging, max_bytes=50_000))
+        through(
+            line.folder.get(f": {tmp_path}; while sleep 0.05; do printf x; done", staging, max_bytes=50_000)
+        )
+    at_work = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
+    assert not any(b"printf x" in words and bytes(tmp_path) in words for words in at_work), (
+        "nothing goes on here"
+    )
     line.folder.patience = Patience()
     assert through(line.folder.get("cat out.tar", staging, max_bytes=50_000)) == A
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -94,5 +95,6 @@ class ShellProcess(Running):
 
     def kill(self) -> None:
         if self._process.poll() is None:
-            self._process.kill()
+            # with what it has begun here, which would hold its files open
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
