@@ -87,6 +87,19 @@ def test_the_baselines_first_seed_is_scored_last_and_decides_nothing(tmp_path: P
     assert len(executor.submitted) == asked, "told once"
 
 
+def test_the_score_waits_for_its_runs_test_and_for_no_other(tmp_path: Path) -> None:
+    """Nobody else writes into the run's folder meanwhile, and no worker is idle while the champion is judged."""
+    state = run_sweep(plan(tmp_path / "q"), tmp_path / "x", executor=FakeExecutor())
+    (event,) = state.journal.of(EVENT)
+    order = [(e.kind, e.data["job"]) for e in state.journal.events if e.kind in ("job_intent", "job_ended")]
+    begun = order.index(("job_intent", event.data["job"]))
+    test = ("job_ended", f"test:{event.data['run']}")
+    assert order.index(test) < begun
+    decided = [n for n, e in enumerate(state.journal.events) if e.kind == "champion"]
+    opened = [n for n, e in enumerate(state.journal.events) if e.kind == "test_opened"]
+    assert decided[0] < opened[0] < state.journal.events.index(event)
+
+
 def test_a_score_that_fails_ends_no_sweep_and_is_told(tmp_path: Path) -> None:
     asked = plan(tmp_path / "q")
     probe = FakeExecutor()

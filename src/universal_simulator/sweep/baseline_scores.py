@@ -1,4 +1,4 @@
-"""Test-time compute on the baseline, as the plan's `ttc` asks: scored by evaluation alone, at the very end.
+"""Test-time compute on the baseline, as the plan's `ttc` asks: scored by evaluation alone, when all is decided.
 
 The headline predictor is without test-time compute, so nothing is decided by what is found here; it
 stands on the page, with every diagnostic, the bound first. Journalled once. What cannot be scored is told, too.
@@ -6,41 +6,64 @@ stands on the page, with every diagnostic, the bound first. Journalled once. Wha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from universal_simulator.configuration.inference_settings import words_of
 from universal_simulator.errors import BudgetError, IntegrityError
 from universal_simulator.evaluation.search_summary import search_lines, search_name, told
+from universal_simulator.sweep.executor import Job
 from universal_simulator.sweep.inference_search import scored_record
 from universal_simulator.sweep.job_queue import JobQueue
-from universal_simulator.sweep.jobs import scoring_job, training_id
+from universal_simulator.sweep.jobs import evaluation_id, scoring_job, training_id
 from universal_simulator.sweep.state import Run, SweepState
 
 EVENT = "ttc_scored"
 
 
-def score_baseline(state: SweepState, queue: JobQueue, tell: Callable[[str], None]) -> None:
-    """The plan's settings on the first baseline seed that was trained; nothing where the plan asks none."""
+def scoring(state: SweepState) -> tuple[Run, Job] | None:
+    """The plan's settings on the first baseline seed that was trained; nothing where it asks none, or has its answer."""
     asked, seeds = state.plan.ttc, [run for run in state.baselines() if state.done(training_id(run))]
     run = state.run(seeds[0]) if seeds else None
     if asked is None or run is None or state.journal.of(EVENT):
+        return None
+    groups = {"groups": asked.groups, "reward_groups": asked.reward_groups}
+    return run, scoring_job(state.plan, state.folder, run, asked.settings, **groups)
+
+
+def after_its_test(state: SweepState) -> Callable[[], Sequence[Job]]:
+    """`more` of the test split's evaluations: the score, once, when nobody writes into its run's folder any more.
+
+    The champion's evaluation is the longest of them; workers that wait for it have this to do.
+    """
+    todo = scoring(state)
+
+    def more() -> Sequence[Job]:
+        nonlocal todo
+        if todo is None or not state.done(evaluation_id(todo[0].run_id, "test")):
+            return ()
+        job, todo = todo[1], None
+        return (job,)
+
+    return more
+
+
+def score_baseline(state: SweepState, queue: JobQueue, tell: Callable[[str], None]) -> None:
+    """Score what is not scored yet, and journal what was found."""
+    todo = scoring(state)
+    if todo is None:
         return
-    job = scoring_job(
-        state.plan,
-        state.folder,
-        run,
-        asked.settings,
-        groups=asked.groups,
-        reward_groups=asked.reward_groups,
-    )
+    run, job = todo
+    settings = state.plan.ttc.settings if state.plan.ttc is not None else ()
     scores: list[dict[str, Any]] = []
     failure = None
     try:
-        queue.run([job], lambda shares, _: tell(f"scoring test-time compute: {job.job_id}"))
+        # given up already, beside the test: what follows would be the same
+        waiting = [] if state.failed(job.job_id) else [job]
+        queue.run(waiting, lambda shares, _: tell(f"scoring test-time compute: {job.job_id}"))
         if state.done(job.job_id):
-            scores = [score for setting in asked.settings for score in _scores(state, run, setting)]
+            scores = [score for setting in settings for score in _scores(state, run, setting)]
         else:
             failure = state.last_words(job.job_id)
     except (BudgetError, IntegrityError) as error:

@@ -15,7 +15,7 @@ from universal_simulator.errors import BudgetError, ExecutorError, UserError
 from universal_simulator.identity import code_version
 from universal_simulator.run_record import RunFolder
 from universal_simulator.sweep.amendment import amend, difference
-from universal_simulator.sweep.baseline_scores import score_baseline
+from universal_simulator.sweep.baseline_scores import after_its_test, score_baseline
 from universal_simulator.sweep.continuation import placebo_verdict
 from universal_simulator.sweep.executor import Executor
 from universal_simulator.sweep.forecast import Forecast, longest_first
@@ -366,6 +366,7 @@ class _Driver:
                 for run in done
             ],
             lambda shares, running: self.progress.look(shares, running, "opening the test split"),
+            more=after_its_test(self.state),
         )
         refuse_incomplete(self.state, done, "test")
 

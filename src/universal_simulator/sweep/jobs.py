@@ -58,7 +58,7 @@ def evaluation_job(plan: Plan, folder: Path, run: Run, suite: str, *, opening: s
     if opening is not None:
         words += ["--opening", opening]
     log = files.path / f"evaluate_{suite}.log"
-    return Job(f"{suite}:{run.run_id}", tuple(words), log, folder, resources(plan, run.machine))
+    return Job(evaluation_id(run.run_id, suite), tuple(words), log, folder, resources(plan, run.machine))
 
 
 def scoring_job(
@@ -93,3 +93,7 @@ def resources(plan: Plan, machine: str) -> Resources:
 
 def training_id(run_id: str) -> str:
     return f"train:{run_id}"
+
+
+def evaluation_id(run_id: str, suite: str) -> str:
+    return f"{suite}:{run_id}"
