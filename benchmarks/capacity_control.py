@@ -22,7 +22,7 @@ from universal_simulator.run_record import RunFolder, RunRecord, StochasticResul
 PROBE_STEPS = 40
 #: of a control's training operations over its run's, and of its parameters: beyond, it is no control
 FLOPS_SHARES = (0.97, 1.03)
-PARAMETER_SHARES = (0.95, 1.05)
+PARAMETER_SHARES = (0.9, 1.1)
 
 
 @dataclass(frozen=True)
