@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -57,21 +59,27 @@ def test_chunks_solved_side_by_side_are_those_solved_one_after_the_other(
         "spec",
     )
     monkeypatch.setattr(generator, "CHUNK_GROUPS", 3)
-    threads, found = set(), []
-    told: list[int] = []
+    found, told = [], list[int]()
     solve = generator._solve
-    monkeypatch.setattr(
-        generator, "_solve", lambda *words: threads.add(threading.get_ident()) or solve(*words)
-    )
+    wanted, entered, together = 1, itertools.count(1), threading.Event()
+
+    def solving(*words: Any) -> Any:
+        """As many as are wanted are at it at once, or this waits in vain."""
+        if next(entered) >= wanted:
+            together.set()
+        assert together.wait(60), f"never {wanted} side by side"
+        return solve(*words)
+
+    monkeypatch.setattr(generator, "_solve", solving)
     for at_once in (1, 3):
         monkeypatch.setattr(generator, "MOST_AT_ONCE", at_once)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3 * torch.get_num_threads())))
         told.clear()
+        wanted, entered = at_once, itertools.count(1)
+        together.clear()
         made = generator.generate(spec, tmp_path / f"{at_once}.hdf5", progress=lambda d, _: told.append(d))
         found.append(made.identity)
         assert told == [3, 6, 9, 10], "written in their order"
-        assert len(threads) >= at_once
-        threads.clear()
     assert found[0] == found[1]
 
 

@@ -106,7 +106,7 @@ def test_references_are_asked_for_once_and_after_the_first_rollout(truth: Trajec
             told.append("rollout")
             return initial[:, None].expand(-1, steps, -1, -1)
 
-        def guard(self, fields: Tensor, initial: Tensor) -> Tensor:
+        def guard(self, fields: Tensor, initial: Tensor, parameters: Tensor) -> Tensor:
             return fields
 
         def step(self, fields: Tensor, parameters: Tensor) -> Tensor:
