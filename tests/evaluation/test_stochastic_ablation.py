@@ -179,7 +179,7 @@ def test_a_control_is_as_wide_as_its_run_is_large_and_as_long_as_it_cost(
         (103.4, 100, ""),
         (112.0, 100, "training operations"),
         (90.0, 100, "training operations"),
-        (100.0, 90, "parameters"),
+        (100.0, 85, "parameters"),
     ],
 )
 def test_a_control_with_other_operations_or_parameters_is_no_control(
