@@ -132,7 +132,8 @@ def main() -> None:
     result = {
         "command": f"python benchmarks/ray_head_killed.py {given.plan} FOLDER --whole OTHER_FOLDER",
         "commit": commit.stdout.strip(),
-        "versions": {name: version(name) for name in ("ray", "torch")} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in ("ray", "torch")}
+        | {"python": platform.python_version()},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {WORKERS} workers of one thread",
         "kill": kill,
         "local": whole,

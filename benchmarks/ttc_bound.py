@@ -63,9 +63,7 @@ def sets_of(surrogate: Surrogate, truth: Trajectories, *, beam: int) -> Sets:
         target = truth.fields[decision.rows, decision.step][:, 0].double()
         found.append(_set(decision, target))
 
-    ttc = TTCSection(
-        beam=beam, candidates=2 + 2 * len(MOVED), residual_threshold=0.0, max_evaluations=10**9
-    )
+    ttc = TTCSection(beam=beam, candidates=2 + 2 * len(MOVED), residual_threshold=0.0, max_evaluations=10**9)
     predictor = SearchingPredictor(surrogate, GuardsConfig(), ttc, cost=mean_alone, observe=note)
     predictor.rollout(truth.fields[:, 0], truth.parameters, truth.fields.shape[1] - 1)
     return Sets(*(torch.cat(parts) for parts in zip(*(vars(one).values() for one in found), strict=True)))

@@ -208,7 +208,9 @@ def test_noise_is_chosen_for_both_alike_and_beyond_the_edge(model: Surrogate) ->
     assert model.corrector is not None
     assert float(model.corrector.temperature) == 0.5
     plant(model, 9.0)
-    assert chosen(model, truth)[0].noise["student"].at_edge[-1:] == ("temperature",), "a better may lie beyond"
+    assert chosen(model, truth)[0].noise["student"].at_edge[-1:] == ("temperature",), (
+        "a better may lie beyond"
+    )
 
 
 def test_the_operators_score_is_the_crps_of_equal_members(model: Surrogate) -> None:

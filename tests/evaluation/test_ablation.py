@@ -54,7 +54,9 @@ class OnlyCapacity(Weak):
 
 def errors_of(values: Tensor, **others: Tensor) -> Answer:
     """(B, T) of everything, but for what is named."""
-    return Answer(**{**dict.fromkeys(PER_FRAME, values), **others}, metrics={}, curves={}, seconds=0.0, flops=0.0)
+    return Answer(
+        **{**dict.fromkeys(PER_FRAME, values), **others}, metrics={}, curves={}, seconds=0.0, flops=0.0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,9 @@ def test_a_dressing_takes_the_form_that_fits_and_scores_its_gaussian() -> None:
     for one, forecast in ((alike, errs_alike), (sized, errs_with_size)):
         assert torch.allclose(one.width, torch.full((3, 1), 0.1).double(), rtol=0.1)
         bare = (forecast - truth[:, 1:]).abs().double().mean()
-        assert float(one.crps(forecast, truth[:, 1:]).mean() / bare) == pytest.approx(math.sqrt(0.5), rel=0.02)
+        assert float(one.crps(forecast, truth[:, 1:]).mean() / bare) == pytest.approx(
+            math.sqrt(0.5), rel=0.02
+        )
         shorter = one.crps(forecast[:, :2], truth[:, 1:3])
         assert torch.equal(shorter, one.crps(forecast, truth[:, 1:])[:, :2])
         with pytest.raises(ValueError, match="3 lead times do not dress 4"):
@@ -183,7 +187,9 @@ def test_an_answer_is_what_the_evaluation_says(data: Dataset) -> None:
     assert whole.nrmse.mean() == pytest.approx(float(single.nrmse.mean()), rel=0.05)
     # of a Gaussian: CRPS = sigma / sqrt(pi), mean absolute error of its centre sigma sqrt(2 / pi)
     assert float(whole.crps.mean() / single.crps.mean()) == pytest.approx(math.sqrt(0.5), rel=0.012)
-    assert torch.equal(whole.nrmse, single.nrmse), "the operator is the true mean: calibration makes it the point"
+    assert torch.equal(whole.nrmse, single.nrmse), (
+        "the operator is the true mean: calibration makes it the point"
+    )
     assert float(whole.nrmse_mean.mean()) > float(single.nrmse.mean())
     assert {"ece", "crps_skill", "spread_skill_lowest_bin"} <= whole.metrics.keys()
     assert not single.metrics

@@ -249,9 +249,7 @@ def test_headline_is_the_plans_choice_and_the_operator_stands_beside(selection: 
     assert value(alone, "ece") == value(mean, "ece")
     assert mean.per_group["nrmse_operator"] != mean.per_group["nrmse"]
     for result in (mean, alone):
-        ours, operator = (
-            torch.tensor(result.curves[f"nrmse_{name}"]) for name in ("point", "operator")
-        )
+        ours, operator = (torch.tensor(result.curves[f"nrmse_{name}"]) for name in ("point", "operator"))
         gains, low = (torch.tensor(result.curves[f"point_gain{end}"]) for end in ("", "_low"))
         assert torch.allclose(gains, 1 - ours / operator, atol=1e-6)
         assert bool((low > 0.05).all()), "better at every lead time, beyond what chance explains"
@@ -388,7 +386,15 @@ def test_the_point_forecast_moves_and_the_distribution_does_not(
     assert value(moved, "nrmse") == value(moved, "nrmse_point") == value(moved, "nrmse_operator")
     assert value(still, "nrmse") == value(moved, "nrmse_ensemble_mean") > 1.05 * value(moved, "nrmse")
     assert value(moved, "point_gain") == 0 > value(moved, "ensemble_gain")
-    own = ("ece", "ece_raw", "crps_fair", "crps_skill", "spread_skill", "spread_skill_lowest_bin", "sharpness")
+    own = (
+        "ece",
+        "ece_raw",
+        "crps_fair",
+        "crps_skill",
+        "spread_skill",
+        "spread_skill_lowest_bin",
+        "sharpness",
+    )
     assert {name: moved.metrics[name] for name in own} == {name: still.metrics[name] for name in own}
     assert value(moved, "spread_skill") == pytest.approx(1, abs=0.05), "about the mean, not about the point"
 

@@ -85,7 +85,9 @@ def test_cheat_a_random_reward_is_marked_uninformed_wherever_it_is_told(
     verdict = record.result.regimes[LABEL].metrics["ttc_reward_informs"]
     assert verdict.value == 0
     assert "no better than a random reward" in verdict.reason
-    page = with_searches(PAGE, RunRecord(run_id="r", status="finished", evaluations={"full_eval_ttc": record}))
+    page = with_searches(
+        PAGE, RunRecord(run_id="r", status="finished", evaluations={"full_eval_ttc": record})
+    )
     assert "TTC (learned), uninformed" in page
     assert page.startswith("<html><h1>run</h1>")
     assert page.endswith("<h2>Identity</h2>")

@@ -67,9 +67,7 @@ def table(ablation: ModuleType) -> dict[str, Any]:
     truth = world(2)
     samplers = {"teacher": with_student(), "student": with_student()}
     samplers["teacher"].use_sampler("teacher")
-    seed = ablation.seed_of(
-        fitted(model()), truth, "nu=0.05", samplers=samplers, control=fitted(wider())
-    )
+    seed = ablation.seed_of(fitted(model()), truth, "nu=0.05", samplers=samplers, control=fitted(wider()))
     found = ablation.joint([seed], truth.groups)
     ablation.told("nu=0.05", found)
     json.dumps(found, allow_nan=False)
@@ -80,7 +78,9 @@ def test_every_row_stands_in_the_table_and_controls_spend_what_they_control(
     ablation: ModuleType, table: dict[str, Any]
 ) -> None:
     rows = table["rows"]
-    assert {"operator", "ensemble centre of 2", "representations 2", "classical solver, same grid"} <= set(rows)
+    assert {"operator", "ensemble centre of 2", "representations 2", "classical solver, same grid"} <= set(
+        rows
+    )
     search = rows[ablation.CONTROLLED]
     for name in ("at random", "first"):
         control = rows[f"{ablation.CONTROLLED}, {name}"]

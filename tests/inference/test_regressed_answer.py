@@ -114,7 +114,9 @@ def test_what_is_not_finite_is_replaced_by_the_mean_and_counted() -> None:
     alone = representations_alone(SearchingPredictor(model, GuardsConfig(), REGRESS, fitting=True), copies=2)
     expected = alone.rollout(*fields(3), STEPS)
     seen: list[Decision] = []
-    SearchingPredictor(model, GuardsConfig(), REGRESS, observe=seen.append, fitting=True).rollout(*fields(3), STEPS)
+    SearchingPredictor(model, GuardsConfig(), REGRESS, observe=seen.append, fitting=True).rollout(
+        *fields(3), STEPS
+    )
     assert seen[0].directions is not None
     directions, features = seen[0].directions.fields.shape[1], seen[0].directions.features.shape[1]
     model.add_combination(entry(directions, features)).weights.fill_(torch.inf)
@@ -192,7 +194,9 @@ def test_keys_that_are_told_as_unread_change_nothing(setting: dict[str, Any]) ->
 
 def size_of(model: Surrogate) -> tuple[int, int]:
     seen: list[Decision] = []
-    SearchingPredictor(model, GuardsConfig(), REGRESS, observe=seen.append, fitting=True).rollout(*fields(1), 4)
+    SearchingPredictor(model, GuardsConfig(), REGRESS, observe=seen.append, fitting=True).rollout(
+        *fields(1), 4
+    )
     assert seen[0].directions is not None
     return seen[0].directions.fields.shape[1], seen[0].directions.features.shape[1]
 

@@ -170,7 +170,9 @@ class Long(FakeExecutor):
             self.ended[-1] = JobEnd(job.job_id, self.ended[-1].exit_code, 2000.0)
 
 
-def test_a_full_eval_that_a_ceiling_refused_is_named_and_asked_again_with_a_higher_one(tmp_path: Path) -> None:
+def test_a_full_eval_that_a_ceiling_refused_is_named_and_asked_again_with_a_higher_one(
+    tmp_path: Path,
+) -> None:
     state = run_sweep(capped(hours=0.5), tmp_path, executor=Long())
     (member,) = state.members("A")
     first = state.decision("champion")

@@ -158,7 +158,12 @@ def drawn(run: str, value: float, *, width: float, groups: int = 12, keep: bool 
         (drawn("b", 0.04, width=0.04), drawn("x", 0.06, width=0.05), "fail", "beyond noise"),
         (drawn("b", 0.001, width=0.0), drawn("x", 0.03, width=0.01), "fail", "beyond noise"),
         (drawn("b", 0.04, width=0.0), drawn("x", 0.5, width=0.1, groups=2), "not_evaluable", "no resamples"),
-        (drawn("b", 0.04, width=0.0), drawn("x", 0.5, width=0.1, keep=False), "not_evaluable", "no resamples"),
+        (
+            drawn("b", 0.04, width=0.0),
+            drawn("x", 0.5, width=0.1, keep=False),
+            "not_evaluable",
+            "no resamples",
+        ),
         (
             drawn("b", 0.04, width=0.0, groups=2),
             drawn("x", 0.06, width=0.0, groups=2),
@@ -204,7 +209,10 @@ def test_a_limit_on_ensembles_is_skipped_by_the_plan_alone() -> None:
     rule = Limit(above=0.0)
     assert limit_gate("crps_skill", rule, evaluation("x", 0.1, drop="crps_skill"), R).blocks
     declared = Limit(above=0.0, not_applicable="no stochastic stages")
-    assert limit_gate("crps_skill", declared, evaluation("x", 0.1, drop="crps_skill"), R).answer == "not_applicable"
+    assert (
+        limit_gate("crps_skill", declared, evaluation("x", 0.1, drop="crps_skill"), R).answer
+        == "not_applicable"
+    )
 
 
 @pytest.mark.parametrize(

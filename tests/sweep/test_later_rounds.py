@@ -145,7 +145,9 @@ def test_a_winner_whose_fresh_seeds_break_physics_is_no_champion(tmp_path: Path)
             super().work(job)
             if job.arguments[0] == "run" and "seed=102" in job.arguments:
                 words = list(job.arguments)
-                files = RunFolder(Path(words[words.index("--folder") + 1]), words[words.index("--run-id") + 1])
+                files = RunFolder(
+                    Path(words[words.index("--folder") + 1]), words[words.index("--run-id") + 1]
+                )
                 record = read_document(files.summary, RunRecord)
                 leaky = {"small_eval": evaluation(files.run_id, 0.001, gap=0.9)}
                 write_json(files.summary, record.model_copy(update={"evaluations": leaky}))

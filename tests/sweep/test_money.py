@@ -416,7 +416,8 @@ def test_a_new_journal_is_on_the_disk_with_the_folders_that_name_it(tmp_path: Pa
     synced: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "universal_simulator.sweep.journal.os.fsync", lambda handle: synced.append(os.fstat(handle).st_ino)
+            "universal_simulator.sweep.journal.os.fsync",
+            lambda handle: synced.append(os.fstat(handle).st_ino),
         )
         journal = Journal(tmp_path / "sweep" / JOURNAL)
         journal.append("first")
@@ -426,7 +427,9 @@ def test_a_new_journal_is_on_the_disk_with_the_folders_that_name_it(tmp_path: Pa
     assert len(synced) == len(first) + 1, "once is enough"
 
 
-def test_a_stop_is_journalled_written_and_told_though_the_executor_cannot_end_its_jobs(tmp_path: Path) -> None:
+def test_a_stop_is_journalled_written_and_told_though_the_executor_cannot_end_its_jobs(
+    tmp_path: Path,
+) -> None:
     class Stuck(FakeExecutor):
         def submit(self, job: Job) -> None:
             super().submit(job)
@@ -441,7 +444,9 @@ def test_a_stop_is_journalled_written_and_told_though_the_executor_cannot_end_it
     assert SweepState(tmp_path / "poor").journal.events[-1].kind == "sweep_stopped"
     assert "It was stopped" in report_path(tmp_path / "poor").read_text()
     with pytest.raises(UnreachableError, match="instance 7"):
-        run_sweep(load_plan("smoke").model_copy(update={"max_hours": 99.0}), tmp_path / "rich", executor=Stuck())
+        run_sweep(
+            load_plan("smoke").model_copy(update={"max_hours": 99.0}), tmp_path / "rich", executor=Stuck()
+        )
     assert SweepState(tmp_path / "rich").finished
     assert report_path(tmp_path / "rich").exists()
 

@@ -116,9 +116,7 @@ def test_memory_takes_the_latent_cache_down_where_there_is_one() -> None:
     alone = {**config, "training.stages": ["codec", "operator"]}
     healing = heal("MemoryExhaustedError", "no memory", alone)
     assert isinstance(healing, Healing)
-    assert healing.left == {
-        key: f"the stage {key.split('.')[1]} is not trained in this run" for key in keys
-    }
+    assert healing.left == {key: f"the stage {key.split('.')[1]} is not trained in this run" for key in keys}
     without = {key: value for key, value in config.items() if key not in keys}
     healing = heal("MemoryExhaustedError", "no memory", without)
     assert isinstance(healing, Healing)

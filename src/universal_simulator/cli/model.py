@@ -44,7 +44,9 @@ def evaluate(
     ] = 16,
     ttc_reward_groups: Annotated[
         int | None,
-        typer.Option(min=1, help="with --ttc-set: initial conditions a reward is trained on; all where not given"),
+        typer.Option(
+            min=1, help="with --ttc-set: initial conditions a reward is trained on; all where not given"
+        ),
     ] = None,
     opening: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
@@ -85,9 +87,7 @@ def evaluate(
     _print(record)
 
 
-def _score(
-    path: Path, settings: list[str], groups: int, reward_groups: int | None, as_json: bool
-) -> None:
+def _score(path: Path, settings: list[str], groups: int, reward_groups: int | None, as_json: bool) -> None:
     from universal_simulator.cli.progress import ProgressLine
     from universal_simulator.inference_scores import score_settings
 

@@ -135,9 +135,7 @@ def late_gain_and_curves(summary: Summary, nrmse: Tensor, operator: Tensor) -> t
     return metric, curves | pool(gain).rows("point_gain")
 
 
-def gain_over_operator(
-    summary: Summary, nrmse: Tensor, operator: Tensor, *, name: str
-) -> Metric:
+def gain_over_operator(summary: Summary, nrmse: Tensor, operator: Tensor, *, name: str) -> Metric:
     """1 - mean nrmse / mean nrmse_operator over the trajectories (B,) that define both, paired."""
     kept = ~(nrmse.isnan() | operator.isnan())
     groups = [group for group, keep in zip(summary.groups, kept.tolist(), strict=True) if keep]

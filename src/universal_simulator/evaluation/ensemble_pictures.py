@@ -111,9 +111,7 @@ def _spread_in_bins(axis: Axes, regime: RegimeResult) -> None:
 
 def _gain(axis: Axes, times: Sequence[float], regime: RegimeResult) -> None:
     """nRMSE of the point forecast as a share of the operator's, with the interval of the paired gain."""
-    share, low, high = (
-        1 - np.array(holes(regime.curves[f"point_gain{e}"])) for e in ("", "_low", "_high")
-    )
+    share, low, high = (1 - np.array(holes(regime.curves[f"point_gain{e}"])) for e in ("", "_low", "_high"))
     axis.fill_between(times, high, low, color=BLUE, alpha=0.15, lw=0)
     axis.plot(times, share, color=BLUE, lw=1.5)
     axis.axhline(1.0, color=FAINT, lw=0.8, ls=(0, (4, 3)))

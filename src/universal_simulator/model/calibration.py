@@ -148,6 +148,4 @@ class Calibration:
     def of_regime(self, regime: str, steps: int) -> RegimeCalibration:
         row = self.entry.regimes.index(regime)
         centre = self.entry.operator_shares[row] if self.entry.operator_shares else 0.0
-        return RegimeCalibration(
-            self.scale[row, :steps], self.width[row, :steps], self.entry.members, centre
-        )
+        return RegimeCalibration(self.scale[row, :steps], self.width[row, :steps], self.entry.members, centre)

@@ -62,7 +62,9 @@ def _reopened(state: SweepState, given: Plan) -> tuple[list[str], bool, list[str
     if all(getattr(state.plan, key) == getattr(given, key) for key in keys):
         return [], False, []
     later = [round_.name for round_ in state.plan.rounds if round_.kind != "members"]
-    rounds = [name for name in later if not (state.skipped(name) or {"affordable": True}).get("affordable", True)]
+    rounds = [
+        name for name in later if not (state.skipped(name) or {"affordable": True}).get("affordable", True)
+    ]
     decided = {e.data["round"] for kind in ("round_gates", "round_ended") for e in state.journal.of(kind)}
     written, others = [], []
     for job in state.refused_by_ceilings():

@@ -118,7 +118,11 @@ def _excess(
     more than its data did, so their quantiles are moved back by mean(d_s) - d.
     """
     ours, theirs = candidate.draws.get(metric), reference.draws.get(metric)
-    if ours is None or theirs is None or (ours.groups, len(ours.values)) != (theirs.groups, len(theirs.values)):
+    if (
+        ours is None
+        or theirs is None
+        or (ours.groups, len(ours.values)) != (theirs.groups, len(theirs.values))
+    ):
         return "not_evaluable", "and no resamples of both say whether that is noise", None
     if ours.groups < NOISE_GROUPS:
         few = f"which on {ours.groups} initial conditions is noise (at least {NOISE_GROUPS} can tell)"
@@ -150,9 +154,7 @@ def limit_gate(
         bound, margin = rule.above, value - rule.above
         passed, words = _above(rule, candidate.result.regimes[regime].metrics[metric], headline=headline)
         sentence = f"{value:.4g}{words}, must be above {bound:g}{why}"
-    return GateResult(
-        metric, regime, "pass" if passed else "fail", sentence, value, None, bound, margin
-    )
+    return GateResult(metric, regime, "pass" if passed else "fail", sentence, value, None, bound, margin)
 
 
 def _above(rule: Limit, metric: Metric, *, headline: bool) -> tuple[bool, str]:

@@ -183,5 +183,7 @@ def scored_record(state: SweepState, subject: Run, words: Sequence[str]) -> Eval
     }
     wrong = [name for name, (found, expected) in asked.items() if found != expected]
     if wrong:
-        raise IntegrityError(f"{path} is of another {', '.join(wrong)} than was asked for ({' '.join(words)})")
+        raise IntegrityError(
+            f"{path} is of another {', '.join(wrong)} than was asked for ({' '.join(words)})"
+        )
     return record

@@ -186,7 +186,9 @@ class Gates(Part):
 
     @model_validator(mode="after")
     def _noise_is_known(self) -> Self:
-        asked = [n for rules in (self.small_eval, self.hard_abort) for n, r in rules.items() if r.beyond_noise]
+        asked = [
+            n for rules in (self.small_eval, self.hard_abort) for n, r in rules.items() if r.beyond_noise
+        ]
         unknown = sorted(set(asked) - set(DRAWN))
         if unknown:
             raise ValueError(

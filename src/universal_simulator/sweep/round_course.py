@@ -263,7 +263,9 @@ class RoundCourse:
         for run in runs:
             words = self.state.refused_by_ceiling(f"full:{run.run_id}")
             if words is not None:
-                self.facts.end("not evaluated", f"{winner.run_id} is not champion. Not evaluated: ceiling: {words}")
+                self.facts.end(
+                    "not evaluated", f"{winner.run_id} is not champion. Not evaluated: ceiling: {words}"
+                )
                 return
         results = self._gates("full_eval", [winner.run_id]).get(winner.run_id, ())
         evaluations = self.state.evaluations("full_eval")
