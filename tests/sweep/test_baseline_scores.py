@@ -19,8 +19,10 @@ from universal_simulator.run_record import (
     read_document,
     write_json,
 )
+from universal_simulator.sweep import baseline_scores
 from universal_simulator.sweep.baseline_scores import EVENT
 from universal_simulator.sweep.driver import resume_sweep, run_sweep
+from universal_simulator.sweep.executor import Job
 from universal_simulator.sweep.plan import Plan, load_plan
 from universal_simulator.sweep.report import report_path
 from universal_simulator.sweep.students import students_sentence
@@ -98,6 +100,22 @@ def test_the_score_waits_for_its_runs_test_and_for_no_other(tmp_path: Path) -> N
     decided = [n for n, e in enumerate(state.journal.events) if e.kind == "champion"]
     opened = [n for n, e in enumerate(state.journal.events) if e.kind == "test_opened"]
     assert decided[0] < opened[0] < state.journal.events.index(event)
+
+
+@pytest.mark.parametrize("left_open", [False, True])
+def test_a_score_that_an_earlier_driver_left_open_is_not_launched_beside_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_open: bool
+) -> None:
+    state = run_sweep(plan(tmp_path / "q"), tmp_path / "x", executor=FakeExecutor())
+    (event,) = state.journal.of(EVENT)
+    job = Job(event.data["job"], (), tmp_path / "log", tmp_path)
+    monkeypatch.setattr(baseline_scores, "scoring", lambda _: (state.run(event.data["run"]), job))
+    if left_open:
+        (intent, *_) = [e for e in state.journal.of("job_intent") if e.data["job"] == job.job_id]
+        state.journal.append("job_intent", **intent.data)
+    more = baseline_scores.after_its_test(state)
+    assert list(more()) == ([] if left_open else [job])
+    assert list(more()) == [], "once"
 
 
 def test_a_score_that_fails_ends_no_sweep_and_is_told(tmp_path: Path) -> None:

@@ -35,9 +35,12 @@ def scoring(state: SweepState) -> tuple[Run, Job] | None:
 def after_its_test(state: SweepState) -> Callable[[], Sequence[Job]]:
     """`more` of the test split's evaluations: the score, once, when nobody writes into its run's folder any more.
 
-    The champion's evaluation is the longest of them; workers that wait for it have this to do.
+    The champion's evaluation is the longest of them; workers that wait for it have this to do. An attempt
+    that an earlier driver left open is not launched beside itself: `score_baseline` takes it over.
     """
     todo = scoring(state)
+    if todo is not None and state.attempt(todo[1].job_id) is not None:
+        todo = None
 
     def more() -> Sequence[Job]:
         nonlocal todo
