@@ -291,6 +291,7 @@ def _new_surrogate(config: RunConfig, dataset: Dataset, sample: Trajectories) ->
         options=config.model.options,
         canonical_frame=config.model.canonical_frame,
         reencode_every=config.model.reencode_every,
+        member_representations=config.model.member_representations,
         equation=equation.name,
         field_names=tuple(spec.name for spec in equation.fields),
         parameter_names=tuple(spec.name for spec in equation.parameters),

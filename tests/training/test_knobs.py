@@ -117,6 +117,7 @@ STOCHASTIC_KNOBS = [
     "model.corrector.heads=2",
     "model.corrector.group_size=4",
     "model.corrector.teacher_steps=2",
+    "model.member_representations=true",
 ]
 
 
@@ -133,7 +134,7 @@ def test_every_knob_of_the_stochastic_stages_changes_the_result(
 ) -> None:
     before, log_before = stochastic
     after, log_after = outcome(tmp_path, tiny(smoke_data, STOCHASTIC, knob), stage="diff_residual")
-    if knob.startswith("model.corrector.teacher_steps"):
+    if knob.startswith(("model.corrector.teacher_steps", "model.member_representations")):
         assert log_after.splitlines()[-1] != log_before.splitlines()[-1]
         return
     changed = {k for k in after if k not in before or after[k].shape != before[k].shape}

@@ -106,7 +106,12 @@ def outcome(
 def test_interrupted_training_resumes_bit_for_bit(
     tmp_path: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
-    config = tiny(smoke_data, STOCHASTIC, "model.options.operator.stochastic_depth=0.2")
+    config = tiny(
+        smoke_data,
+        STOCHASTIC,
+        "model.options.operator.stochastic_depth=0.2",
+        "model.member_representations=true",
+    )
     whole = experiment.run(config, tmp_path / "whole")
     monkeypatch.setattr(loop, "CHECKPOINT_INTERVAL_S", 0.0)
 

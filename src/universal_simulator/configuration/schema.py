@@ -110,6 +110,10 @@ class ModelConfig(Section):
     #: decode and encode anew, in the field's own canonical frame, after this many steps of a
     #: rollout (None: the first frame alone is encoded)
     reencode_every: Count | None = None
+    #: each member of an ensemble is rolled out in an exact symmetric representation of its own, drawn from its
+    #: seed: a shift below a token's width, a reflection, as the equation declares them (refused where it
+    #: declares neither); the members' mean then averages what the model errs by where the field stands
+    member_representations: bool = False
     #: networks of the stochastic stages
     corrector: CorrectorOptions = CorrectorOptions()
     #: constructor options: checked against the schema of the built-in members, or

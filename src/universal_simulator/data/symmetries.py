@@ -11,9 +11,11 @@ from universal_simulator.data.specification import DatasetSpec
 from universal_simulator.errors import ConfigurationError
 from universal_simulator.physics.equations import equation_named
 
+MEMBERS_KEY = "model.member_representations"
+
 
 def refuse_undeclared(config: RunConfig) -> None:
-    """ConfigurationError with every symmetry that a frame or an augmentation asks for and nobody declared.
+    """ConfigurationError with every symmetry that a frame, an augmentation or members ask for and nobody declared.
 
     Of data named by their specification; a data file says its equation where it is opened.
     """
@@ -31,5 +33,10 @@ def refuse_undeclared(config: RunConfig) -> None:
             equation.require_symmetries(names, key)
         except ConfigurationError as error:
             faults += [f"{key}: {fault}" for fault in error.faults]
+    if config.model.member_representations:
+        try:
+            equation.require_representations(MEMBERS_KEY)
+        except ConfigurationError as error:
+            faults += [f"{MEMBERS_KEY}: {fault}" for fault in error.faults]
     if faults:
         raise ConfigurationError(f"{config.name} on {named}", faults)

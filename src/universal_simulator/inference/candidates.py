@@ -5,7 +5,8 @@ mean, so candidates differ by what a simulator gets wrong as a whole: where a fi
 when (`warp`), how strong it is about its mean (`amplitude`), how much of the corrector's residual
 it takes (`tau`). The partial trajectories themselves differ by *representation*: an exact symmetry
 maps solutions to solutions, but a model respects it only roughly, so rolling out the mapped field and
-mapping back gives another answer of the same worth, whose error is partly its own.
+mapping back gives another answer of the same worth, whose error is partly its own. Members of an ensemble
+draw theirs (`inference/member_representations.py`).
 
 Shapes: B samples, P partial trajectories, n candidates, C fields, X points.
 """
@@ -44,6 +45,9 @@ class Representation:
         return back.roll(self.cells, -1)
 
 
+IDENTITY = Representation(cells=0, reflected=False)
+
+
 def representations(equation: Equation, *, count: int, width: int) -> tuple[Representation, ...]:
     """At most `count`, the identity first: shifts by shares of a token's `width` cells, every other
     one reflected, as far as the equation declares the symmetry. One where it declares none."""
@@ -54,6 +58,17 @@ def representations(equation: Equation, *, count: int, width: int) -> tuple[Repr
         cells = index * width // count if shifts else 0
         found[Representation(cells, reflects and index % 2 == 1)] = None
     return tuple(found)
+
+
+def drawn_representation(equation: Equation, *, width: int, generator: torch.Generator) -> Representation:
+    """Any of those that the equation declares, each as likely: a shift by 0 .. `width` - 1 cells, below a
+    token (a whole one changes nothing that a model of tokens knows), reflected or not. Always two numbers
+    of the generator, on the CPU."""
+    cells = int(torch.randint(max(1, width), (), generator=generator))
+    mirrored = bool(torch.randint(2, (), generator=generator))
+    return Representation(
+        cells if "shift" in equation.symmetries else 0, mirrored and "reflection" in equation.symmetries
+    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Ensembles: members are rollouts of the corrected model, each under noise of its own.
+"""Ensembles: members are rollouts of the corrected model, each under noise of its own and, where the model
+says so, in a symmetric representation of its own.
 
 The noise of a trajectory is drawn from the seed and its first frame (`inference.noise`), member by
 member: two ensembles of one seed share their first members.
@@ -10,6 +11,11 @@ import torch
 from torch import Tensor
 
 from universal_simulator.configuration.schema import GuardsConfig
+from universal_simulator.inference.member_representations import (
+    member_representations,
+    represented,
+    restored,
+)
 from universal_simulator.inference.noise import generator_of
 from universal_simulator.inference.predictor import SurrogatePredictor
 from universal_simulator.inference.rollout import num_segments, rollout_fields
@@ -37,20 +43,23 @@ class StochasticPredictor(SurrogatePredictor):
 
     def rollout_members(self, initial: Tensor, parameters: Tensor, steps: int, *, seed: int) -> Tensor:
         """Decoded fields before any guard, (B, M, steps, C, X)."""
-        noise = trajectory_noise(self.surrogate, initial, steps * self.substeps, self.members, seed=seed)
+        taken = steps * self.substeps
+        noise = trajectory_noise(self.surrogate, initial, taken, self.members, seed=seed).flatten(0, 1)
+        views = member_representations(self.surrogate, initial, self.members, seed=seed)
         repeated = initial.repeat_interleave(self.members, 0)
         conditions = parameters.repeat_interleave(self.members, 0)
-        parts = [
-            rollout_fields(
-                self.surrogate, *part[:2], steps=steps * self.substeps, dt_s=self.dt_s, noise=part[2]
+        parts = []
+        for start in range(0, len(repeated), ROLLOUTS_AT_ONCE):
+            rows = slice(start, start + ROLLOUTS_AT_ONCE)
+            fields = rollout_fields(
+                self.surrogate,
+                represented(views[rows], repeated[rows]),
+                conditions[rows],
+                steps=taken,
+                dt_s=self.dt_s,
+                noise=noise[rows],
             )[:, self.substeps - 1 :: self.substeps]
-            for part in zip(
-                repeated.split(ROLLOUTS_AT_ONCE),
-                conditions.split(ROLLOUTS_AT_ONCE),
-                noise.flatten(0, 1).split(ROLLOUTS_AT_ONCE),
-                strict=True,
-            )
-        ]
+            parts.append(restored(views[rows], fields))
         return torch.cat(parts).unflatten(0, (len(initial), self.members))
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from universal_simulator.inference.candidates import Representation
+from universal_simulator.inference.candidates import IDENTITY
 from universal_simulator.inference.ensemble import trajectory_noise
 from universal_simulator.inference.partial_trajectories import corrected_ends, roll
 from universal_simulator.inference.rewards import Cost, CostFunction, Question
@@ -31,7 +31,6 @@ from universal_simulator.model.surrogate import Surrogate
 #: a price is what one more trajectory costs: what a call computes once for all of them (a decoder's basis)
 #: is left out
 BATCHES = (2, 4)
-SAME = Representation(cells=0, reflected=False)
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ def prices(surrogate: Surrogate, cost: CostFunction) -> Prices:
 
         def corrected(fields: Tensor, parameters: Tensor) -> Tensor:
             noise = trajectory_noise(surrogate, fields, steps, 1, seed=0)[:, :, 0]
-            rolled = roll(surrogate, fields[:, None], parameters, (SAME,), steps, dt_s)
-            return corrected_ends(surrogate, rolled, (SAME,), noise, steps, dt_s)
+            rolled = roll(surrogate, fields[:, None], parameters, (IDENTITY,), steps, dt_s)
+            return corrected_ends(surrogate, rolled, (IDENTITY,), noise, steps, dt_s)
 
         member = _counted(surrogate, sampled) / steps
         end = _counted(surrogate, corrected) - steps * step

@@ -108,9 +108,8 @@ class SearchingPredictor(SurrogatePredictor):
     @functools.cached_property
     def views(self) -> tuple[Representation, ...]:
         """The representations of its partial trajectories: at most `beam`, as the equation allows."""
-        shape = self.surrogate.member.token_shape()
-        width = self.surrogate.grid.points[0] // (shape[0] if shape else 1)
-        return representations(self.surrogate.equation, count=self.ttc.beam, width=width)
+        surrogate = self.surrogate
+        return representations(surrogate.equation, count=self.ttc.beam, width=surrogate.cells_per_token)
 
     @property
     def solver_in_the_loop(self) -> bool:

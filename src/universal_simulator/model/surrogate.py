@@ -41,7 +41,7 @@ FORMAT = "usim-model-1"
 SEARCH_TENSORS = ("reward.", "combination.")
 #: entries that came after the first files of this format: written and hashed only where they say
 #: something, so that a file without them keeps its bytes and its hash
-LATER_ENTRIES = ("calibration", "corrector", "sampler", "reward", "combination")
+LATER_ENTRIES = ("calibration", "corrector", "sampler", "reward", "combination", "member_representations")
 
 
 class Architecture(BaseModel):
@@ -79,6 +79,8 @@ class Architecture(BaseModel):
     reward: RewardEntry | None = None
     #: on what the learned combination of test-time compute was fitted, where it was
     combination: CombinationEntry | None = None
+    #: members are rolled out each in a symmetric representation of its own
+    member_representations: bool = False
 
     def canonical_json(self) -> str:
         """What is stored and hashed."""
@@ -99,6 +101,8 @@ class Surrogate(nn.Module):
         self.equation = _equation(architecture)
         self.grid = Grid(architecture.lengths, architecture.points, architecture.origin)
         self.frame = CanonicalFrame(architecture.canonical_frame, self.equation, self.grid)
+        if architecture.member_representations:
+            self.equation.require_representations("model.member_representations")
         problem = Problem(
             num_fields=len(architecture.field_names),
             num_parameters=len(architecture.parameter_names),
@@ -180,6 +184,24 @@ class Surrogate(nn.Module):
         if self.corrector is None or (sampler == "student" and self.corrector.student is None):
             raise UserError(f"this model has no {sampler} to correct its rollouts: train its stage first")
         self.architecture = self.architecture.model_copy(update={"sampler": sampler})
+
+    def represent_members(self, represented: bool) -> None:
+        """Roll out members each in a representation of its own from now on, or none. What the other kind of
+        members was calibrated for is forgotten. ConfigurationError where the equation declares no symmetry."""
+        if represented == self.architecture.member_representations:
+            return
+        if represented:
+            self.equation.require_representations("model.member_representations")
+        if self.architecture.calibration is not None:
+            del self.calibration_scale, self.calibration_width
+        told = {"member_representations": represented, "calibration": None}
+        self.architecture = self.architecture.model_copy(update=told)
+
+    @property
+    def cells_per_token(self) -> int:
+        """Cells of the grid under one latent token; the whole grid for a member without tokens."""
+        shape = self.member.token_shape()
+        return self.grid.points[0] // (shape[0] if shape else 1)
 
     def keep_teacher(self) -> None:
         """The teacher corrects rollouts; a student that was trained is dropped."""

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from universal_simulator.errors import ConfigurationError, UserError
 from universal_simulator.physics.domain import BoundaryCondition, FieldSpec, ParameterSpec
 
+#: symmetries that map fields to fields on the same grid, exactly
+REPRESENTING = frozenset({"shift", "reflection"})
+
 
 @dataclass(frozen=True)
 class Equation:
@@ -48,6 +51,17 @@ class Equation:
                 [
                     f"{name!r} is not a declared symmetry of {self.name!r} (declared: {declared})"
                     for name in undeclared
+                ],
+            )
+
+    def require_representations(self, source: str) -> None:
+        """Refuse where neither symmetry is declared by which a field has other representations on its grid."""
+        if not self.symmetries & REPRESENTING:
+            raise ConfigurationError(
+                source,
+                [
+                    f"{self.name!r} declares neither {' nor '.join(sorted(REPRESENTING))}, so every field has one "
+                    f"representation only; set {source}=false"
                 ],
             )
 

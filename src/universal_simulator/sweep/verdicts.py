@@ -13,7 +13,12 @@ from universal_simulator.sweep.state import SweepState
 #: they change nothing of the headline's nrmse
 _SILENT = ("name", "tags", "seed", "tracking.", "ttc.", "steady_prior.")
 #: nor do these where the headline is deterministic: counted, not listed
-_STOCHASTIC = ("training.diff_residual.", "training.consistency_distill.", "model.corrector.")
+_STOCHASTIC = (
+    "training.diff_residual.",
+    "training.consistency_distill.",
+    "model.corrector.",
+    "model.member_representations",
+)
 
 
 def verdict(state: SweepState, run_id: str) -> list[str]:
