@@ -24,7 +24,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.device import synchronise
@@ -44,6 +43,7 @@ from universal_simulator.evaluation.ensemble_metrics import Curves, Pooled, Pool
 from universal_simulator.evaluation.measurement import nrmse_of
 from universal_simulator.evaluation.stability import CORRELATION_FLOOR, correlation
 from universal_simulator.evaluation.summary import Summary
+from universal_simulator.inference.counting import OperationCounter
 from universal_simulator.run_record import Metric
 
 Error = Literal["nrmse", "nrmse_mean", "crps", "crps_recalibrated"]
@@ -172,12 +172,12 @@ def _errors(
 def inference_flops(predictor: FieldPredictor, regime: Trajectories) -> float:
     """Floating-point operations of one trajectory's rollout, of all members where it samples."""
     one, sampler = regime.subset(torch.tensor([0])), stochastic(predictor)
-    with FlopCounterMode(display=False) as counter:
+    with OperationCounter() as counter:
         if sampler is None:
             predictor.rollout(one.fields[:, 0], one.parameters, one.fields.shape[1] - 1)
         else:
             rollout_members(sampler, one, seed=0)
-    return float(counter.get_total_flops())
+    return float(counter.total)
 
 
 def paired_gain(

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from universal_simulator.inference.candidates import IDENTITY
+from universal_simulator.inference.counting import OperationCounter
 from universal_simulator.inference.ensemble import trajectory_noise
 from universal_simulator.inference.partial_trajectories import corrected_ends, roll
 from universal_simulator.inference.rewards import Cost, CostFunction, Question
@@ -98,7 +98,7 @@ def _counted(surrogate: Surrogate, call: Callable[[Tensor, Tensor], Tensor]) -> 
         shape = (size, len(surrogate.architecture.field_names), surrogate.grid.points[0])
         fields = torch.randn(shape, generator=generator).to(surrogate.offset)
         low = fields.new_tensor([low for low, _ in surrogate.architecture.parameter_range])
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        with torch.inference_mode(), OperationCounter() as counter:
             call(fields, low.repeat(size, 1))
-        totals.append(counter.get_total_flops())
+        totals.append(counter.total)
     return (totals[1] - totals[0]) / (BATCHES[1] - BATCHES[0])

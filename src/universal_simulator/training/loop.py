@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from universal_simulator.configuration.schema import Stage, TrainingConfig
 from universal_simulator.errors import DivergenceError, MemoryExhaustedError
+from universal_simulator.inference.counting import OperationCounter
 from universal_simulator.model.surrogate import Surrogate
 from universal_simulator.training.checkpoint import load_state, save_state
 from universal_simulator.training.losses import LossTerms, weighted_mean
@@ -200,10 +200,10 @@ class StageTraining:
         else:
             # counted on the plain function: a compiled one that first runs under a counter never compiles
             compiled, self.forward = self.forward, self.loss
-            with FlopCounterMode(display=False) as counter:
+            with OperationCounter() as counter:
                 terms = self._forward_backward(self.batches(generator, self.batch_size, length))
             self.forward = compiled
-            self.flops_of_length[length] = float(counter.get_total_flops())
+            self.flops_of_length[length] = float(counter.total)
         self.progress.training_flops += self.flops_of_length[length]
         return terms
 

@@ -17,10 +17,10 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from universal_simulator.configuration.steady import SteadyStage
 from universal_simulator.errors import DivergenceError
+from universal_simulator.inference.counting import OperationCounter
 from universal_simulator.model.steady_prior import SteadyCodec, SteadyPrior, SteadyRegressor
 from universal_simulator.training.loop import memory_errors_explained, step_seed
 from universal_simulator.training.optimisation import WeightAverage, learning_rate, make_optimiser
@@ -70,11 +70,11 @@ def train_steady(
             batch = SteadyBatches(batches.observed[rows], batches.pressure[rows])
             optimiser.zero_grad(set_to_none=True)
             # every step is alike: the first is counted
-            with FlopCounterMode(display=False) if step == 0 else nullcontext() as counter:
+            with OperationCounter() if step == 0 else nullcontext() as counter:
                 value = loss(model, batch)
                 value.backward()
             if counter is not None:
-                flops = counter.get_total_flops()
+                flops = counter.total
         norm = float(nn.utils.clip_grad_norm_(model.parameters(), stage.grad_clip))
         if not (math.isfinite(float(value.detach())) and math.isfinite(norm)):
             raise DivergenceError(
