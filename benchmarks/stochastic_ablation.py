@@ -11,7 +11,9 @@ stop. The second takes runs that were trained already, such as a sweep's baselin
 where --controls names them, one for each. Both ask, on the selection split, the operator and its control,
 each bare and *dressed* with its best constant width (no CRPS is compared with a bare point's); the teacher's
 ensemble and the student's; the *moments*, which are the corrector without its flow; and the *perturbed*
-operator, the control of equal inference (as many rollouts as the ensemble's operations pay for). Each has
+operator, the control of equal inference (as many rollouts as the ensemble's operations pay for).
+--represented adds the ensembles whose members stand each in a symmetric representation of its own, --copies
+operator and control as the mean of so many copies in such representations, bare and dressed. Each has
 noise, width or recalibration of its own, from validation and calibration data. Gains are paired over the
 same trajectories and pooled over seeds.
 """
@@ -27,7 +29,7 @@ from typing import Any
 
 import torch
 from capacity_control import FLOPS_SHARES, Run, control_of, control_shares, flops_by_stage, trained
-from stochastic_predictors import SAMPLERS, asked_of, rules_of
+from stochastic_predictors import COPIES, REPRESENTED, SAMPLERS, asked_of, in_representations, rules_of
 
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.errors import UserError
@@ -45,16 +47,25 @@ from universal_simulator.identity import code_version
 from universal_simulator.model.surrogate import load_surrogate
 from universal_simulator.run_record import Metric, RunFolder, RunRecord, read_document, write_json
 
+MODELS = ("operator", "control")
 #: points without a width: their errors are compared, and no CRPS
-BARE = ("operator", "control")
+BARE = (*MODELS, *(in_representations(name, count) for name in MODELS for count in COPIES))
 #: the same points with their best constant width: their CRPS is compared
-DRESSED = ("operator dressed", "control dressed")
-ENSEMBLES = ("student", "teacher", "moments", "perturbed")
+DRESSED = tuple(f"{name} dressed" for name in BARE)
+ENSEMBLES = (*SAMPLERS, *(f"{name} represented" for name in REPRESENTED))
 #: ours, theirs
 PAIRS = (
     ("control", "operator"),
     ("control dressed", "operator dressed"),
+    *((in_representations(name, count), name) for name in MODELS for count in COPIES),
+    *(
+        (f"{in_representations(name, count)} dressed", f"{name} dressed")
+        for name in MODELS
+        for count in COPIES
+    ),
     *((ours, theirs) for ours in ENSEMBLES for theirs in (*BARE, *DRESSED)),
+    *((f"{name} represented", name) for name in REPRESENTED),
+    ("student represented", "moments represented"),
     ("student", "perturbed"),
     ("student", "moments"),
     ("teacher", "moments"),
@@ -79,6 +90,8 @@ def ask(
         samplers=tuple(given.samplers),
         members=given.members or evaluation.members,
         calibration_groups=given.calibration_groups,
+        represented=given.represented,
+        copies=tuple(given.copies),
     )
     for name, one in asked.items():
         for label, part in truth.regimes().items():
@@ -179,7 +192,7 @@ def horizons(answers: dict[str, list[Answer]], groups: tuple[str, ...], samples:
             continue
         of = ("correlation",) if name in BARE else ("correlation", "correlation_mean")
         out[name] = {which: interval(horizon_of(found, groups, of=which, samples=samples)) for which in of}
-        for other in BARE:
+        for other in MODELS:
             if name != other and len(answers.get(other, ())) == len(found):
                 out[f"{name} over {other}"] = {
                     which: interval(paired_horizon(found, answers[other], groups, of=which, samples=samples))
@@ -273,6 +286,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--members", type=int, help="as configured where it is not given")
     parser.add_argument("--calibration-groups", type=int, help="all of their half where it is not given")
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument(
+        "--represented",
+        choices=("chosen", "kept"),
+        help="the samplers also with model.member_representations, under noise chosen for that or kept",
+    )
+    parser.add_argument(
+        "--copies", type=int, nargs="+", choices=COPIES, default=[], help="points also as means of these"
+    )
     parser.add_argument(
         "--control-shares", type=float, nargs=2, default=FLOPS_SHARES, metavar=("LOW", "HIGH")
     )

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from capacity_control import Run
+from ttc_rivals import PLAIN
 
+from universal_simulator.configuration.schema import GuardsConfig
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import UserError
@@ -20,6 +22,8 @@ from universal_simulator.evaluation.ensemble import EnsembleRules
 from universal_simulator.inference.ensemble import StochasticPredictor
 from universal_simulator.inference.perturbed import PerturbedOperator
 from universal_simulator.inference.predictor import SurrogatePredictor
+from universal_simulator.inference.search_controls import representations_alone
+from universal_simulator.inference.test_time_compute import SearchingPredictor
 from universal_simulator.model.calibration import Calibration
 from universal_simulator.model.surrogate import Surrogate, load_surrogate
 from universal_simulator.run_record import NoiseChoice, RunFolder
@@ -27,6 +31,10 @@ from universal_simulator.sampler_choice import choose_noise
 
 Sampler = Literal["student", "teacher", "moments", "perturbed"]
 SAMPLERS: tuple[Sampler, ...] = ("student", "teacher", "moments", "perturbed")
+#: of these, also with members each in a representation of its own
+REPRESENTED = ("student", "teacher", "moments")
+#: copies of a point forecast in representations, whose mean answers
+COPIES = (2, 3, 8)
 #: of rms(u(0)), from which the perturbed operator takes the lowest CRPS on validation, per regime
 AMPLITUDES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 
@@ -48,32 +56,36 @@ def asked_of(
     samplers: tuple[Sampler, ...],
     members: int,
     calibration_groups: int | None,
+    represented: Literal["chosen", "kept"] | None = None,
+    copies: tuple[int, ...] = (),
 ) -> tuple[dict[str, Asked], dict[str, Any]]:
     """Operator and control, bare and dressed, and the samplers; what was chosen on the way.
 
-    Raises UserError where neither student nor teacher is asked: the perturbed operator's members are
+    represented: the samplers also with members in representations of their own, under noise chosen for
+    these or the run's own. copies: operator and control also as the mean of so many representations. Raises UserError where neither student nor teacher is asked: the perturbed operator's members are
     counted against theirs.
     """
     guards, evaluation = run.config.guards, run.config.evaluation
     half = run.load(dataset, "calibration_uncertainty", calibration_groups)
     validation = run.load(dataset, "validation", run.config.training.ensemble_validation.groups)
     surrogate = load_surrogate(run.files.model)
-    operator = SurrogatePredictor(surrogate, guards)
-    points = {"operator": operator}
+    points = points_of("operator", surrogate, guards, copies)
     if control is not None:
-        points["control"] = SurrogatePredictor(load_surrogate(RunFolder.of_path(control).model), guards)
+        points |= points_of("control", load_surrogate(RunFolder.of_path(control).model), guards, copies)
     asked: dict[str, Asked] = {}
     for name, predictor in points.items():
         asked |= bare_and_dressed(name, predictor, half)
     ensembles: dict[str, Mapping[str, EnsemblePredictor]] = {}
     told: dict[str, Any] = {"calibration_groups": len(set(half.groups)), "calibration": {}}
-    for name in ("student", "teacher", "moments"):
-        found = sampling(run, name, validation) if name in samplers else None  # type: ignore[arg-type] # one of the three
-        if found is not None:
-            model, noise = found
-            told[f"{name}_noise"] = noise.model_dump()
-            sampler = StochasticPredictor(model, guards, members=members)
-            ensembles[name] = dict.fromkeys(half.regimes(), sampler)
+    for name in (one for one in REPRESENTED if one in samplers):
+        for members_in in (None, represented) if represented else (None,):
+            found = sampling(run, name, validation, represented=members_in)  # type: ignore[arg-type] # one of the three
+            if found is not None:
+                model, noise = found
+                row = name if members_in is None else f"{name} represented"
+                told[f"{row}_noise"] = noise.model_dump()
+                sampler = StochasticPredictor(model, guards, members=members)
+                ensembles[row] = dict.fromkeys(half.regimes(), sampler)
     if "perturbed" in samplers:
         if not {"student", "teacher"} & ensembles.keys():
             raise UserError(
@@ -103,6 +115,21 @@ def asked_of(
     return asked, told
 
 
+def points_of(
+    name: str, surrogate: Surrogate, guards: GuardsConfig, copies: tuple[int, ...]
+) -> dict[str, SurrogatePredictor]:
+    """A model's point forecast alone, and as the mean of its copies in symmetric representations."""
+    found: dict[str, SurrogatePredictor] = {name: SurrogatePredictor(surrogate, guards)}
+    for count in copies:
+        search = SearchingPredictor(surrogate, guards, PLAIN)
+        found[in_representations(name, count)] = representations_alone(search, copies=count)
+    return found
+
+
+def in_representations(name: str, count: int) -> str:
+    return f"{name} in {count} representations"
+
+
 def bare_and_dressed(name: str, predictor: FieldPredictor, half: Trajectories) -> dict[str, Asked]:
     """A point forecast as it is, and with the width that is best on calibration data."""
     initial = half.fields[:, 0]
@@ -116,11 +143,16 @@ def bare_and_dressed(name: str, predictor: FieldPredictor, half: Trajectories) -
 
 
 def sampling(
-    run: Run, sampler: Literal["teacher", "student", "moments"], validation: Trajectories
+    run: Run,
+    sampler: Literal["teacher", "student", "moments"],
+    validation: Trajectories,
+    *,
+    represented: Literal["chosen", "kept"] | None = None,
 ) -> tuple[Surrogate, NoiseChoice] | None:
     """The run's model with this sampler and its noise; None where the model has dropped it.
 
-    The moments' noise is chosen here, as the run chose that of the others.
+    The moments' noise is chosen here, as the run chose that of the others; so is that of members in
+    representations of their own, unless the run's is kept.
     """
     surrogate = load_surrogate(run.files.model)
     corrector = surrogate.corrector
@@ -128,7 +160,9 @@ def sampling(
     if sampler == "student" and corrector.student is None:
         return None
     surrogate.use_sampler(sampler)
-    if sampler == "moments":
+    if represented is not None:
+        surrogate.represent_members(True)
+    if sampler == "moments" or represented == "chosen":
         rules = run.config.training.ensemble_validation
         noise, _ = choose_noise(surrogate, guards=run.config.guards, truth=validation, rules=rules)
     else:

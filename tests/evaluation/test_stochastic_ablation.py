@@ -16,6 +16,7 @@ from tests.scripts import script
 from universal_simulator.configuration.schema import EnsembleValidation, GuardsConfig
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.errors import UserError
+from universal_simulator.inference.candidates import representations
 from universal_simulator.inference.ensemble import StochasticPredictor
 from universal_simulator.inference.perturbed import PerturbedOperator
 from universal_simulator.model.surrogate import Surrogate, save_surrogate
@@ -90,6 +91,41 @@ def test_samplers_take_the_runs_noise_and_the_moments_choose_their_own(
     model.keep_teacher()
     save_surrogate(model, tmp_path / "model.safetensors")
     assert sampling(run, "student", truth) is None, "a student that was dropped is not asked"
+
+
+def test_members_in_representations_have_a_noise_of_their_own_unless_it_is_kept(
+    scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    model, sampling = surrogate(), scripts["stochastic_predictors"].sampling
+    model.add_student()
+    save_surrogate(model, tmp_path / "model.safetensors")
+    truth = perturbed_world(model)
+    run = run_of(tmp_path / "model.safetensors", student=NOISE)
+    plain, _ = sampling(run, "student", truth)
+    kept, noise = sampling(run, "student", truth, represented="kept")
+    assert noise == NOISE
+    assert (plain.architecture.member_representations, kept.architecture.member_representations) == (
+        False,
+        True,
+    )
+    chosen, own = sampling(run, "student", truth, represented="chosen")
+    assert own != NOISE
+    assert float(chosen.corrector.temperature) == pytest.approx(own.temperature)
+
+
+def test_copies_of_a_point_are_its_mean_over_representations(scripts: dict[str, ModuleType]) -> None:
+    predictors, model = scripts["stochastic_predictors"], surrogate()
+    found = predictors.points_of("control", model, GuardsConfig(), (2,))
+    assert set(found) == {"control", "control in 2 representations"}
+    given = fields(2)
+    view = representations(model.equation, count=2, width=model.cells_per_token)[1]
+    # within the first segment nothing but the mean is different
+    alone = found["control"].rollout(*given, 4)
+    other = view.undo(found["control"].rollout(view.apply(given[0]), given[1], 4))
+    mean = found["control in 2 representations"].rollout(*given, 4)
+    torch.testing.assert_close(mean, (alone + other) / 2, rtol=1e-4, atol=1e-5)
+    asked = predictors.bare_and_dressed(*next(iter(reversed(found.items()))), perturbed_world(model))
+    assert set(asked) <= {*scripts["stochastic_ablation"].BARE, *scripts["stochastic_ablation"].DRESSED}
 
 
 def test_no_crps_is_compared_with_a_bare_point(scripts: dict[str, ModuleType]) -> None:
