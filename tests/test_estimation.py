@@ -8,8 +8,16 @@ import pytest
 
 from universal_simulator.configuration import load_config
 from universal_simulator.errors import TrainingError
-from universal_simulator.estimation import STEPS_PER_LENGTH, calibrate, measured, short_words, without_lengths
-from universal_simulator.experiment import run
+from universal_simulator.estimation import (
+    STEPS_PER_LENGTH,
+    STOCHASTIC,
+    calibrate,
+    fewer_ensembles,
+    measured,
+    short_words,
+    without_lengths,
+)
+from universal_simulator.experiment import prepare_dataset, run
 from universal_simulator.training.loop import rollout_length
 
 #: seconds of a step, by rollout length; of the first step at a length; of a validation
@@ -54,6 +62,24 @@ def test_a_member_that_says_its_own_length_is_measured_all_the_same() -> None:
     assert config.operator.steps == STEPS_PER_LENGTH * len(config.rollout_curriculum)
     assert config.codec.steps == STEPS_PER_LENGTH
     assert without_lengths(words) == words[2:]
+
+
+def test_every_ensemble_is_measured_on_one_share_of_its_initial_conditions(tmp_path: Path) -> None:
+    """And its stages are validated once, at their last step: a step of theirs holds no validation."""
+    words = ["training.ensemble_validation.groups=16", "evaluation.calibration_groups=null"]
+    words += [f"training.{stage}.latent_cache_windows=40" for stage in STOCHASTIC]
+    whole = load_config("rerun_txxoc8a8", words, profile="smoke")
+    dataset = prepare_dataset(str(whole.config.data.dataset), tmp_path)
+    halved = dataset.info.groups_per_split["calibration"] // 2
+    share, fewer = fewer_ensembles(whole.config, dataset)
+    assert share == 8
+    assert halved >= 4
+    short = [*short_words(whole.config.training), *fewer]
+    training = load_config("rerun_txxoc8a8", short, profile="smoke").config.training
+    assert training.ensemble_validation.groups == 2
+    assert training.ensemble_validation.validations == 1
+    assert fewer[1] == f"evaluation.calibration_groups={max(1, round(halved / 8))}"
+    assert [getattr(training, stage).latent_cache_windows for stage in STOCHASTIC] == [5, 5]
 
 
 @pytest.mark.slow

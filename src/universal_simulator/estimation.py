@@ -8,12 +8,15 @@ has, v the seconds of one validation and k how many there are, a stage takes
 and everything else (reading data, building the model, what a stage prepares) once. t_l is the median of
 steps measured at that length; the first at each length is left out (operations are counted
 there, compilers run). An evaluation is measured on its small suite and grows with its groups. The
-stochastic stages have one length. Early stopping is not foreseen: the forecast is the longest case.
+stochastic stages have one length. What they roll out besides (latents kept, validations, the choice of
+noise, recalibration) is measured on a share of the configured initial conditions and windows and grows with
+them. Early stopping is not foreseen: the forecast is the longest case.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import resource
 import statistics
@@ -30,6 +33,7 @@ import torch
 from universal_simulator.configuration import LoadedConfig, load_config
 from universal_simulator.configuration.schema import RunConfig, TrainingConfig
 from universal_simulator.data.dataset import Dataset
+from universal_simulator.data.splits import CALIBRATION_HALVES
 from universal_simulator.device import peak_memory_gib, resolve
 from universal_simulator.errors import TrainingError
 from universal_simulator.experiment import prepare_dataset, run
@@ -38,6 +42,9 @@ from universal_simulator.training.loop import rollout_length
 
 #: optimiser steps measured at each rollout length; the first is not counted
 STEPS_PER_LENGTH = 4
+#: ensembles are rolled out on one of so many of the configured initial conditions
+ENSEMBLE_SHARE = 8
+STOCHASTIC = ("diff_residual", "consistency_distill")
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,11 @@ def calibrate(
     whole = load_config(name, overrides, profile=profile)
     data = whole.config.data
     dataset = prepare_dataset(str(data.file or data.dataset), folder)
+    share, ensemble_words = fewer_ensembles(whole.config, dataset)
     words = [
         *without_lengths(overrides),
         *short_words(whole.config.training),
+        *ensemble_words,
         f"data.file={json.dumps(str(dataset.path))}",
     ]
     short = load_config(name, words, profile=profile)
@@ -82,7 +91,9 @@ def calibrate(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="calibration-", dir=folder) as scratch:
         record = run(short, Path(scratch), progress=watch)
-    return _forecast(whole, short, dataset, record, moments, startup_s, time.monotonic() - started)
+    return _forecast(
+        whole, short, dataset, record, moments, startup_s, time.monotonic() - started, ensembles_are=share
+    )
 
 
 def without_lengths(overrides: Sequence[str]) -> list[str]:
@@ -96,7 +107,28 @@ def short_words(training: TrainingConfig) -> list[str]:
     words = [f"training.{stage}.steps={STEPS_PER_LENGTH}" for stage in training.stages]
     words.append(f"training.operator.steps={STEPS_PER_LENGTH * lengths}")
     words.append(f"training.curriculum_shares={json.dumps([1 / lengths] * lengths)}")
-    return [*words, "training.validations=1"]
+    return [*words, "training.validations=1", "training.ensemble_validation.validations=1"]
+
+
+def fewer_ensembles(config: RunConfig, dataset: Dataset) -> tuple[float, list[str]]:
+    """How many times fewer initial conditions and windows the stochastic stages meet, and the overrides.
+
+    One share for all of them: what is rolled out grows by it as a whole.
+    """
+    training = config.training
+    groups = training.ensemble_validation.groups
+    fewer = max(1, groups // ENSEMBLE_SHARE)
+    share = groups / fewer
+    there = dataset.info.groups_per_split["calibration"] // len(CALIBRATION_HALVES)
+    calibrated = min(config.evaluation.calibration_groups or there, there)
+    words = [
+        f"training.ensemble_validation.groups={fewer}",
+        f"evaluation.calibration_groups={max(1, round(calibrated / share))}",
+    ]
+    for stage in STOCHASTIC:
+        windows = getattr(training, stage).latent_cache_windows
+        words.append(f"training.{stage}.latent_cache_windows={math.ceil(windows / share)}")
+    return share, words
 
 
 def _forecast(
@@ -107,17 +139,30 @@ def _forecast(
     moments: Sequence[tuple[int, float]],
     startup_s: float,
     calibration_s: float,
+    *,
+    ensembles_are: float,
 ) -> Calibration:
+    """ensembles_are: so many times fewer than in the whole run."""
     assert record.training is not None
     observed = record.training.observation
     # what is fitted after the stages (an ensemble's calibration) has no steps and counts as fixed
     trained = set(observed["wall_clock_s_by_stage"])
     stages = [stage for stage in short.config.training.stages if stage in trained]
     step_s, validation_s = measured(short.config.training, stages, moments)
-    steady_s = sum(count * step_s[key] for key, count in _lengths(short.config.training, stages).items())
+    steady_s = _steps_s(short.config.training, stages, step_s)
     fixed_s = max(0.0, observed["process_s"] - steady_s - sum(validation_s.values()))
-    training_s = sum(count * step_s[key] for key, count in _lengths(whole.config.training, stages).items())
-    training_s += whole.config.training.validations * sum(validation_s.values())
+    # latents kept before the first step, noise and recalibration after the last: what grows of the rest
+    rolled_s = observed["wall_clock_s_by_stage"].get("calibration", 0.0)
+    for stage in set(stages) & set(STOCHASTIC):
+        steps_s = _steps_s(short.config.training, [stage], step_s)
+        taken_s = observed["wall_clock_s_by_stage"][stage] - validation_s[stage]
+        rolled_s += max(0.0, taken_s - steps_s)
+        validation_s[stage] *= ensembles_are
+    fixed_s += (ensembles_are - 1) * rolled_s
+    training_s = _steps_s(whole.config.training, stages, step_s)
+    for stage in stages:
+        rules = whole.config.training.ensemble_validation if stage in STOCHASTIC else whole.config.training
+        training_s += rules.validations * validation_s[stage]
     small = record.evaluations["small_eval"]
     small_s = float(small.observation["wall_clock_s"])
     growth = _full_groups(whole.config, dataset) / small.result.protocol.num_groups
@@ -157,6 +202,10 @@ def measured(
         validations[stage] = max(0.0, last - seconds[stage, lengths[-1]])
         before += len(lengths)
     return seconds, validations
+
+
+def _steps_s(training: TrainingConfig, stages: Sequence[str], step_s: dict[tuple[str, int], float]) -> float:
+    return sum(count * step_s[key] for key, count in _lengths(training, stages).items())
 
 
 def _lengths(training: TrainingConfig, stages: Sequence[str]) -> Counter[tuple[str, int]]:
