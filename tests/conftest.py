@@ -14,6 +14,7 @@ CHECKED = ("physics.invariants", "evaluation.accuracy")
 install_import_hook([f"universal_simulator.{name}" for name in CHECKED], "beartype.beartype")
 
 # ruff: noqa: E402
+from universal_simulator import assessment
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.experiment import ensure_dataset
 
@@ -24,6 +25,12 @@ SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
 @pytest.fixture(scope="session")
 def smoke_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return ensure_dataset("burgers_smoke", tmp_path_factory.mktemp("data") / "data" / "burgers_smoke.hdf5")
+
+
+@pytest.fixture
+def without_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations leave their records and draw no page (a second and more each): for tests of the figures alone."""
+    monkeypatch.setattr(assessment, "write_report", lambda *_, **__: None)
 
 
 @pytest.fixture

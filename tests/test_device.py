@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.test_training import TINY
+from tests.training.test_training import DETERMINISTIC, TINY
 from universal_simulator import assessment, experiment
 from universal_simulator.configuration import load_config
+from universal_simulator.data.dataset import Dataset
 from universal_simulator.device import describe, peak_memory_gib, resolve, warning
 from universal_simulator.errors import ConfigurationError, UserError
 from universal_simulator.run_record import RunFolder, RunRecord
@@ -57,18 +58,18 @@ def test_the_device_is_no_part_of_who_a_run_is() -> None:
         load_config("rerun_txxoc8a8", ["device=tpu"], profile="smoke")
 
 
-def trained(folder: Path, device: str, *, called: str = "smoke") -> RunRecord:
+def trained(folder: Path, data: Dataset, *words: str, called: str = "smoke") -> RunRecord:
     """Small, whatever its profile is called."""
-    loaded = load_config("rerun_txxoc8a8", [*TINY, f"device={device}"], profile="smoke")
+    loaded = load_config("rerun_txxoc8a8", [*TINY, f"data.file={data.path}", *words], profile="smoke")
     config = loaded.config.model_copy(update={"profile": called})
     return experiment.run(replace(loaded, config=config), folder)
 
 
-@pytest.mark.usefixtures("no_cuda")
+@pytest.mark.usefixtures("no_cuda", "without_pages")
 def test_a_run_says_where_it_ran_and_is_evaluated_where_it_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, smoke_data: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = trained(tmp_path, "auto", called="full")
+    record = trained(tmp_path, smoke_data, DETERMINISTIC, "device=auto", called="full")
     assert "found no CUDA device, so this run of the full profile" in capsys.readouterr().err
     assert record.training is not None
     assert record.training.observation["device"] == "cpu"
@@ -87,9 +88,9 @@ def test_a_run_of_the_full_profile_that_lands_on_the_cpu_says_so() -> None:
 
 
 @needs_cuda
-def test_the_same_run_on_an_accelerator_says_the_same(tmp_path: Path) -> None:
+def test_the_same_run_on_an_accelerator_says_the_same(tmp_path: Path, smoke_data: Dataset) -> None:
     """Training differs by round-off that grows; one model on two devices does not."""
-    there = trained(tmp_path / "there", "cuda")
+    there = trained(tmp_path / "there", smoke_data, "device=cuda")
     assert there.training is not None
     assert there.training.observation["device"].startswith("cuda:0 (")
     folder = RunFolder(tmp_path / "there", there.run_id).path

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from universal_simulator import experiment, repetition
+from tests.training.test_training import TINY, nothing
+from universal_simulator import assessment, experiment, repetition
 from universal_simulator.assessment import evaluate
 from universal_simulator.configuration import load_config
 from universal_simulator.data.dataset import Dataset
@@ -23,21 +24,7 @@ from universal_simulator.repetition import Comparison, compare, repeat
 from universal_simulator.run_record import RunFolder, RunRecord, read_document, write_json
 from universal_simulator.source_tree import checkout_root
 
-TINY = [
-    "training.codec.steps=4",
-    "training.codec.patience_steps=4",
-    "training.codec.batch_size=6",
-    "training.operator.steps=6",
-    "training.operator.patience_steps=6",
-    "training.validations=1",
-    "training.validation_groups=2",
-    "training.batch_size=4",
-    "evaluation.small_groups=2",
-    "evaluation.full_groups=2",
-    "evaluation.bootstrap_samples=50",
-    "evaluation.classical_points=[32]",
-    "evaluation.steps=8",
-]
+pytestmark = pytest.mark.usefixtures("without_pages")
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +33,10 @@ def original(tmp_path_factory: pytest.TempPathFactory, smoke_data: Dataset) -> P
     folder = tmp_path_factory.mktemp("original")
     (folder / "data").mkdir()
     shutil.copy(smoke_data.path, folder / "data" / "burgers_smoke.hdf5")
-    record = experiment.run(load_config("rerun_txxoc8a8", [*TINY, "seed=3"], profile="smoke"), folder)
-    evaluate(RunFolder(folder, record.run_id).path, suite="full")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assessment, "write_report", nothing)
+        record = experiment.run(load_config("rerun_txxoc8a8", [*TINY, "seed=3"], profile="smoke"), folder)
+        evaluate(RunFolder(folder, record.run_id).path, suite="full")
     return RunFolder(folder, record.run_id).summary
 
 
@@ -100,6 +89,7 @@ def repeated(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(repetition, "ensure_dataset", None)
         patch.setattr(experiment, "find", None)
+        patch.setattr(assessment, "write_report", nothing)
         return folder, repeat(base / "summary.json", folder)
 
 

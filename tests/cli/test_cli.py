@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import Here
+
 COMMANDS = [
     [],
     ["config", "show"],
@@ -46,10 +48,20 @@ def usim(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words) or "usim")
-def test_every_command_has_help(command: list[str]) -> None:
-    answer = usim(*command, "--help")
+def test_every_command_has_help(command: list[str], here: Here) -> None:
+    answer = here(*command, "--help")
+    assert answer.code == 0
+    assert "Usage" in answer.out
+
+
+def test_the_module_is_the_command() -> None:
+    answer = usim("--help")
     assert answer.returncode == 0
     assert "Usage" in answer.stdout
+    answer = usim("config", "check", "rerun_txxoc8a8", "sed=1")
+    assert answer.returncode == 2
+    assert "did you mean 'seed'" in answer.stderr
+    assert "Traceback" not in answer.stderr
 
 
 def test_help_and_the_sweep_wing_import_no_torch() -> None:
@@ -83,11 +95,11 @@ def test_help_and_the_sweep_wing_import_no_torch() -> None:
         (["doctor"], 0, ""),
     ],
 )
-def test_exit_codes_and_messages(words: list[str], code: int, message: str) -> None:
-    answer = usim(*words)
-    assert answer.returncode == code, answer.stderr
-    assert message in answer.stderr
-    assert "Traceback" not in answer.stderr
+def test_exit_codes_and_messages(words: list[str], code: int, message: str, here: Here) -> None:
+    answer = here(*words)
+    assert answer.code == code, answer.err
+    assert message in answer.err
+    assert "Traceback" not in answer.err
 
 
 def test_smoke_plan_end_to_end(tmp_path: Path) -> None:

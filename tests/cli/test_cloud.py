@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
+
 from tests.executors.contract import ends_of
 from tests.executors.loopback_instances import HurriedClock
 from tests.executors.loopback_vast import LoopbackVast, offer
 from tests.executors.test_vast_client import KEY
 from tests.sweep.test_job_queue import planned
-from typer.testing import CliRunner, Result
-
 from universal_simulator.cli import app
 from universal_simulator.errors import UserError
 from universal_simulator.executors.cloud_ledger import FILE, Ledger

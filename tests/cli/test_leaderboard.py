@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from universal_simulator import cli
+from tests.cli.conftest import Here
 from universal_simulator.sweep.leaderboard import COLUMNS, leaderboard_path
 
 RUNS = {
@@ -43,21 +42,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def told(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
-) -> str:
-    monkeypatch.setattr(sys, "argv", ["usim", "leaderboard", str(folder), *words])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == 0
-    return capsys.readouterr().out
-
-
 def test_eighty_columns_hold_every_run_id_and_nrmse(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, here: Here
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    lines = told(folder, monkeypatch, capsys).splitlines()
+    answer = here("leaderboard", str(folder))
+    assert answer.code == 0
+    lines = answer.out.splitlines()
     assert lines[0] == "full_eval, nu=0.01"
     assert all(len(line) <= 80 for line in lines[:-1]), max(lines[:-1], key=len)
     for nrmse, run_id in zip(("0.03142", "1.235e-05", "10", "-"), RUNS, strict=True):
@@ -67,11 +58,10 @@ def test_eighty_columns_hold_every_run_id_and_nrmse(
 
 
 def test_a_wide_terminal_has_gap_and_parameters_and_json_every_column(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, here: Here
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    out = told(folder, monkeypatch, capsys)
-    assert out.count(" 0.001235   2057720 ") == 2 * len(RUNS)
-    rows = json.loads(told(folder, monkeypatch, capsys, "--json"))
+    assert here("leaderboard", str(folder)).out.count(" 0.001235   2057720 ") == 2 * len(RUNS)
+    rows = json.loads(here("leaderboard", str(folder), "--json").out)
     assert list(rows[0]) == list(COLUMNS)
     assert {row["run_id"] for row in rows} == set(RUNS)

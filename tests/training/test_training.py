@@ -42,7 +42,7 @@ from universal_simulator.physics.equations import ADVECTION, BURGERS
 from universal_simulator.physics.initial_conditions import draw_sine_family
 from universal_simulator.physics.spectral import resample
 from universal_simulator.physics.spectral_solver import solve_burgers
-from universal_simulator.run_record import RunFolder
+from universal_simulator.run_record import RunFolder, RunRecord, read_document
 from universal_simulator.training import loop
 from universal_simulator.training.augmentation import Augmentation
 from universal_simulator.training.loop import rollout_length, validation_steps
@@ -73,6 +73,7 @@ TINY = [
     "training.validation_groups=2",
     "training.batch_size=4",
     "evaluation.small_groups=2",
+    "evaluation.full_groups=2",
     "evaluation.bootstrap_samples=50",
     "evaluation.classical_points=[32]",
     "evaluation.steps=8",
@@ -92,93 +93,115 @@ def tiny(data: Dataset, *overrides: str) -> LoadedConfig:
     return load_config("rerun_txxoc8a8", words, profile="smoke")
 
 
+def nothing(*_: object, **__: object) -> None:
+    """In the place of what a test leaves out."""
+
+
 def outcome(
     folder: Path, config: LoadedConfig, *, stage: str = "operator"
 ) -> tuple[dict[str, torch.Tensor], str]:
-    """Weights kept, and the log of training with both validation scores; nothing is evaluated."""
+    """Weights kept, and the log of training with both validation scores; nothing is evaluated or recalibrated."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "evaluate", lambda *_, **__: None)
+        patch.setattr(experiment, "evaluate", nothing)
+        patch.setattr(experiment, "make_sampler", lambda *_, **__: (None, {}))
+        patch.setattr(stages, "UNIT_WINDOWS", 16)  # a few measure the units as well as many
         files = RunFolder(folder, experiment.run(config, folder).run_id)
     return load_surrogate(files.model).state_dict(), files.metrics_log(stage).read_text()
 
 
-@pytest.mark.parametrize("killed_at", [7, 12, 16])
-def test_interrupted_training_resumes_bit_for_bit(
-    tmp_path: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch, killed_at: int
+@pytest.fixture(scope="module")
+def finished(smoke_data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A deterministic run with its small-eval, to be copied."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assessment, "write_report", nothing)
+        return RunFolder(folder, experiment.run(tiny(smoke_data), folder).run_id)
+
+
+@pytest.fixture
+def copied(finished: RunFolder, tmp_path: Path) -> RunFolder:
+    shutil.copytree(finished.experiment, tmp_path / "copied")
+    return RunFolder(tmp_path / "copied", finished.run_id)
+
+
+@pytest.mark.usefixtures("without_pages")
+def test_training_interrupted_in_every_stage_resumes_bit_for_bit(
+    tmp_path: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny(
-        smoke_data,
-        STOCHASTIC,
-        "model.options.operator.stochastic_depth=0.2",
-        "model.member_representations=true",
-    )
+    """Killed in the codec's stage, gone on with and killed in the next, until it is done."""
+    monkeypatch.setattr(stages, "UNIT_WINDOWS", 16)
+    words = ["model.options.operator.stochastic_depth=0.2", "model.member_representations=true"]
+    config = tiny(smoke_data, STOCHASTIC, *words)
     whole = experiment.run(config, tmp_path / "whole")
     monkeypatch.setattr(loop, "CHECKPOINT_INTERVAL_S", 0.0)
+    files = RunFolder(tmp_path / "parts", whole.run_id)
 
     class Killed(Exception):
         pass
 
-    def kill(phase: str, done: int, total: int) -> None:
-        if phase == "train" and done == killed_at:
-            raise Killed
+    for stage_name, killed_at in (
+        ("codec", 2),
+        ("operator", 7),
+        ("diff_residual", 12),
+        ("consistency_distill", 16),
+    ):
 
-    with pytest.raises(Killed):
-        experiment.run(config, tmp_path / "parts", progress=kill)
+        def kill(phase: str, done: int, total: int, killed_at: int = killed_at) -> None:
+            if phase == "train" and done == killed_at:
+                raise Killed
+
+        with pytest.raises(Killed):
+            experiment.run(config, tmp_path / "parts", progress=kill)
+        assert files.training_state(stage_name).exists()
     resumed = experiment.run(config, tmp_path / "parts")
     assert whole.training is not None
     assert resumed.training is not None
     assert resumed.training.result == whole.training.result
     assert resumed.evaluations["small_eval"].result == whole.evaluations["small_eval"].result
-    steps = [
-        line.split(",")[0]
-        for line in RunFolder(tmp_path / "parts", whole.run_id)
-        .metrics_log("operator")
-        .read_text()
-        .splitlines()
-        if "total" in line
-    ]
-    assert len(steps) == len(set(steps)) == 6
+    for stage_name, count in (
+        ("codec", 4),
+        ("operator", 6),
+        ("diff_residual", 4),
+        ("consistency_distill", 3),
+    ):
+        lines = [json.loads(line) for line in files.metrics_log(stage_name).read_text().splitlines()]
+        assert [line["step"] for line in lines if "total" in line] == list(range(1, count + 1))
 
 
-def test_finished_run_is_immutable_and_identity_is_checked(tmp_path: Path, smoke_data: Dataset) -> None:
+def test_finished_run_is_immutable_and_identity_is_checked(copied: RunFolder, smoke_data: Dataset) -> None:
     config = tiny(smoke_data)
-    first = experiment.run(config, tmp_path)
-    stamp = RunFolder(tmp_path, first.run_id).summary.stat().st_mtime_ns
-    assert experiment.run(config, tmp_path) == first
-    assert RunFolder(tmp_path, first.run_id).summary.stat().st_mtime_ns == stamp
+    first, stamp = read_document(copied.summary, RunRecord), copied.summary.stat().st_mtime_ns
+    assert experiment.run(config, copied.experiment) == first
+    assert copied.summary.stat().st_mtime_ns == stamp
     with pytest.raises(UserError, match="something changed"):
-        experiment.run(config, tmp_path, run_id="another-s0-0000000000")
+        experiment.run(config, copied.experiment, run_id="another-s0-0000000000")
     with pytest.raises(UserError, match="sealed"):
-        assessment.evaluate(RunFolder(tmp_path, first.run_id).path, suite="test")
+        assessment.evaluate(copied.path, suite="test")
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_another_file_is_answered_but_never_mixed_into_the_record(
-    tmp_path: Path, smoke_data: Dataset
+    copied: RunFolder, tmp_path: Path, smoke_data: Dataset
 ) -> None:
-    record = experiment.run(tiny(smoke_data), tmp_path)
-    files = RunFolder(tmp_path, record.run_id)
-    before = files.summary.read_bytes()
+    before = copied.summary.read_bytes()
     copy = tmp_path / "copy.hdf5"
     copy.write_bytes(smoke_data.path.read_bytes())
-    answer = assessment.evaluate(files.path, suite="full", data_file=copy)
+    answer = assessment.evaluate(copied.path, suite="full", data_file=copy)
     assert answer.result.protocol.split == "selection"
-    assert files.summary.read_bytes() == before
-    cached = list((tmp_path / "references").glob("*.json"))
-    again = assessment.evaluate(files.path, suite="small")
-    assert again.result == record.evaluations["small_eval"].result
-    assert sorted((tmp_path / "references").glob("*.json")) == sorted(cached)
+    assert copied.summary.read_bytes() == before
+    cached = list((copied.experiment / "references").glob("*.json"))
+    again = assessment.evaluate(copied.path, suite="small")
+    assert again.result == RunRecord.model_validate_json(before).evaluations["small_eval"].result
+    assert sorted((copied.experiment / "references").glob("*.json")) == sorted(cached)
 
 
-def test_damaged_training_state_is_refused(tmp_path: Path, smoke_data: Dataset) -> None:
-    config = tiny(smoke_data)
-    record = experiment.run(config, tmp_path)
-    files = RunFolder(tmp_path, record.run_id)
-    data = bytearray(files.training_state("operator").read_bytes())
+def test_damaged_training_state_is_refused(copied: RunFolder, smoke_data: Dataset) -> None:
+    data = bytearray(copied.training_state("operator").read_bytes())
     data[len(data) // 2] ^= 1
-    files.training_state("operator").write_bytes(bytes(data))
-    files.summary.unlink()
+    copied.training_state("operator").write_bytes(bytes(data))
+    copied.summary.unlink()
     with pytest.raises(IntegrityError, match="damaged"):
-        experiment.run(config, tmp_path)
+        experiment.run(tiny(smoke_data), copied.experiment)
 
 
 def test_divergence_stops_the_run_and_is_recorded(tmp_path: Path, smoke_data: Dataset) -> None:
@@ -242,6 +265,7 @@ def test_curriculum_and_validation_steps() -> None:
     assert validation_steps(100, 4) == {25, 50, 75, 100}
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_a_stage_that_stopped_early_stays_stopped(tmp_path: Path, smoke_data: Dataset) -> None:
     """Killed in the next stage and run again, the finished one does not train on."""
     words = ["training.codec.steps=12", "training.codec.patience_steps=1", "training.validations=6"]
@@ -259,25 +283,29 @@ def test_a_stage_that_stopped_early_stays_stopped(tmp_path: Path, smoke_data: Da
     assert again.training.result == whole.training.result
 
 
-def test_another_models_file_in_a_runs_folder_is_refused(tmp_path: Path, smoke_data: Dataset) -> None:
-    one = RunFolder(tmp_path, experiment.run(tiny(smoke_data), tmp_path).run_id)
-    other = RunFolder(tmp_path, experiment.run(tiny(smoke_data, "seed=5"), tmp_path).run_id)
-    shutil.copy(one.model, other.model)
+@pytest.mark.usefixtures("without_pages")
+def test_another_models_file_in_a_runs_folder_is_refused(copied: RunFolder, smoke_data: Dataset) -> None:
+    record = experiment.run(tiny(smoke_data, "seed=5"), copied.experiment)
+    other = RunFolder(copied.experiment, record.run_id)
+    shutil.copy(copied.model, other.model)
     with pytest.raises(IntegrityError, match="is not the model"):
         assessment.evaluate(other.path, suite="full")
 
 
-def test_a_run_moves_with_its_experiment(tmp_path: Path) -> None:
-    words = [w for w in TINY if not w.startswith("evaluation.small")]
-    config = load_config("rerun_txxoc8a8", words, profile="smoke")
+@pytest.mark.usefixtures("without_pages")
+def test_a_run_moves_with_its_experiment(tmp_path: Path, smoke_data: Dataset) -> None:
+    (tmp_path / "here" / "data").mkdir(parents=True)
+    shutil.copy(smoke_data.path, tmp_path / "here" / "data" / "burgers_smoke.hdf5")
+    config = load_config("rerun_txxoc8a8", [*TINY, DETERMINISTIC], profile="smoke")
     record = experiment.run(config, tmp_path / "here")
     (tmp_path / "here").rename(tmp_path / "there")
     moved = RunFolder(tmp_path / "there", record.run_id)
     assert assessment.evaluate(moved.path, suite="small").result == record.evaluations["small_eval"].result
 
 
-def test_training_trajectories_in_another_file_are_recognised(tmp_path: Path, smoke_data: Dataset) -> None:
-    record = experiment.run(tiny(smoke_data), tmp_path)
+def test_training_trajectories_in_another_file_are_recognised(
+    copied: RunFolder, tmp_path: Path, smoke_data: Dataset
+) -> None:
     other = tmp_path / "burgers_other.hdf5"
     shutil.copy(smoke_data.path, other)
     with h5py.File(other, "r+") as file:
@@ -285,7 +313,7 @@ def test_training_trajectories_in_another_file_are_recognised(tmp_path: Path, sm
         del file.attrs["identity"]
     for suite in ("full", "small"):
         with pytest.raises(LeakageError, match=r"trained or validated on|calibrated on"):
-            assessment.evaluate(RunFolder(tmp_path, record.run_id).path, suite=suite, data_file=other)
+            assessment.evaluate(copied.path, suite=suite, data_file=other)
 
 
 def test_an_edited_module_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,8 +372,7 @@ def test_statistics_come_from_the_training_split_alone(tmp_path: Path, smoke_dat
         del file.attrs["identity"]
     kept = {}
     for name, data in (("as it is", smoke_data), ("other", open_dataset(other))):
-        run = experiment.run(tiny(data, "training.codec.steps=1"), tmp_path / name)
-        state = load_surrogate(RunFolder(tmp_path / name, run.run_id).model).state_dict()
+        state, _ = outcome(tmp_path / name, tiny(data, "training.codec.steps=1"))
         kept[name] = {key: state[key] for key in ("offset", "scale", "member.condition.mean")}
     for key, value in kept["as it is"].items():
         assert torch.equal(value, kept["other"][key]), key
@@ -375,6 +402,7 @@ def test_exhausted_memory_is_one_error_with_its_cure(
     assert '"failure_kind": "MemoryExhaustedError"' in summary
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_a_users_own_module_trains_through_its_import_path(tmp_path: Path, smoke_data: Dataset) -> None:
     words = ["model.import_path=tests.model.test_members:Halver", "model.options.factor=0.9"]
     record = experiment.run(tiny(smoke_data, *words), tmp_path)
@@ -384,6 +412,7 @@ def test_a_users_own_module_trains_through_its_import_path(tmp_path: Path, smoke
     assert float(kept["member.stepper.factor"]) != pytest.approx(0.9, abs=1e-6)
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_one_freak_batch_is_no_divergence_but_five_in_a_row_are(
     tmp_path: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -428,6 +457,7 @@ def test_the_statistics_are_those_of_the_first_groups_whether_resident_or_stream
     assert torch.equal(resident.parameters, streamed.parameters)
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_a_score_that_is_no_number_wins_nothing_and_locks_nothing(
     tmp_path: Path, smoke_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -460,6 +490,7 @@ def test_seconds_of_filling_a_latent_cache_are_its_stages(
         fill(*words, **more)
 
     monkeypatch.setattr(SegmentSource, "__init__", slowly)
+    monkeypatch.setattr(experiment, "evaluate", nothing)
     observed = experiment.run(tiny(smoke_data, STOCHASTIC), tmp_path).training
     assert observed is not None
     seconds = observed.observation["wall_clock_s_by_stage"]
