@@ -488,7 +488,10 @@ def test_one_instance_that_fails_while_all_are_wound_down_leaves_no_other_alive(
     assert not stage.world.destroyed
 
 
-def test_a_driver_killed_while_it_brings_a_job_destroys_nothing_that_may_have_begun(stage: Stage) -> None:
+@pytest.mark.parametrize("wakes", [True, False])
+def test_a_driver_killed_while_it_brings_a_job_destroys_nothing_that_may_have_begun(
+    stage: Stage, wakes: bool
+) -> None:
     """The intent stands in the ledger before the start; the instance stopped itself meanwhile."""
     stage.world.kill_in = 5
     stage.driver.start()
@@ -498,11 +501,13 @@ def test_a_driver_killed_while_it_brings_a_job_destroys_nothing_that_may_have_be
     assert [event.kind for event in stage.ledger.journal.events][-1] == "starting"
     assert stage.world.counts["starts"] == 1
     stage.clock.sleep(7200)
+    stage.server.plan("change", *["ignored"] * 500 * (not wakes))
     stage.driver.start()
     stage.driver.cancel("train:a")
     assert stage.codes() == [-15]
     assert not stage.world.destroyed
-    assert len(stage.ledger.all_kept()) == 1
+    assert len(stage.ledger.all_kept()) == (0 if wakes else 1)
+    assert (stage.world.saved_s.get("train:a", 0.0) > 1700.0) == wakes
 
 
 def test_a_full_disk_at_a_checkpoint_ends_no_sweep(stage: Stage) -> None:

@@ -44,6 +44,8 @@ class Rental:
     trouble: str = ""
     wanted: bool = True
     reclaim: bool = False
+    #: the driver has submitted the job, or attached to it; before that nothing more is rented for it
+    claimed: bool = True
     #: bytes that an instance is sent before its job begins
     weight: int = 0
 

@@ -67,6 +67,8 @@ class RentedJob(Rental):
     def step(self) -> None:
         """As far as it goes now. Raises BudgetError where renting for it would cross a ceiling."""
         while self.phase is not Phase.DONE and self.due <= self.now():
+            if self.needs_room and not self.claimed:
+                return
             before = self.phase
             try:
                 _STEPS[self.phase](self)

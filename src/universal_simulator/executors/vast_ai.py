@@ -15,6 +15,7 @@ from universal_simulator.executors.cloud_ledger import FILE, Lease, Ledger
 from universal_simulator.executors.cloud_settings import CloudSettings
 from universal_simulator.executors.job_files import read_errand
 from universal_simulator.executors.kept_results import telling
+from universal_simulator.executors.left_behind import LeftBehind
 from universal_simulator.executors.rental_phase import Phase
 from universal_simulator.executors.rental_room import comes_home, has_room, is_at_work
 from universal_simulator.executors.rental_start import give_up_unlucky
@@ -62,8 +63,7 @@ class VastExecutor(Executor):
         self._journal_of = journal_of
         self._tenants: dict[Path, Tenant] = {}
         self._jobs: dict[str, RentedJob] = {}
-        #: what earlier submissions left rented: being closed, or kept and to be brought home
-        self._aside: list[RentedJob] = []
+        self._left = LeftBehind()
         self._untold: list[str] = []
         self._said: dict[str, str] = {}
         #: until when what earlier drivers left is brought home
@@ -77,8 +77,9 @@ class VastExecutor(Executor):
         return f"{super().place} {self._client.base_url}"
 
     def open(self, folder: Path | str) -> None:
-        """Adopts, reaps and recalls, wherever something was ever rented for this folder."""
+        """Adopts, reaps, recalls and looks at what is at work, wherever something was ever rented for this folder."""
         self._tenant(Path(folder), make=False)
+        self._step_unclaimed()
 
     def refuse_impossible(self, job: Job) -> None:
         if job.resources.gpus > 1:
@@ -93,7 +94,7 @@ class VastExecutor(Executor):
         if self._home_by is None:
             patience_s = self._settings.startup_s + self._settings.results_patience_s
             self._home_by = self._client.clock() + patience_s
-        while any(comes_home(rental) for rental in self._aside):
+        while any(comes_home(rental) for rental in self._left.aside):
             if self._client.clock() >= min(until, self._home_by):
                 return self._client.clock() < self._home_by
             self._step()
@@ -112,17 +113,17 @@ class VastExecutor(Executor):
         assert tenant is not None
         if (fetched := tenant.ledger.brought_home(job.job_id)) is not None:
             # the end of this submission, and nothing is rented for it
-            self._set_aside(job.job_id)
+            self._left.set_aside(job.job_id, self._jobs.pop(job.job_id, None))
             self._take_over(tenant.ledger.claimed(fetched.label, tenant.now()), tenant, folder)
             return
-        kept = self._recalled(job.job_id, tenant)
+        kept = self._left.recalled(job.job_id, tenant)
         history = tenant.ledger.of_job(job.job_id)
         if any(lease.live and lease.end is None and lease != kept for lease in history):
             raise ExecutorError(f"{job.job_id} is at work already, for another driver; attach to it")
         weight = self._bytes_of(job)
         if kept is None:
             self._settings.refuse_too_heavy(job.job_id, weight)
-        self._set_aside(job.job_id)
+        self._left.set_aside(job.job_id, self._jobs.pop(job.job_id, None))
         rental = RentedJob(
             job, tenant, self._workplace_of, lease=kept, reclaim=kept is not None, weight=weight
         )
@@ -248,13 +249,13 @@ class VastExecutor(Executor):
         except CloudError as error:
             raise UnreachableError(f"{folder}: nobody can say what is rented for it: {error}") from error
         self._tenants[folder] = tenant
-        self._recall(tenant, folder)
+        self._left.note(tenant, lambda lease, recall: self._rental_of(lease, tenant, folder, recall=recall))
         return tenant
 
     def _take_over(self, lease: Lease, tenant: Tenant, folder: Path) -> None:
-        self._aside = [r for r in self._aside if r.lease is None or r.lease.label != lease.label]
-        self._jobs[lease.job_id] = self._rental_of(lease, tenant, folder)
-        if lease.end is not None:
+        rental = self._left.claim(lease) or self._rental_of(lease, tenant, folder)
+        self._jobs[lease.job_id] = rental
+        if rental.tellable:
             self._untold.append(lease.job_id)
 
     def _rental_of(self, lease: Lease, tenant: Tenant, folder: Path, *, recall: bool = False) -> RentedJob:
@@ -264,33 +265,8 @@ class VastExecutor(Executor):
         rental.weight = self._bytes_of(job)
         return rental
 
-    def _recall(self, tenant: Tenant, folder: Path) -> None:
-        """What earlier drivers had to leave on stopped instances is asked for again, or not needed any more."""
-        for lease in tenant.ledger.all_kept():
-            rental = self._rental_of(lease, tenant, folder, recall=True)
-            if any(other.settled for other in tenant.ledger.of_job(lease.job_id)):
-                rental.reason = "the result of its job is here"
-                rental.phase, rental.end = Phase.CLOSING, lease.end
-            self._aside.append(rental)
-
-    def _recalled(self, job_id: str, tenant: Tenant) -> Lease | None:
-        """The instance that holds what this job left there; from now on it is this submission's to ask."""
-        for rental in self._aside:
-            if rental.job.job_id == job_id and rental.reclaim and rental.end is None and rental.lease:
-                self._aside.remove(rental)
-                lease = tenant.ledger.leases[rental.lease.label]
-                return tenant.ledger.claimed(lease.label, tenant.now()) if lease.recalled else lease
-        kept = [lease for lease in tenant.ledger.of_job(job_id) if lease.kept]
-        return kept[-1] if kept else None
-
-    def _set_aside(self, job_id: str) -> None:
-        """An earlier submission whose end was told, and whose instance is not yet seen gone, is closed on."""
-        before = self._jobs.pop(job_id, None)
-        if before is not None and before.phase is not Phase.DONE:
-            self._aside.append(before)
-
     def _rentals(self) -> list[RentedJob]:
-        return [*self._jobs.values(), *self._aside]
+        return [*self._jobs.values(), *self._left.unclaimed, *self._left.aside]
 
     def _step(self) -> None:
         """Everything that is due, as far as it goes. Raises BudgetError when a ceiling ends the sweep."""
@@ -301,10 +277,21 @@ class VastExecutor(Executor):
                 tenant.look_for_strays(self._tell)
         for name, job in list(self._jobs.items()):
             self._step_job(name, job)
+        self._step_unclaimed()
         self._step_aside()
 
+    def _has_room(self, job: RentedJob) -> bool:
+        """What nobody has attached to yet takes no slot of what is submitted meanwhile, such as a canary."""
+        unclaimed = sum(rental.at_work for rental in self._left.unclaimed)
+        return has_room(job, self._rentals(), self.slots + unclaimed)
+
+    def _step_unclaimed(self) -> None:
+        for rental in self._left.unclaimed:
+            rental.step()
+            self._say(f"{rental.job.job_id} (begun by an earlier driver)", rental)
+
     def _step_job(self, name: str, job: RentedJob) -> None:
-        if job.needs_room and not has_room(job, self._rentals(), self.slots):
+        if job.needs_room and not self._has_room(job):
             return
         told = job.tellable
         try:
@@ -323,20 +310,21 @@ class VastExecutor(Executor):
         for name, other in list(self._jobs.items()):
             if other is not job and other.at_work:
                 self._step_job(name, other)
+        self._step_unclaimed()
 
     def _step_aside(self) -> None:
         """These never end a sweep, and never get in the way of a job of the driver's."""
-        for rental in list(self._aside):
-            room = has_room(rental, self._rentals(), self.slots)
-            if rental.needs_room and (not room or is_at_work(rental)):
+        aside = self._left.aside
+        for rental in list(aside):
+            if rental.needs_room and (not self._has_room(rental) or is_at_work(rental)):
                 continue
             try:
                 rental.step()
             except BudgetError as error:
-                self._aside.remove(rental)
+                aside.remove(rental)
                 rental.trouble = f"not woken for what it holds: {error}"
-            if rental.phase is Phase.DONE and rental in self._aside:
-                self._aside.remove(rental)
+            if rental.phase is Phase.DONE and rental in aside:
+                aside.remove(rental)
             self._say(f"{rental.job.job_id} (left by an earlier attempt)", rental)
 
     def _ends(self) -> list[JobEnd]:
@@ -376,7 +364,7 @@ class VastExecutor(Executor):
                 if not lease.kept and lease.label not in held:
                     self._take_over(lease, tenant, tenant.ledger.path.parents[1])
         # what still stands still is left so
-        self._aside = [rental for rental in self._aside if not rental.needs_room]
+        self._left.aside = [rental for rental in self._left.aside if not rental.needs_room]
         troubles = give_back(self._rentals(), self._client, LAST_S)
         for tenant in self._tenants.values():
             troubles += failing(tenant.reap)
