@@ -7,10 +7,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from tests.cli.conftest import Here
+from universal_simulator.cli import app
 
 COMMANDS = [
     [],
@@ -62,6 +65,39 @@ def test_the_module_is_the_command() -> None:
     assert answer.returncode == 2
     assert "did you mean 'seed'" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_every_command_shows_an_example_and_every_option_says_what_it_does() -> None:
+    silent = []
+    groups: list[tuple[str, Any]] = [("usim", typer.main.get_command(app))]
+    for path, command in groups:
+        if found := getattr(command, "commands", None):
+            groups += [(f"{path} {name}", item) for name, item in found.items()]
+            continue
+        options = [item for item in command.params if item.param_type_name == "option" and not item.hidden]
+        silent += [f"{path} {item.opts[0]}" for item in options if not item.help]
+        if command.params and not command.hidden and "Example: usim" not in (command.help or ""):
+            silent.append(path)
+    assert len(groups) > 20
+    assert silent == []
+
+
+def test_a_config_is_shown_on_80_columns_with_no_key_cut_and_unread_ones_in_a_line(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = ("config", "show", "sweep_aggressive_sota", "--profile", "embedded")
+    short, whole = here(*words), here(*words, "--all")
+    assert short.code == whole.code == 0
+    lines = short.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    heading = next(line for line in lines if line.startswith("key"))
+    assert heading.split() == ["key", "plan", "effective", "rule"]
+    shown = {line.split()[0] for line in lines if line.strip()}
+    assert {"latent_cache_windows", "training.consistency_distill", "reencode_every"} <= shown
+    assert sum("test-time compute is off" in line for line in lines) == 1
+    assert "max_evaluations" not in shown
+    assert any(line.split()[:1] == ["max_evaluations"] for line in whole.out.splitlines())
 
 
 def test_help_and_the_sweep_wing_import_no_torch() -> None:

@@ -97,6 +97,49 @@ def test_members_carry_the_plans_numbers(key: str) -> None:
         assert value == expected, member
 
 
+#: beginnings of the members' effective hashes, in the order of MEMBERS: a new key of the schema changes all, a
+#: change of the loader none
+HASHES = {
+    "embedded": "8c1ecf81 35b872f7 9192e042 ae5c130e 4ed84ab3 fb4ac818 180f8bbd",
+    "full": "8966ac86 21add35c fe4efcb0 7647b4ca 66611ad3 66645d5b 9002185d",
+    "smoke": "84cdfa47 19497d60 cc788aae 3c18b478 e3bb673b 4e9fda88 c2ff6b2d",
+    "standard": "fa26f12c d148f740 4433275b 495ce4cf 13a17733 c85d8606 7f0c8b74",
+}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_what_the_members_mean_in_a_profile_changes_with_the_schema_alone(profile: str) -> None:
+    assert [load_config(name, profile=profile).hash[:8] for name in MEMBERS] == HASHES[profile].split()
+
+
+def test_a_profile_is_laid_over_the_base_and_a_configs_own_values_stay(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    own = "evaluation: {small_groups: 5, ensemble_groups: null, headline: ensemble_mean}\n"
+    file.write_text(f"extends: rerun_txxoc8a8\ntraining: {{validations: 9}}\n{own}")
+    loaded = load_config(file, profile="smoke")
+    config, rules = loaded.config, {key: rule for key, _, _, rule in loaded.rows()}
+    assert (config.training.validations, config.evaluation.small_groups) == (9, 5)
+    assert config.evaluation.ensemble_groups is None, "a value of null is one"
+    assert config.evaluation.members == 4, "of which the config says nothing"
+    assert rules["evaluation.small_groups"] == "the config's own, not profile smoke's 8"
+    assert rules["evaluation.members"] == "set by profile smoke"
+    given = load_config(file, ["evaluation.small_groups=7"], profile="smoke")
+    assert given.config.evaluation.small_groups == 7
+    assert dict((row[0], row[3]) for row in given.rows())["evaluation.small_groups"].startswith("given")
+    further = tmp_path / "further.yaml"
+    further.write_text("extends: own\nseed: 1\n")
+    assert load_config(further, profile="smoke").config.training.validations == 9
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_each_value_that_departs_from_the_plans_says_its_rule(profile: str) -> None:
+    aliases = {"steps": "epochs", "patience_steps": "patience_epochs"}
+    for member in MEMBERS:
+        for key, plan, effective, rule in load_config(member, profile=profile).rows():
+            if plan is not None and plan != effective and key.rpartition(".")[2] not in aliases:
+                assert rule or key == "profile", f"{member}: {key}"
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_committed_config_loads_in_every_profile(profile: str) -> None:
     for name in CONFIGS:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from universal_simulator.cli.options import Json
+
 if TYPE_CHECKING:
     from universal_simulator.executors.cloud_ledger import Ledger
     from universal_simulator.executors.vast_client import VastClient
@@ -20,7 +22,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 KeyFile = Annotated[Path | None, typer.Option(help="a file that holds the account's API key")]
-AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
 
 
 @app.command()
@@ -32,7 +33,7 @@ def search(
     ] = False,
     disk_gb: Annotated[float, typer.Option(help="GB of disk, whose rent is in the price")] = 64.0,
     key_file: KeyFile = None,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Offers that a sweep would take, the cheapest first. Rents nothing; the service has a daily quota.
 
@@ -64,7 +65,7 @@ def status(
         Path | None, typer.Argument(help="a sweep's folder; none: all instances of ours")
     ] = None,
     key_file: KeyFile = None,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """What is rented, by the service's own complete list, and what the sweep has spent by its ledger.
 
@@ -116,7 +117,7 @@ def reap(
         ),
     ] = False,
     key_file: KeyFile = None,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Destroy what was rented for a sweep and nobody wants any more, and see it gone from the list.
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from universal_simulator.cli.options import Json
+
 app = typer.Typer(help="Generate and inspect data sets.", no_args_is_help=True)
 
 
@@ -23,7 +25,7 @@ def generate(
     expect: Annotated[
         str | None, typer.Option(help="fail unless the data come out with this identity", hidden=True)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Make a data set with the reference solver; interrupted and typed again, it goes on.
 
@@ -52,9 +54,12 @@ def info(
         float | None, typer.Option(help="the parameter, where neither file nor name says it")
     ] = None,
     verify: Annotated[bool, typer.Option(help="read everything and compare with the stored hash")] = False,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Json = False,
 ) -> None:
-    """What a data file holds: equation, regimes, frames, splits, identity."""
+    """What a data file holds: equation, regimes, frames, splits, identity.
+
+    Example: usim data info runs/smoke/data/burgers_smoke.hdf5 --verify
+    """
     from universal_simulator.data.dataset import open_dataset
 
     dataset = open_dataset(file, parameter=nu)
@@ -79,7 +84,7 @@ def import_(
     fields: Annotated[str, typer.Option(help="names of the fields, in their order")] = "u",
     parameter: Annotated[str | None, typer.Option(help="name of what differs between trajectories")] = None,
     values: Annotated[str | None, typer.Option(help="its value: a number, or a .npy file")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Make a data file of your own array; its physics stays undeclared.
 

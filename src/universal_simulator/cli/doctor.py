@@ -10,9 +10,10 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
 
 import typer
+
+from universal_simulator.cli.options import Json
 
 _NEEDED = (
     "torch",
@@ -29,8 +30,11 @@ _NEEDED = (
 _OPTIONAL = ("ray", "wandb", "optuna")
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Check this installation: versions, cores, memory, disk, configs. Exit code 1 if something is broken."""
+def doctor(as_json: Json = False) -> None:
+    """Check this installation: versions, cores, memory, disk, configs. Exit code 1 if something is broken.
+
+    Example: usim doctor --json
+    """
     findings = {"python": (platform.python_version(), sys.version_info >= (3, 11))}
     for name in _NEEDED:
         found = importlib.util.find_spec(name) is not None

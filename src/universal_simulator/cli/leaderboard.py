@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from universal_simulator.cli.options import Json
+
 #: a terminal this wide has room for the conservation gap and the parameters as well
 WIDE = 110
 Row = dict[str, str]
@@ -19,7 +21,7 @@ Row = dict[str, str]
 
 def leaderboard(
     folder: Annotated[Path, typer.Argument(help="the sweep's folder")],
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Every run, best nrmse first within suite and regime; all columns with --json or in the csv.
 

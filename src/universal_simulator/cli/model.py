@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from universal_simulator.cli.options import Json
 from universal_simulator.errors import UserError
 from universal_simulator.evaluation.search_summary import ORDER, search_lines, search_name, told
 from universal_simulator.run_record import EvaluationRecord
@@ -49,7 +50,7 @@ def evaluate(
         ),
     ] = None,
     opening: Annotated[str | None, typer.Option(hidden=True)] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Evaluate a trained model; the test split stays sealed (only a sweep opens it, once).
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from universal_simulator.cli.options import Json
 from universal_simulator.errors import UserError
 
 
@@ -30,7 +31,7 @@ def run(
     other_code: Annotated[
         bool, typer.Option("--other-code", help="with --from-record: although the code differs")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train one config and small-evaluate it. Killed and typed again, it goes on.
 

@@ -17,6 +17,7 @@ from universal_simulator.cli.executors import (
     Workers,
     opened,
 )
+from universal_simulator.cli.options import Json
 
 app = typer.Typer(help="Run a written plan and see why each run was kept or rejected.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="the sweep's folder")]
@@ -83,7 +84,10 @@ def resume(
         ),
     ] = False,
 ) -> None:
-    """Go on with the sweep in a folder, also with a larger budget or with rounds appended to its plan."""
+    """Go on with the sweep in a folder, also with a larger budget or with rounds appended to its plan.
+
+    Example: usim sweep resume runs/embedded --workers 2
+    """
     from universal_simulator.cli.progress import ProgressLine
     from universal_simulator.sweep.driver import resume_sweep
 
@@ -121,7 +125,7 @@ def estimate(
     ray_address: RayAddress = "local",
     ceiling_usd: CeilingUsd = None,
     cloud: CloudFile = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure every member for a few steps; tell time, memory and cost of the plan before spending them.
 
@@ -167,8 +171,11 @@ def estimate(
 
 
 @app.command()
-def status(folder: Folder, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Which runs are done, failed or waiting, what is rented, kept and spent for them, and the champion if there is one."""
+def status(folder: Folder, as_json: Json = False) -> None:
+    """Which runs are done, failed or waiting, what is rented, kept and spent for them, and the champion if there is one.
+
+    Example: usim sweep status runs/embedded
+    """
     from universal_simulator.executors.kept_results import told_by_the_ledger
     from universal_simulator.sweep.state import SweepState
 
@@ -205,7 +212,10 @@ def status(folder: Folder, as_json: Annotated[bool, typer.Option("--json")] = Fa
 
 @app.command()
 def report(folder: Folder) -> None:
-    """Rebuild leaderboard and sweep page from the journal and the records alone."""
+    """Rebuild leaderboard and sweep page from the journal and the records alone.
+
+    Example: usim sweep report runs/embedded
+    """
     from universal_simulator.sweep.driver import rebuild_reports
     from universal_simulator.sweep.report import report_path
 
@@ -217,9 +227,12 @@ def report(folder: Folder) -> None:
 def explain(
     folder: Folder,
     run: Annotated[str | None, typer.Argument(help="one run id")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Json = False,
 ) -> None:
-    """What changed in each run, why it helped or hurt, what to do next; its gates."""
+    """What changed in each run, why it helped or hurt, what to do next; its gates.
+
+    Example: usim sweep explain runs/embedded RUN_ID
+    """
     from universal_simulator.errors import UserError
     from universal_simulator.sweep.gates import telling
     from universal_simulator.sweep.state import SweepState

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from universal_simulator.cli.options import Json
 from universal_simulator.credentials import masked
 
 app = typer.Typer(
@@ -31,7 +32,7 @@ def sync(
     mode: Mode = None,
     out: Out = None,
     deadline: Deadline = 120.0,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Mirror what changed, finished or running. Typed again, or after a kill, nothing is there twice.
 
@@ -56,7 +57,10 @@ def watch(
     deadline: Deadline = 120.0,
     parent: Annotated[int | None, typer.Option(help="end when this process has ended")] = None,
 ) -> None:
-    """Sync again and again while a sweep runs; `usim sweep run --track` starts it beside itself."""
+    """Sync again and again while a sweep runs; `usim sweep run --track` starts it beside itself.
+
+    Example: usim track watch runs/embedded --every 60
+    """
     from universal_simulator.tracking.mirror import watch as watch_folder
 
     os.nice(10)

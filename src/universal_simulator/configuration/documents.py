@@ -76,10 +76,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_extended(path: Path, kind: str) -> dict[str, Any]:
-    """The file merged over what it `extends`, and so on; cycles are refused."""
+def read_layers(path: Path, kind: str) -> list[tuple[Path, dict[str, Any]]]:
+    """The file and what it `extends`, and so on, the lowest first; cycles are refused."""
     chain: list[Path] = []
-    layers: list[dict[str, Any]] = []
+    layers: list[tuple[Path, dict[str, Any]]] = []
     current: Path | None = path
     while current is not None:
         if current in chain:
@@ -88,15 +88,25 @@ def read_extended(path: Path, kind: str) -> dict[str, Any]:
         chain.append(current)
         layer = read_mapping(current)
         parent = layer.pop("extends", None)
-        layers.append(layer)
+        layers.append((current, layer))
         if parent is not None and not isinstance(parent, str):
             raise ConfigurationError(str(current), ["'extends' must name one file"])
         sibling = current.parent / f"{parent}.yaml"
         current = None if parent is None else sibling if sibling.is_file() else find(kind, parent)
-    merged: dict[str, Any] = {}
-    for layer in reversed(layers):
-        merged = merge(merged, layer)
-    return merged
+    return layers[::-1]
+
+
+def read_extended(path: Path, kind: str) -> dict[str, Any]:
+    """The file merged over what it `extends`."""
+    return merged(read_layers(path, kind))
+
+
+def merged(layers: Iterable[tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Each layer over those before it."""
+    out: dict[str, Any] = {}
+    for _, layer in layers:
+        out = merge(out, layer)
+    return out
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

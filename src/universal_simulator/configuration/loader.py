@@ -1,4 +1,7 @@
-"""The one loader: base <- extends <- profile's overlay <- profile's rule <- overrides."""
+"""The one loader: base <- profile's overlay <- what extends it <- profile's rule <- overrides.
+
+A profile's overlay is laid over the file named `base` alone: what a config above it says itself stays.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,18 @@ from universal_simulator.configuration.documents import (
     describe_faults,
     flatten,
     merge,
+    merged,
     parse_overrides,
-    read_extended,
+    read_layers,
 )
 from universal_simulator.configuration.locations import DATA_FILES, find
-from universal_simulator.configuration.profiles import PLAN_TERMS, STAGES, apply_profile, load_profile
+from universal_simulator.configuration.profiles import (
+    PLAN_TERMS,
+    STAGES,
+    Profile,
+    apply_profile,
+    load_profile,
+)
 from universal_simulator.configuration.schema import (
     BUILT_STAGES,
     PENDING_SECTIONS,
@@ -132,7 +142,8 @@ def load_config(
 ) -> LoadedConfig:
     """Read, merge, rescale and validate; every fault at once in one ConfigurationError."""
     path = find("configs", name)
-    plan_values = merge({"name": path.stem}, read_extended(path, "configs"))
+    layers = read_layers(path, "configs")
+    plan_values = merge({"name": path.stem}, merged(layers))
     if plan_values.get("problem") == "steady":
         raise ConfigurationError(
             str(path), ["problem: a steady problem has no time; `usim run` alone reads such a config"]
@@ -144,7 +155,14 @@ def load_config(
     if not isinstance(chosen, str):
         raise ConfigurationError(str(path), [f"profile: expected a name, got {chosen!r}"])
     loaded_profile = load_profile(chosen)
-    values = merge(plan_values, loaded_profile.overlay)
+    no_mapping = [
+        name
+        for name, overlaid in loaded_profile.overlay.items()
+        if isinstance(overlaid, dict) and name in plan_values and not isinstance(plan_values[name], dict)
+    ]
+    faults = [f"{name}: must be a mapping, got {plan_values[name]!r}" for name in no_mapping]
+    own = {key: value for key, value in _above_base(layers).items() if key not in (*no_mapping, "name")}
+    values = merge(merge(plan_values, loaded_profile.overlay), own)
     own_data = plan_values.get("data")
     brings = isinstance(own_data, dict) and (own_data.get("dataset") or _brings_file(own_data))
     if isinstance(own_data, dict) and brings and isinstance(values.get("data"), dict):
@@ -155,13 +173,10 @@ def load_config(
     for stage in STAGES:
         if not isinstance(training, dict) or not isinstance(training.get(stage, {}), dict):
             raise ConfigurationError(str(path), [f"training.{stage}: must be a mapping"])
-    faults = [
-        f"{name}: must be a mapping, got {plan_values[name]!r}"
-        for name, overlaid in loaded_profile.overlay.items()
-        if isinstance(overlaid, dict) and name in plan_values and not isinstance(plan_values[name], dict)
-    ]
+    rules = _overlay_rules(loaded_profile, flatten(plan_values), flatten(own), flatten(values))
     values = merge(values, _plan_terms(given, faults))
-    values, rules, rule_faults = apply_profile(values, loaded_profile)
+    values, rescaled, rule_faults = apply_profile(values, loaded_profile)
+    rules |= rescaled
     values = merge(values, given)
     for key in flatten(given):
         rules[key] = "given on the command line"
@@ -170,6 +185,26 @@ def load_config(
         values["data"]["dataset"] = None
     config = _validate(values, str(path), faults + rule_faults)
     return LoadedConfig(config, plan_values, rules, str(path))
+
+
+def _above_base(layers: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
+    """What the layers above the file named `base` say themselves; all of them where there is none."""
+    names = [path.stem for path, _ in layers]
+    first = len(names) - names[::-1].index("base") if "base" in names else 0
+    return merged(layers[first:])
+
+
+def _overlay_rules(
+    profile: Profile, plan: Mapping[str, Any], own: Mapping[str, Any], values: Mapping[str, Any]
+) -> dict[str, str]:
+    """Of each key of the overlay, flattened as the others: who gave the value that counts, where two differ."""
+    rules = {}
+    for key, overlaid in flatten(profile.overlay).items():
+        if values.get(key) != overlaid:
+            rules[key] = f"the config's own, not profile {profile.name}'s {overlaid}"
+        elif key not in own and plan.get(key) != overlaid:
+            rules[key] = f"set by profile {profile.name}"
+    return rules
 
 
 def _plan_terms(given: dict[str, Any], faults: list[str]) -> dict[str, Any]:
