@@ -14,6 +14,7 @@ from tests.sweep.test_money import begun
 from universal_simulator.cli.executors import Where, opened
 from universal_simulator.errors import UnreachableError, UserError
 from universal_simulator.executors.cloud_ledger import FILE, Ledger
+from universal_simulator.sweep import canary
 from universal_simulator.sweep.driver import estimate_sweep, resume_sweep, run_sweep
 from universal_simulator.sweep.executor import Job, JobEnd
 from universal_simulator.sweep.job_queue import JobQueue
@@ -90,6 +91,54 @@ def test_what_is_abandoned_is_ended_though_nothing_asks_for_it_again(tmp_path: P
     assert end["lost"]
     assert state.open_attempts() == {}
     assert resume_sweep(tmp_path, executor=FakeExecutor()).finished
+
+
+def test_a_canary_that_another_one_supersedes_is_ended_and_paid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left open by a killed driver; then the plan is edited, so the archive is another, and is edited back."""
+    plan = PLAN.model_copy(update={"canary": True})
+
+    class Remote(FakeExecutor):
+        place = Elsewhere.place
+        kills = ""
+        at_work = ""
+        cancelled: tuple[str, ...] = ()
+
+        def submit(self, job: Job) -> None:
+            if self.kills and job.job_id.startswith(self.kills):
+                raise SystemExit(137)
+            super().submit(job)
+
+        def attach(self, job_id: str, folder: Path | str) -> bool:
+            return job_id == self.at_work
+
+        def cancel(self, job_id: str) -> JobEnd | None:
+            if self.kills:
+                raise UnreachableError("as a killed driver: nobody ends it")
+            self.cancelled += (job_id,)
+            return JobEnd(job_id, -15, 7.0)
+
+    killed = Remote()
+    killed.kills = "canary:"
+    with pytest.raises(SystemExit):
+        run_sweep(plan, tmp_path, executor=killed)
+    (old,) = SweepState(tmp_path).open_attempts()
+    with monkeypatch.context() as patch:
+        patch.setattr(canary, "archive_hash", lambda: "b" * 64)
+        edited = Remote()
+        edited.at_work = old
+        edited.kills = ""
+        state = resume_sweep(tmp_path, executor=edited)
+    assert edited.cancelled == (old,)
+    assert old not in edited.submitted
+    (end,) = [e.data for e in state.journal.of("job_ended") if e.data["job"] == old]
+    assert (end["exit_code"], end["seconds"] > 0, end["lost"]) == (-15, True, False)
+    assert state.finished
+    assert state.open_attempts() == {}
+    assert resume_sweep(tmp_path, executor=FakeExecutor()).finished, "no other executor is refused"
+    # edited back before it had passed: ended for another, it is no failed canary
+    assert not state.failed_for_good(old)
 
 
 def test_other_code_is_refused_before_anything_is_opened_or_ended(

@@ -54,6 +54,12 @@ def passed(state: SweepState, bound: Bond) -> bool:
     )
 
 
+def superseded(state: SweepState, bound: Bond) -> list[str]:
+    """Canaries of another bond that have no end: nobody asks for them any more."""
+    left = [job for job in state.open_attempts() if job.startswith(f"{KIND}:")]
+    return [job for job in left if job != canary_job(state, canary_run(state, bound)).job_id]
+
+
 def wanted(plan: Plan, executor: Executor) -> bool:
     """As the plan says; where it says nothing, on executors whose workers are elsewhere."""
     return executor.remote if plan.canary is None else plan.canary

@@ -93,6 +93,21 @@ class JobQueue:
             while (attempt := self.state.attempt(name)) is not None:
                 self._abandoned(job, abandoned_s(attempt, job, attempt.looked))
 
+    def withdraw(self, jobs: Iterable[str], reason: str) -> None:
+        """End what earlier drivers began of jobs that nobody wants now, and pay for it; they may be wanted again.
+
+        One that nobody answers for keeps its attempt open, for a later sitting.
+        """
+        self._note_last_look()
+        for name in jobs:
+            job = Job(name, (), log_of(self.state.folder, name), self.state.folder)
+            try:
+                attached = self._attached(job)
+            except UnreachableError:
+                continue
+            if attached:
+                self._end(job, reason=reason, for_good=False)
+
     def _note_last_look(self) -> None:
         if self._first:
             note_last_look(self.state)
@@ -229,8 +244,9 @@ class JobQueue:
         reason: str | None = None,
         *,
         ceiling: bool = False,
+        for_good: bool = True,
     ) -> bool:
-        """Journal an end; True if the job is to be tried again. reason: why it was ended for good; by a ceiling."""
+        """Journal an end; True if the job is to be tried again. reason: why it was ended, for good; by a ceiling."""
         cause = cause or _cause(end)
         if self.state.told_before(end.job_id, end.submission):
             # of an earlier submission, paid already: the one journalled last never reached the executor
@@ -251,7 +267,7 @@ class JobQueue:
         reason = reason or (end.reason if end.ceiling else None)
         if reason is None and not end.reason and self._ends[job.job_id, cause] < MOST.get(cause, 0):
             return True
-        final = reason is not None or self.returned.is_final(end)
+        final = (reason is not None and for_good) or self.returned.is_final(end)
         words = reason or end.reason or tail(job.log)
         self._give_up(job, words, final=final, ceiling=ceiling or end.ceiling)
         return False

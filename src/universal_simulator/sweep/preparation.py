@@ -54,9 +54,11 @@ def make_forecast(state: SweepState, queue: JobQueue, tell: Tell) -> None:
 def send_canary(state: SweepState, queue: JobQueue, tell: Tell) -> None:
     """One short run end to end, where it is wanted; raises unless it came back sound.
 
-    A sweep that is finished has nothing left to start.
+    A sweep that is finished has nothing left to start. What is still at work of an earlier canary is ended.
     """
     bound = canary.bond(queue.executor)
+    left = canary.superseded(state, bound)
+    queue.withdraw(left, "another canary goes: for other code, or on another executor")
     if not canary.wanted(state.plan, queue.executor) or state.finished or canary.passed(state, bound):
         return
     run = canary.canary_run(state, bound)
