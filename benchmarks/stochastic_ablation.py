@@ -91,6 +91,7 @@ def ask(
         members=given.members or evaluation.members,
         calibration_groups=given.calibration_groups,
         represented=given.represented,
+        noise_groups=given.noise_groups,
         copies=tuple(given.copies),
     )
     for name, one in asked.items():
@@ -288,8 +289,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument(
         "--represented",
-        choices=("chosen", "kept"),
-        help="the samplers also with model.member_representations, under noise chosen for that or kept",
+        action="store_true",
+        help="the samplers also with model.member_representations, under noise chosen for that",
+    )
+    parser.add_argument(
+        "--noise-groups", type=int, help="choose every sampler's noise here, on so many conditions to the end"
     )
     parser.add_argument(
         "--copies", type=int, nargs="+", choices=COPIES, default=[], help="points also as means of these"
@@ -340,6 +344,7 @@ def main() -> None:
                 "python": platform.python_version(),
                 "threads": torch.get_num_threads(),
                 "groups": given.groups,
+                "noise_groups": given.noise_groups,
                 "samplers": list(given.samplers),
                 "regimes": result,
                 "costs": costs,

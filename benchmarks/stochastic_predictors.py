@@ -10,7 +10,7 @@ from typing import Any, Literal
 from capacity_control import Run
 from ttc_rivals import PLAIN
 
-from universal_simulator.configuration.schema import GuardsConfig
+from universal_simulator.configuration.schema import EnsembleValidation, GuardsConfig
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.errors import UserError
@@ -56,18 +56,23 @@ def asked_of(
     samplers: tuple[Sampler, ...],
     members: int,
     calibration_groups: int | None,
-    represented: Literal["chosen", "kept"] | None = None,
+    represented: bool = False,
+    noise_groups: int | None = None,
     copies: tuple[int, ...] = (),
 ) -> tuple[dict[str, Asked], dict[str, Any]]:
     """Operator and control, bare and dressed, and the samplers; what was chosen on the way.
 
-    represented: the samplers also with members in representations of their own, under noise chosen for
-    these or the run's own. copies: operator and control also as the mean of so many representations. Raises UserError where neither student nor teacher is asked: the perturbed operator's members are
-    counted against theirs.
+    represented: the samplers also with members in representations of their own. noise_groups: every sampler's
+    noise is chosen here, on so many conditions to the end of the trajectory, in place of the run's. copies:
+    operator and control also as the mean of so many representations. Raises UserError where neither student
+    nor teacher is asked: the perturbed operator's members are counted against theirs.
     """
     guards, evaluation = run.config.guards, run.config.evaluation
     half = run.load(dataset, "calibration_uncertainty", calibration_groups)
-    validation = run.load(dataset, "validation", run.config.training.ensemble_validation.groups)
+    rules = run.config.training.ensemble_validation
+    if noise_groups is not None:
+        rules = rules.model_copy(update={"groups": noise_groups, "steps": None})
+    validation = run.load(dataset, "validation", rules.groups)
     surrogate = load_surrogate(run.files.model)
     points = points_of("operator", surrogate, guards, copies)
     if control is not None:
@@ -78,11 +83,18 @@ def asked_of(
     ensembles: dict[str, Mapping[str, EnsemblePredictor]] = {}
     told: dict[str, Any] = {"calibration_groups": len(set(half.groups)), "calibration": {}}
     for name in (one for one in REPRESENTED if one in samplers):
-        for members_in in (None, represented) if represented else (None,):
-            found = sampling(run, name, validation, represented=members_in)  # type: ignore[arg-type] # one of the three
+        for moved in (False, True) if represented else (False,):
+            found = sampling(
+                run,
+                name,  # type: ignore[arg-type] # one of the three
+                validation,
+                rules=rules,
+                represented=moved,
+                anew=moved or noise_groups is not None,
+            )
             if found is not None:
                 model, noise = found
-                row = name if members_in is None else f"{name} represented"
+                row = f"{name} represented" if moved else name
                 told[f"{row}_noise"] = noise.model_dump()
                 sampler = StochasticPredictor(model, guards, members=members)
                 ensembles[row] = dict.fromkeys(half.regimes(), sampler)
@@ -147,12 +159,13 @@ def sampling(
     sampler: Literal["teacher", "student", "moments"],
     validation: Trajectories,
     *,
-    represented: Literal["chosen", "kept"] | None = None,
+    rules: EnsembleValidation,
+    represented: bool = False,
+    anew: bool = False,
 ) -> tuple[Surrogate, NoiseChoice] | None:
     """The run's model with this sampler and its noise; None where the model has dropped it.
 
-    The moments' noise is chosen here, as the run chose that of the others; so is that of members in
-    representations of their own, unless the run's is kept.
+    The moments' noise is chosen here by `rules`, as the run chose that of the others; anew: the others' too.
     """
     surrogate = load_surrogate(run.files.model)
     corrector = surrogate.corrector
@@ -160,10 +173,8 @@ def sampling(
     if sampler == "student" and corrector.student is None:
         return None
     surrogate.use_sampler(sampler)
-    if represented is not None:
-        surrogate.represent_members(True)
-    if sampler == "moments" or represented == "chosen":
-        rules = run.config.training.ensemble_validation
+    surrogate.represent_members(represented)
+    if sampler == "moments" or anew:
         noise, _ = choose_noise(surrogate, guards=run.config.guards, truth=validation, rules=rules)
     else:
         noise = run.found.noise[sampler]

@@ -81,19 +81,20 @@ def test_samplers_take_the_runs_noise_and_the_moments_choose_their_own(
     save_surrogate(model, tmp_path / "model.safetensors")
     truth = perturbed_world(model)
     run = run_of(tmp_path / "model.safetensors", student=NOISE, teacher=NOISE)
-    made, noise = sampling(run, "student", truth)
+    rules = run.config.training.ensemble_validation
+    made, noise = sampling(run, "student", truth, rules=rules)
     assert noise == NOISE
     assert (float(made.corrector.temperature), float(made.corrector.carried)) == (2.0, 0.5)
-    moments, own = sampling(run, "moments", truth)
+    moments, own = sampling(run, "moments", truth, rules=rules)
     assert moments.architecture.sampler == "moments"
     assert own != NOISE
     assert float(moments.corrector.temperature) == pytest.approx(own.temperature)
     model.keep_teacher()
     save_surrogate(model, tmp_path / "model.safetensors")
-    assert sampling(run, "student", truth) is None, "a student that was dropped is not asked"
+    assert sampling(run, "student", truth, rules=rules) is None, "a student that was dropped is not asked"
 
 
-def test_members_in_representations_have_a_noise_of_their_own_unless_it_is_kept(
+def test_members_in_representations_have_a_noise_of_their_own(
     scripts: dict[str, ModuleType], tmp_path: Path
 ) -> None:
     model, sampling = surrogate(), scripts["stochastic_predictors"].sampling
@@ -101,14 +102,13 @@ def test_members_in_representations_have_a_noise_of_their_own_unless_it_is_kept(
     save_surrogate(model, tmp_path / "model.safetensors")
     truth = perturbed_world(model)
     run = run_of(tmp_path / "model.safetensors", student=NOISE)
-    plain, _ = sampling(run, "student", truth)
-    kept, noise = sampling(run, "student", truth, represented="kept")
+    rules = run.config.training.ensemble_validation
+    plain, _ = sampling(run, "student", truth, rules=rules)
+    kept, noise = sampling(run, "student", truth, rules=rules, represented=True)
     assert noise == NOISE
-    assert (plain.architecture.member_representations, kept.architecture.member_representations) == (
-        False,
-        True,
-    )
-    chosen, own = sampling(run, "student", truth, represented="chosen")
+    told = [one.architecture.member_representations for one in (plain, kept)]
+    assert told == [False, True]
+    chosen, own = sampling(run, "student", truth, rules=rules, represented=True, anew=True)
     assert own != NOISE
     assert float(chosen.corrector.temperature) == pytest.approx(own.temperature)
 
