@@ -198,6 +198,30 @@ def test_the_forecast_stops_a_sweep_before_it_spends_too_much(tmp_path: Path) ->
     assert any("USD are forecast, budget.sweep.usd is 0.3" in text for text in told)
 
 
+def test_a_launch_is_weighed_with_what_its_job_is_billed_for_beside_its_work(tmp_path: Path) -> None:
+    """120 s of training, and half an hour in which an instance loads and is sent the data: 1.92 USD each."""
+
+    class Renting(FakeExecutor):
+        remote = True
+
+        def submit(self, job: Job) -> None:
+            super().submit(job)
+            seconds = 120.0 if job.arguments[0] == "run" else 0.1
+            self.ended[-1] = replace(self.ended[-1], seconds=seconds, usd=0.001 * (1800.0 + seconds))
+
+    plan = PRICED.model_copy(update={"calibrate": True, "budget": Budget(sweep=Ceiling(usd=9.2 + 3.0))})
+    executor = Renting()
+    # data, canary and three calibrations for 9.12, then one training for 1.92; another would be beyond 12.20
+    with pytest.raises(BudgetError, match=r"train:\S+ would take sweep to 12.96 USD of 12.20"):
+        run_sweep(plan, tmp_path, executor=executor)
+    assert sum(job.startswith("train:") for job in executor.submitted) == 1
+    state = SweepState(tmp_path)
+    assert state.seconds_spent < 3600 * plan.max_hours, "it is no work: only dollars hold it"
+    weighed, run = Forecast(state), state.runs[0].run_id
+    assert weighed.overhead_s(f"train:{run}") == weighed.overhead_s(f"ttc_abc:{run}") == pytest.approx(1800.0)
+    assert weighed.overhead_s("data") == weighed.overhead_s("canary:x") == 0.0
+
+
 def test_what_could_not_be_measured_is_said_and_forecast_as_nothing(tmp_path: Path) -> None:
     class Broken(FakeExecutor):
         def submit(self, job: Job) -> None:

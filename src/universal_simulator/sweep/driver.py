@@ -130,7 +130,13 @@ class _Driver:
         self.journal = state.journal
         self.executor = executor
         self.forecast = Forecast(state)
-        self.queue = JobQueue(state, executor, forecast=self.forecast.seconds, check=interruption.check)
+        self.queue = JobQueue(
+            state,
+            executor,
+            forecast=self.forecast.seconds,
+            overhead=self.forecast.overhead_s,
+            check=interruption.check,
+        )
         self.progress = SweepProgress(state, progress, workers=executor.slots)
         self._judged: dict[str, dict[str, list[GateResult]]] = {}
 

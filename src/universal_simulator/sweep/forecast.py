@@ -111,6 +111,13 @@ class Forecast:
         found = self.measured(run)
         return sum(float(found[part]) for part in PARTS[kind]) if found else 0.0
 
+    def overhead_s(self, job_id: str) -> float:
+        """What a job of a planned run is billed for beside its work, as measured; evaluations and scores too."""
+        told = self.state.decision("forecast")
+        if told is None or self.state.run(job_id.partition(":")[2]) is None:
+            return 0.0
+        return float(told.get("overhead_s", 0.0))
+
     def measured(self, run: Run) -> dict[str, Any] | None:
         """The calibration that stands for a run: its own, its target's compute, or its config's."""
         told = self.state.decision("forecast")

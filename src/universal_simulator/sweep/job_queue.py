@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from universal_simulator.errors import BudgetError, ExecutorError, UnreachableError, UsimError
@@ -21,7 +20,7 @@ from universal_simulator.sweep.job_log import live_share, tail
 from universal_simulator.sweep.jobs import log_of
 from universal_simulator.sweep.left_open import note_last_look
 from universal_simulator.sweep.returned_results import ReturnedResults
-from universal_simulator.sweep.spending import Ledger, Spend
+from universal_simulator.sweep.spending import NOTHING, Ledger, Spend
 from universal_simulator.sweep.state import SweepState
 from universal_simulator.sweep.work_clock import WorkClock, abandoned_s, mark_alive
 
@@ -35,8 +34,8 @@ POLL_S = 2.0
 class JobQueue:
     """One sitting of one driver; what it did before stands in the journal.
 
-    forecast(job id) -> seconds it is expected to take, 0 where nothing is known. check() is called at
-    every look and may raise to end the sitting.
+    forecast(job id) -> seconds it is expected to take, 0 where nothing is known; overhead(job id) -> those that
+    it is billed for beside them. check() is called at every look and may raise to end the sitting.
     """
 
     def __init__(
@@ -45,6 +44,7 @@ class JobQueue:
         executor: Executor,
         *,
         forecast: Callable[[str], float] = lambda job_id: 0.0,
+        overhead: Callable[[str], float] = lambda job_id: 0.0,
         heartbeat: Heartbeat | None = None,
         check: Callable[[], None] = lambda: None,
         clock: WorkClock | None = None,
@@ -52,6 +52,7 @@ class JobQueue:
         self.state = state
         self.executor = executor
         self.forecast = forecast
+        self.overhead = overhead
         self.heartbeat = heartbeat or Heartbeat(executor, state.plan.stall_timeout_s)
         self.ledger = Ledger(state, billed=lambda: executor.billed_usd(state.folder))
         self.watch = EarlyStopWatch(state)
@@ -189,7 +190,7 @@ class JobQueue:
 
     def _launch(self, job: Job) -> BudgetError | None:
         """Start a job, unless a ceiling forbids it; the error is the sweep's own ceiling."""
-        asked = self.ledger.one(job.job_id, self.forecast(job.job_id), launches=1)
+        asked = self._whole(job.job_id, launches=1)
         refused = self.ledger.refusal(job.job_id, self.ledger.with_running(self._expected()), asked)
         if refused is not None:
             scope, words = refused
@@ -334,18 +335,21 @@ class JobQueue:
             return False
         return end is not None and self._ended(job, end, **why)
 
-    def _used(self, name: str, at_least_s: float = 0.0) -> Spend:
+    def _whole(self, name: str, *, launches: int = 0) -> Spend:
+        """What a job is forecast to come to, with what it is billed for beside its work."""
+        seconds = self.forecast(name)
+        return self.ledger.one(name, seconds, launches=launches, idle_s=self.overhead(name))
+
+    def _used(self, name: str, least: Spend = NOTHING) -> Spend:
         """What a running job has come to, by the executor's account or else by the clock."""
         use = self.executor.use(name)
-        seconds = max(self.clock.seconds(name) if use.seconds is None else use.seconds, at_least_s)
-        spend = self.ledger.one(name, seconds)
-        if use.usd is None:
-            return spend
-        return replace(spend, usd=max(use.usd, self.ledger.price(name, at_least_s)))
+        seconds = max(self.clock.seconds(name) if use.seconds is None else use.seconds, least.seconds)
+        usd = self.ledger.price(name, seconds) if use.usd is None else use.usd
+        return Spend(seconds, max(usd, least.usd))
 
     def _expected(self) -> dict[str, Spend]:
         """Running jobs -> what they have used, or are forecast to use if that is more."""
-        return {name: self._used(name, self.forecast(name)) for name in self._running}
+        return {name: self._used(name, self._whole(name)) for name in self._running}
 
     def _end_overspending(self) -> None:
         """Jobs that use up the ceiling of their run or round are ended; that of the sweep ends it."""

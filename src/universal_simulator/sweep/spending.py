@@ -2,7 +2,8 @@
 
 Three scopes: a run with all its jobs, a round, the sweep. With s spent (ended attempts), r what the running
 jobs have used or are still forecast to use, and f the forecast of the job asked about, a launch is
-refused where s + r + f > ceiling. A job without a forecast counts as nothing until it has run.
+refused where s + r + f > ceiling; in dollars f and r hold what a job is measured to be billed for beside its
+work (`overhead`). A job without a forecast counts as nothing else until it has run.
 
 The journal is the only book of the ceilings. Where the executor keeps one of its own (what is rented, also
 what no job is charged for), the sweep's dollars are the larger of the two sums, never both: journalled as
@@ -31,6 +32,9 @@ class Spend:
 
     def __add__(self, other: Spend) -> Spend:
         return Spend(self.seconds + other.seconds, self.usd + other.usd, self.attempts + other.attempts)
+
+
+NOTHING = Spend()
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,10 @@ class Ledger:
         machine = self.state.plan.machine(run.machine if run else "small")
         return seconds / 3600 * machine.price_usd_per_hour
 
-    def one(self, job_id: str, seconds: float, *, launches: int = 0) -> Spend:
-        """What one job comes to; only training jobs count as attempts."""
-        return Spend(seconds, self.price(job_id, seconds), launches if job_id.startswith("train:") else 0)
+    def one(self, job_id: str, seconds: float, *, launches: int = 0, idle_s: float = 0.0) -> Spend:
+        """What one job comes to; only training jobs count as attempts. idle_s: paid too, and no work (`overhead`)."""
+        usd = self.price(job_id, seconds + idle_s)
+        return Spend(seconds, usd, launches if job_id.startswith("train:") else 0)
 
     def spent(self) -> dict[str, Spend]:
         """Scope name -> launches so far, and what those that ended came to."""
