@@ -23,6 +23,7 @@ from universal_simulator.data.dataset import Dataset, open_dataset
 from universal_simulator.data.generator import generate
 from universal_simulator.data.specification import DatasetSpec
 from universal_simulator.data.splits import CALIBRATION_HALVES
+from universal_simulator.data.sufficiency import require_enough
 from universal_simulator.data.symmetries import refuse_undeclared
 from universal_simulator.data.windows import StreamingWindowSource, WindowSource
 from universal_simulator.device import describe, peak_memory_gib, resolve, warning
@@ -172,6 +173,7 @@ def _train(
         print(words, file=sys.stderr, flush=True)
     windows, sample = _training_data(config, dataset, device)
     surrogate = _new_surrogate(config, dataset, sample)
+    require_enough(config, dataset, stochastic=surrogate.member.token_shape() is not None)
     validation = dataset.load(
         "validation",
         time_stride=config.data.time_stride,

@@ -218,7 +218,7 @@ def test_a_config_is_held_against_its_data_before_they_are_made(monkeypatch: pyt
     ).config
     refuse_undeclared(config)
     without = Equation("advection", ADVECTION.fields, ADVECTION.parameters, ADVECTION.boundary)
-    monkeypatch.setattr("universal_simulator.data.symmetries.equation_named", lambda _: without)
+    monkeypatch.setattr("universal_simulator.data.sufficiency.equation_named", lambda _: without)
     with pytest.raises(
         ConfigurationError, match=r"model\.member_representations: 'advection' declares neither"
     ):

@@ -98,12 +98,23 @@ def check(
     Example: usim config check mine.yaml --profile embedded training.operator.learning_rate=3e-4
     """
     from universal_simulator.configuration import load_config
+    from universal_simulator.data.sufficiency import announced, lacking_frames
     from universal_simulator.data.symmetries import refuse_undeclared
+    from universal_simulator.errors import ConfigurationError
 
     loaded = load_config(config, overrides or [], profile=profile)
     refuse_undeclared(loaded.config)
+    known = announced(loaded.config.data)
+    if known is not None and (faults := lacking_frames(loaded.config, known.frames, stochastic=False)):
+        raise ConfigurationError(
+            f"{loaded.config.name} on {loaded.config.data.file or loaded.config.data.dataset}", faults
+        )
     if as_json:
         told = {"source": loaded.source, "profile": loaded.config.profile, "hash": loaded.hash}
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(told | {"held_against_data": known is not None}))
         return
     typer.echo(f"{loaded.source}: fine ({loaded.config.profile}, hash {loaded.hash[:12]})")
+    if known is None:
+        typer.echo(
+            f"not held against its data: {loaded.config.data.file or loaded.config.data.dataset} is not here"
+        )

@@ -51,9 +51,15 @@ def generate(
 def info(
     file: Annotated[Path, typer.Argument(help="an HDF5 file in PDEBench's layout")],
     nu: Annotated[
-        float | None, typer.Option(help="the parameter, where neither file nor name says it")
+        float | None,
+        typer.Option(
+            "--nu",
+            help="the parameter (nu of Burgers, beta of advection), where neither file nor name says it",
+        ),
     ] = None,
-    verify: Annotated[bool, typer.Option(help="read everything and compare with the stored hash")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="read everything: finite values, and the stored hash")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """What a data file holds: equation, regimes, frames, splits, identity.
@@ -71,6 +77,10 @@ def info(
         return
     for key, value in values.items():
         typer.echo(f"{key:18} {value}")
+    if not values["groups_per_split"]:
+        typer.echo(
+            "too few initial conditions for splits: for evaluation only (usim evaluate RUN --data FILE)"
+        )
 
 
 @app.command("import")

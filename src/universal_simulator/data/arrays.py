@@ -53,13 +53,14 @@ def import_array(
         raise UserError(f"{source} holds {array.shape[2]} fields, {len(fields)} names are given: {fields}")
     column = _column(parameter, values, array.shape[0])
     groups = [group_hash(row[None]) for row in array[:, 0]]
+    split = split_by_group(groups, source=source)
     partial = out.with_name(out.name + ".partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     with pdebench.opened(partial, "w") as file:
         file["tensor"] = array
         file["x-coordinate"] = dx * (np.arange(array.shape[3]) + 0.5)
         file["t-coordinate"] = dt_s * np.arange(array.shape[1])
-        file["split"] = split_by_group(groups)
+        file["split"] = split
         if column is not None:
             file["parameter"] = column
         file.attrs["format_version"] = pdebench.FORMAT_VERSION

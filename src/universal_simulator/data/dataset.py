@@ -39,6 +39,7 @@ class DatasetInfo:
     frame_spacing_s: float
     points: int
     regimes: tuple[str, ...]
+    #: empty where there are too few groups for splits: the file is good for evaluation only
     groups_per_split: dict[str, int]
     identity: str
 
@@ -70,7 +71,7 @@ class Dataset:
     @cached_property
     def split_of_row(self) -> np.ndarray:
         if self.header.split is None:
-            return split_by_group(self.groups)
+            return split_by_group(self.groups, source=self.path)
         split = self.header.split.astype(int)
         if not ((split >= 0) & (split < len(SPLITS))).all():
             raise DataError(f"{self.path}: 'split' must hold 0..{len(SPLITS) - 1} ({', '.join(SPLITS)})")
@@ -91,8 +92,9 @@ class Dataset:
             verification.require_identity(self.path, self.header.identity)
 
     def verify(self) -> None:
-        """Re-read everything, whatever was noted, and compare with the stored identity."""
-        if self.header.identity and pdebench.content_identity(self.path) != self.header.identity:
+        """Re-read everything, whatever was noted: values must be finite, the content what a stored identity says."""
+        found = pdebench.content_identity(self.path)
+        if self.header.identity and found != self.header.identity:
             raise IntegrityError(
                 f"{self.path} was changed after it was written (content hash); generate it again"
             )
@@ -117,7 +119,8 @@ class Dataset:
             rows = np.arange(max(1, self.header.shape[0] // 10))
         elif split in CALIBRATION_HALVES:
             whole = self.rows("calibration")
-            half = calibration_halves([self.groups[row] for row in whole])[CALIBRATION_HALVES.index(split)]
+            halves = calibration_halves([self.groups[row] for row in whole], source=self.path)
+            half = halves[CALIBRATION_HALVES.index(split)]
             rows = np.array([row for row in whole if self.groups[row] in half], dtype=int)
         else:
             rows = np.flatnonzero(self.split_of_row == SPLITS.index(split))
@@ -162,10 +165,12 @@ class Dataset:
     @property
     def info(self) -> DatasetInfo:
         count, frames, _ = self.header.shape
-        per_split: Mapping[str, int] = {
-            name: len({self.groups[row] for row in np.flatnonzero(self.split_of_row == index)})
-            for index, name in enumerate(SPLITS)
-        }
+        per_split: Mapping[str, int] = {}
+        if self.header.split is not None or len(set(self.groups)) >= len(SPLITS):
+            per_split = {
+                name: len({self.groups[row] for row in np.flatnonzero(self.split_of_row == index)})
+                for index, name in enumerate(SPLITS)
+            }
         return DatasetInfo(
             path=str(self.path),
             equation=self.equation.name,

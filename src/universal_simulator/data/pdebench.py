@@ -200,16 +200,28 @@ def read_array(path: Path, name: str) -> np.ndarray:
 
 
 def content_identity(path: Path) -> str:
-    """SHA-256 of fields, coordinates, parameters (or a coefficient, `nu`) and split, read in chunks."""
-    digest = hashlib.sha256()
+    """SHA-256 of fields, coordinates, parameters (or a coefficient, `nu`) and split, read in chunks.
+
+    The one pass over everything also refuses values that are not finite: DataError naming their trajectories.
+    """
+    digest, bad = hashlib.sha256(), list[int]()
     with opened(path) as file:
         for name in ("x-coordinate", "t-coordinate", "parameter", "nu", "split"):
             if name in file:
                 digest.update(np.ascontiguousarray(file[name][()]).tobytes())
         tensor = file["tensor"]
+        tensor_rows = tensor.shape[0]
         digest.update(str((tensor.shape, str(tensor.dtype))).encode())
-        for start in range(0, tensor.shape[0], CHUNK_ROWS):
-            digest.update(np.ascontiguousarray(tensor[start : start + CHUNK_ROWS]).tobytes())
+        for start in range(0, tensor_rows, CHUNK_ROWS):
+            chunk = np.ascontiguousarray(tensor[start : start + CHUNK_ROWS])
+            digest.update(chunk.tobytes())
+            finite = np.isfinite(chunk).reshape(len(chunk), -1).all(axis=1)
+            bad += (start + np.flatnonzero(~finite)).tolist()
+    if bad:
+        raise DataError(
+            f"{path}: {len(bad)} of {tensor_rows} trajectories hold NaN or infinite values ({bad[:5]}"
+            f"{' and more' if len(bad) > 5 else ''}); leave them out, e.g. with `usim data import` of the rest"
+        )
     return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -15,13 +16,13 @@ FRACTIONS = {"train": 0.6, "calibration": 0.1, "validation": 0.1, "selection": 0
 CALIBRATION_HALVES = ("calibration_uncertainty", "calibration_rewards")
 
 
-def split_by_group(groups: Sequence[str]) -> np.ndarray:
-    """Split index per row, from group hashes alone: sorted hashes, cut by FRACTIONS."""
+def split_by_group(groups: Sequence[str], *, source: Path | None = None) -> np.ndarray:
+    """Split index per row, from group hashes alone: sorted hashes, cut by FRACTIONS. source: for a refusal."""
     distinct = sorted(set(groups))
     if len(distinct) < len(SPLITS):
         raise DataError(
-            f"{len(distinct)} distinct initial conditions cannot fill {len(SPLITS)} splits; "
-            "use the file for evaluation only, or bring more trajectories"
+            f"{_of(source)}{len(distinct)} distinct initial conditions cannot fill {len(SPLITS)} splits; use the file "
+            "for evaluation only (`usim evaluate RUN --data FILE`), or bring more trajectories"
         )
     edges = np.cumsum([FRACTIONS[name] for name in SPLITS])
     counts = np.maximum(np.diff(np.floor(edges * len(distinct)), prepend=0), 1).astype(int)
@@ -31,7 +32,9 @@ def split_by_group(groups: Sequence[str]) -> np.ndarray:
     return np.array([of_group[group] for group in groups], dtype=np.int8)
 
 
-def calibration_halves(groups: Sequence[str]) -> tuple[frozenset[str], frozenset[str]]:
+def calibration_halves(
+    groups: Sequence[str], *, source: Path | None = None
+) -> tuple[frozenset[str], frozenset[str]]:
     """The groups of the calibration split as two halves, in the order of CALIBRATION_HALVES.
 
     By sorted hash, so from the groups alone: whatever is loaded of a half later, the other never
@@ -40,11 +43,15 @@ def calibration_halves(groups: Sequence[str]) -> tuple[frozenset[str], frozenset
     distinct = sorted(set(groups))
     if len(distinct) < 2:
         raise DataError(
-            f"the calibration split has {len(distinct)} initial condition(s); its two halves (recalibration "
+            f"{_of(source)}the calibration split has {len(distinct)} initial condition(s); its two halves (recalibration "
             "and learned rewards) need at least 2, bring more trajectories"
         )
     middle = (len(distinct) + 1) // 2
     return frozenset(distinct[:middle]), frozenset(distinct[middle:])
+
+
+def _of(source: Path | None) -> str:
+    return "" if source is None else f"{source}: "
 
 
 def audit(groups: Mapping[str, Sequence[str]]) -> None:

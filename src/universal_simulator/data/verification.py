@@ -1,7 +1,7 @@
 """Is a data file still what its identity says? Cheap enough to ask before every use.
 
 A small file is read in full every time. A large one is read in full once; what was found is noted
-beside it (`NAME.verified`: size, time of change, and a checksum of blocks spread over the file), and
+beside it (`NAME.verified`: that its values are finite, size, time of change, and a checksum of blocks spread over the file), and
 as long as all three agree it is taken for unchanged. A file that was touched, moved or copied
 is read in full again. What the note cannot see is a change that keeps size and time of change and
 falls between the sampled blocks, such as a rotten disk: `usim data info --verify` reads everything.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -32,6 +33,8 @@ class Note(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     identity: str
+    #: of a note written before values were looked at there is none, and the file is read again
+    finite: Literal[True]
     size: int
     changed_ns: int
     sample: str
@@ -43,11 +46,11 @@ def current_identity(path: Path) -> str:
         return pdebench.content_identity(path)
     before = _state(path)
     noted = _noted(path)
-    if noted is not None and noted.model_dump(exclude={"identity"}) == before:
+    if noted is not None and noted.model_dump(exclude={"identity", "finite"}) == before:
         return noted.identity
     identity = pdebench.content_identity(path)
     if os.access(path.parent, os.W_OK):
-        write_json(note_path(path), Note.model_validate({"identity": identity, **before}))
+        write_json(note_path(path), Note.model_validate({"identity": identity, "finite": True, **before}))
     return identity
 
 
