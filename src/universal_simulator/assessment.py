@@ -253,7 +253,7 @@ def _refuse_unasked(
             "--ttc is one predictor without members, and the sealed split answers the headline's alone"
         )
     if suite not in SUITES:
-        raise UserError(f"no suite {suite!r}; suites: {', '.join(SUITES)}")
+        raise UserError(f"no suite {suite!r}; suites: {', '.join(name for name in SUITES if name != 'test')}")
     if suite == "test" and not opening:
         raise UserError(
             "the test split is sealed: it is opened once, by a sweep, for its final champion; "

@@ -413,6 +413,47 @@ def test_impossible_combinations_are_told_beside_unknown_keys_and_bad_options() 
     assert len(caught.value.faults) == 3
 
 
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        (
+            ["training.operator.betas=[2,3]", "model.options.operator.heads=5"],
+            ["training.operator.betas.0", "training.operator.betas.1", "model.options.operator.heads"],
+        ),
+        (
+            [
+                "training.batch_size=none",
+                "training.stages=[operator,consistency_distill]",
+                "model.corrector.heads=5",
+            ],
+            ["training.batch_size", "training.stages", "model.corrector.heads"],
+        ),
+        (
+            ["model.options.heds=5", "model.options.decoder.heads=5", "data.dataset=null"],
+            ["model.options.heds", "data", "model.options.decoder.heads"],
+        ),
+        # what a wrong value is part of is not judged by the default that stood in for it
+        (["training.rollout_curriculum=[none]"], ["training.rollout_curriculum.0"]),
+        (["model.options.operator.hidden=none"], ["model.options.operator.hidden"]),
+        (["training.codec=5"], ["training.codec"]),
+    ],
+)
+def test_what_is_right_is_judged_beside_what_is_wrong(words: list[str], keys: list[str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_config("rerun_txxoc8a8", words, profile="smoke")
+    assert [fault.partition(":")[0] for fault in caught.value.faults] == keys
+
+
+def test_a_file_without_a_base_is_told_all_that_is_missing_and_impossible(tmp_path: Path) -> None:
+    file = tmp_path / "bare.yaml"
+    file.write_text("profile: smoke\nmodel: {options: {operator: {heads: 5}}}\n")
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(file)
+    keys = [fault.partition(":")[0] for fault in caught.value.faults]
+    assert {"training.batch_size", "training.operator.learning_rate"} <= set(keys)
+    assert keys[-2:] == ["evaluation.ensemble_groups", "model.options.operator.heads"]
+
+
 def test_options_belong_to_their_class(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text('extends: base\nmodel: {import_path: "my_package:Net", options: {width: 64}}\n')

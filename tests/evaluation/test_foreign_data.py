@@ -79,6 +79,9 @@ def test_evaluate_refuses_data_that_the_model_cannot_know(
     assert end.value.code == 1, told
     assert words in told
     assert str(path) in told
+    assert any(
+        cure in told for cure in ("train one on it", "give data within", "`usim data import`", "known for")
+    )
 
 
 def test_what_the_model_knows_is_answered(tmp_path: Path, model_file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -164,6 +165,60 @@ def validate(kind: type[ModelT], value: Mapping[str, Any], source: str) -> Model
         return kind.model_validate(value)
     except ValidationError as error:
         raise ConfigurationError(source, describe_faults(kind, error)) from error
+
+
+#: how deep sections are nested, and so how often what is missing can turn up
+_DEPTH = 6
+
+
+def sound(
+    kind: type[ModelT], value: Mapping[str, Any], prefix: str = ""
+) -> tuple[ModelT | None, list[str], set[str]]:
+    """The model, what is wrong, and the dotted keys that were set aside to make it.
+
+    Wrong values give way to their defaults (1 where a number has none), so that what is right can be judged
+    further; where that does not help the model is None.
+    """
+    faults: list[str] = []
+    rest, aside = copy.deepcopy(dict(value)), set[str]()
+    for attempt in range(_DEPTH):
+        try:
+            return kind.model_validate(rest), faults, aside
+        except ValidationError as error:
+            if attempt == 0:
+                faults = describe_faults(kind, error, prefix)
+            for item in error.errors():
+                aside.add(prefix + _set_aside(kind, rest, item["loc"], missing=item["type"] == "missing"))
+    return None, faults, aside
+
+
+def _set_aside(
+    kind: type[BaseModel], value: dict[str, Any], where: tuple[int | str, ...], *, missing: bool
+) -> str:
+    """Take the deepest key of a place out of `value`, or put what stands for it there; its dotted name."""
+    section: Any = value
+    annotation: Any = kind
+    path: list[str] = []
+    for part in where:
+        if not isinstance(part, str) or not isinstance(section, dict):
+            break
+        field = annotation.model_fields.get(part) if _is_model(annotation) else None
+        annotation = None if field is None else field.annotation
+        path.append(part)
+        inner = section.get(part)
+        if not (isinstance(inner, dict) and _is_model(annotation)) or part == where[-1]:
+            break
+        section = inner
+    if not path:
+        return ""
+    section.pop(path[-1], None)
+    if missing:
+        section[path[-1]] = {} if _is_model(annotation) else "missing" if annotation is str else 1
+    return ".".join(path)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def describe_faults(kind: type[BaseModel], error: ValidationError, prefix: str = "") -> list[str]:

@@ -5,7 +5,6 @@ A profile's overlay is laid over the file named `base` alone: what a config abov
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -13,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from universal_simulator.configuration.combinations import impossible
 from universal_simulator.configuration.documents import (
-    describe_faults,
     flatten,
     merge,
     merged,
     parse_overrides,
     read_layers,
+    sound,
 )
 from universal_simulator.configuration.locations import DATA_FILES, find
 from universal_simulator.configuration.profiles import (
@@ -32,10 +32,10 @@ from universal_simulator.configuration.profiles import (
     load_profile,
 )
 from universal_simulator.configuration.schema import (
-    BUILT_STAGES,
     PENDING_SECTIONS,
     FNOOptions,
     LatentSurrogateOptions,
+    ModelConfig,
     RunConfig,
 )
 from universal_simulator.configuration.unread_settings import unread, without_unread
@@ -44,12 +44,6 @@ from universal_simulator.run_record import content_hash
 
 #: keys that never change a result of the same hardware class
 _WITHOUT_EFFECT = ("name", "tags", "seed", "threads", "profile", "tracking", "device")
-#: what can be trained one after the other
-STAGE_ORDERS = tuple(
-    (*first, "operator", *last)
-    for first in ((), ("codec",))
-    for last in ((), ("diff_residual",), ("diff_residual", "consistency_distill"))
-)
 BUILT_IN_OPTIONS: dict[str, type[BaseModel]] = {
     "universal_simulator.model.latent_surrogate:LatentSurrogate": LatentSurrogateOptions,
     "universal_simulator.model.fno:FNO": FNOOptions,
@@ -230,118 +224,19 @@ def config_of_values(values: Mapping[str, Any], source: str) -> LoadedConfig:
 
 
 def _validate(values: dict[str, Any], source: str, faults: list[str]) -> RunConfig:
-    """Everything wrong at once: keys, types, options and, where those allow, combinations."""
+    """Everything wrong at once: keys, types, options and the combinations that no wrong value is part of."""
     values = merge(values, {})
-    model = values.get("model")
-    kind = BUILT_IN_OPTIONS.get(str(model.get("import_path"))) if isinstance(model, dict) else None
+    model, wrong = values.get("model"), set[str]()
+    usual = ModelConfig.model_fields["import_path"].default
+    kind = BUILT_IN_OPTIONS.get(str(model.get("import_path", usual))) if isinstance(model, dict) else None
     if isinstance(model, dict) and kind is not None and isinstance(model.get("options", {}), dict):
-        try:
-            options = kind.model_validate(model.get("options", {}))
-            values["model"] = {**model, "options": options.model_dump(mode="json")}
-        except ValidationError as error:
-            faults = faults + describe_faults(kind, error, "model.options.")
-            values["model"] = {**model, "options": {}}
-    try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        faults = faults + describe_faults(RunConfig, error)
-        faults += _impossible_beside(values, error)
-        raise ConfigurationError(source, faults) from error
-    faults = faults + _impossible(config)
-    if faults:
+        options, told, aside = sound(kind, model.get("options", {}), "model.options.")
+        faults, wrong = faults + told, wrong | aside
+        values["model"] = {**model, "options": {} if options is None else options.model_dump(mode="json")}
+    config, told, aside = sound(RunConfig, values)
+    faults, wrong = faults + told, wrong | aside
+    if config is not None:
+        faults += [found.words for found in impossible(config) if not found.touches(wrong)]
+    if faults or config is None:
         raise ConfigurationError(source, faults)
     return config
-
-
-def _impossible_beside(values: dict[str, Any], error: ValidationError) -> list[str]:
-    """Impossible combinations among what is left when unknown keys are set aside."""
-    rest = copy.deepcopy(values)
-    for item in error.errors():
-        *sections, last = item["loc"]
-        if item["type"] != "extra_forbidden":
-            return []
-        section: Any = rest
-        for part in sections:
-            section = section[part]
-        del section[last]
-    return _impossible(RunConfig.model_validate(rest))
-
-
-def _impossible(config: RunConfig) -> list[str]:
-    """Combinations that no single key shows to be wrong."""
-    faults = []
-    training = config.training
-    for stage in training.stages:
-        if stage not in BUILT_STAGES:
-            faults.append(
-                f"training.stages: {stage!r} is no stage of an equation with a time; those are "
-                f"{', '.join(BUILT_STAGES)}"
-            )
-    if not faults and training.stages not in STAGE_ORDERS:
-        allowed = " or ".join(f"[{', '.join(order)}]" for order in STAGE_ORDERS)
-        faults.append(f"training.stages: expected {allowed}, got [{', '.join(training.stages)}]")
-    if "diff_residual" in training.stages and config.model.reencode_every is None:
-        faults.append(
-            "model.reencode_every: the diff_residual stage needs it, the steps of a segment that it corrects"
-        )
-    if config.evaluation.ensemble_groups is not None and config.evaluation.headline != "deterministic":
-        faults.append(
-            "evaluation.ensemble_groups: the mean of an ensemble can only be the headline where every "
-            "trajectory has one; set evaluation.headline=deterministic or ensemble_groups=null"
-        )
-    if config.steady_prior.epochs:
-        faults.append(
-            "steady_prior.epochs: the steady prior generates solutions of a steady equation, this config's has "
-            "a time: only 0 is allowed (configs/steady_darcy.yaml trains one)"
-        )
-    faults += _impossible_search(config)
-    if len(training.rollout_curriculum) != len(training.curriculum_shares):
-        faults.append("training.curriculum_shares: needs one entry per entry of rollout_curriculum")
-    elif abs(sum(training.curriculum_shares) - 1) > 1e-6:
-        faults.append(f"training.curriculum_shares: sum to {sum(training.curriculum_shares):g}, need 1")
-    if (config.data.dataset is None) == (config.data.file is None):
-        faults.append("data: give exactly one of data.dataset (a name) and data.file (a path)")
-    options = config.model.options
-    if "operator" in options and "decoder" in options:
-        operator, decoder = options["operator"], options["decoder"]
-        for key in ("heads", "group_size"):
-            if operator["hidden"] % operator[key]:
-                faults.append(
-                    f"model.options.operator.{key}: {operator[key]} does not divide hidden {operator['hidden']}"
-                )
-        corrector = config.model.corrector
-        for key, value in (("heads", corrector.heads), ("group_size", corrector.group_size)):
-            if corrector.hidden % value:
-                faults.append(f"model.corrector.{key}: {value} does not divide hidden {corrector.hidden}")
-        if decoder["hidden"] % decoder["heads"]:
-            faults.append(
-                f"model.options.decoder.heads: {decoder['heads']} does not divide hidden {decoder['hidden']}"
-            )
-    return faults
-
-
-def _impossible_search(config: RunConfig) -> list[str]:
-    """Of test-time compute, where it is on."""
-    ttc, faults = config.ttc, []
-    if not ttc.enabled:
-        return []
-    effective = flatten({"ttc": ttc.model_dump(mode="json")})
-
-    def live(key: str) -> bool:
-        return unread(key, effective) is None
-
-    if ttc.combine == "regress" and ttc.solver == "residual" and ttc.residual_threshold == 0:
-        faults.append(
-            "ttc.solver: residual is a cost, and a regressed answer without a threshold asks none; "
-            "set ttc.residual_threshold, or take ttc.solver=correction or off"
-        )
-    if ttc.tau_range[0] >= ttc.tau_range[1] and live("ttc.tau_range"):
-        faults.append(f"ttc.tau_range: expected a lower and a higher share, got {list(ttc.tau_range)}")
-    if config.model.reencode_every is None:
-        faults.append("model.reencode_every: test-time compute needs it, it acts where a segment ends")
-    if ttc.residual_threshold > 0 and not ttc.reward_steps:
-        faults.append(
-            "ttc.residual_threshold: is a share of the learned reward's 95th percentile; "
-            "train one (ttc.reward_steps), or set the threshold to 0"
-        )
-    return faults

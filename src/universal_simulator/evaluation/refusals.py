@@ -37,26 +37,28 @@ def refuse_calibrated(surrogate: Surrogate, truth: Trajectories, file: Path) -> 
 def refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
     """A data set of another equation, grid or parameter range is not what the model knows."""
     architecture = surrogate.architecture
+    train = f"train one on it (`usim run CONFIG data.file={dataset.path}`)"
     if dataset.equation.name != architecture.equation:
         raise DataError(
             f"{dataset.path} holds {dataset.equation.name!r}, the model was trained on "
-            f"{architecture.equation!r}"
+            f"{architecture.equation!r}; {train}"
         )
     if dataset.grid.points != architecture.points:
         raise DataError(
-            f"{dataset.path} has {dataset.grid.points} points, the model was trained on {architecture.points}"
+            f"{dataset.path} has {dataset.grid.points} points, the model was trained on {architecture.points}; bring "
+            f"the data to that grid, or {train}"
         )
     length = dataset.grid.lengths[0]
     if abs(length - architecture.lengths[0]) > 1e-3 * architecture.lengths[0]:
         raise DataError(
-            f"{dataset.path} is {length:g} m long, the model was trained on {architecture.lengths[0]:g} m"
+            f"{dataset.path} is {length:g} m long, the model was trained on {architecture.lengths[0]:g} m; {train}"
         )
     names = tuple(spec.name for spec in dataset.equation.parameters)
     fields = tuple(spec.name for spec in dataset.equation.fields)
     if (fields, names) != (architecture.field_names, architecture.parameter_names):
         raise DataError(
             f"{dataset.path} holds fields {fields} under parameters {names}, the model knows "
-            f"{architecture.field_names} under {architecture.parameter_names}"
+            f"{architecture.field_names} under {architecture.parameter_names}; name them alike (`usim data import`), or {train}"
         )
     if dataset.identity == architecture.data_identity:
         return  # splits of one data set need not have the same extremes
@@ -66,5 +68,5 @@ def refuse_foreign(surrogate: Surrogate, dataset: Dataset) -> None:
         if column.min() < low - 1e-6 * abs(low) or column.max() > high + 1e-6 * abs(high):
             raise DataError(
                 f"{dataset.path}: {name} {column.min():g} to {column.max():g} leaves the trained "
-                f"range {low:g} to {high:g}"
+                f"range {low:g} to {high:g}; give data within it, or train a model on data that reach there"
             )

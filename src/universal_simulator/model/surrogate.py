@@ -349,8 +349,13 @@ def load_surrogate(path: Path) -> Surrogate:
     """Rebuild a model from its file alone; a changed byte is an `IntegrityError`."""
     try:
         data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} does not exist; give a model.safetensors, or the folder (DIR/artifacts/runs/RUN_ID) of a "
+            "run whose training has ended"
+        ) from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); see to its permissions") from error
     architecture, digest = _read_header(path, data)
     try:
         tensors = load_safetensors(data)
