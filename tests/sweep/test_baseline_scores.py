@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.sweep.fake_executor import FakeExecutor
 from tests.sweep.records import run_record
+from tests.sweep.test_driver import Killed
 from universal_simulator.errors import ConfigurationError
 from universal_simulator.run_record import (
     EvaluationRecord,
@@ -19,12 +21,13 @@ from universal_simulator.run_record import (
     read_document,
     write_json,
 )
-from universal_simulator.sweep import baseline_scores
 from universal_simulator.sweep.baseline_scores import EVENT
 from universal_simulator.sweep.driver import resume_sweep, run_sweep
-from universal_simulator.sweep.executor import Job
+from universal_simulator.sweep.executor import Job, JobEnd
+from universal_simulator.sweep.journal import Journal
 from universal_simulator.sweep.plan import Plan, load_plan
 from universal_simulator.sweep.report import report_path
+from universal_simulator.sweep.state import JOURNAL, SweepState
 from universal_simulator.sweep.students import students_sentence
 
 SETTINGS = ("ttc.beam=2", "ttc.beam=2 ttc.combine=regress")
@@ -102,20 +105,65 @@ def test_the_score_waits_for_its_runs_test_and_for_no_other(tmp_path: Path) -> N
     assert decided[0] < opened[0] < state.journal.events.index(event)
 
 
-@pytest.mark.parametrize("left_open", [False, True])
-def test_a_score_that_an_earlier_driver_left_open_is_not_launched_beside_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_open: bool
+def killed_before_it_was_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, executor: FakeExecutor
+) -> SweepState:
+    """The driver dies between the end of the score and the event that tells it."""
+    original = Journal.append
+
+    def append(self: Journal, kind: str, **data: Any) -> object:
+        if kind == EVENT:
+            raise Killed
+        return original(self, kind, **data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", append)
+        with pytest.raises(Killed):
+            run_sweep(plan(folder.parent / "q"), folder, executor=executor)
+    return SweepState(folder)
+
+
+@pytest.mark.parametrize("exit_code", [0, 1])
+def test_a_score_that_ended_before_its_driver_died_is_not_paid_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exit_code: int
 ) -> None:
-    state = run_sweep(plan(tmp_path / "q"), tmp_path / "x", executor=FakeExecutor())
+    run_sweep(plan(tmp_path / "q"), tmp_path / "probe", executor=(probe := FakeExecutor()))
+    (job,) = [job for job in probe.submitted if job.startswith("ttc_")]
+    state = killed_before_it_was_told(
+        tmp_path / "x", monkeypatch, FakeExecutor(exit_codes={job: [exit_code] * 9})
+    )
+    assert state.attempts(job) == 1
+    state = resume_sweep(tmp_path / "x", executor=(second := FakeExecutor()))
+    assert second.submitted == []
+    assert state.attempts(job) == 1
     (event,) = state.journal.of(EVENT)
-    job = Job(event.data["job"], (), tmp_path / "log", tmp_path)
-    monkeypatch.setattr(baseline_scores, "scoring", lambda _: (state.run(event.data["run"]), job))
-    if left_open:
-        (intent, *_) = [e for e in state.journal.of("job_intent") if e.data["job"] == job.job_id]
-        state.journal.append("job_intent", **intent.data)
-    more = baseline_scores.after_its_test(state)
-    assert list(more()) == ([] if left_open else [job])
-    assert list(more()) == [], "once"
+    assert (event.data["failure"] is None) == (exit_code == 0)
+    assert state.finished
+
+
+def test_a_score_left_at_work_is_taken_over_before_the_tests_beside_it_have_ended(tmp_path: Path) -> None:
+    """A dead driver left it at work, and a test with it."""
+
+    class AtWork(FakeExecutor):
+        place = FakeExecutor.__name__  # type: ignore[assignment] # in the place of the dead driver's
+
+        def attach(self, job_id: str, folder: Path | str) -> bool:
+            words = next(e.data["arguments"] for e in state.journal.of("job_intent") if e.data["job"] == job_id)
+            self.work(Job(job_id, tuple(words), tmp_path / "log", Path(folder)))
+            self.ended.append(JobEnd(job_id, 0, 0.1))
+            return True
+
+    state = run_sweep(plan(tmp_path / "q"), tmp_path / "x", executor=FakeExecutor())
+    (job,) = {e.data["job"] for e in state.journal.of("job_intent") if e.data["job"].startswith("ttc_")}
+    begun = next(e.number for e in state.journal.of("job_intent") if e.data["job"] == job)
+    journal = tmp_path / "x" / JOURNAL
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[: begun + 1]))
+    state = SweepState(tmp_path / "x")
+    (test,) = (name for name in state.open_attempts() if name.startswith("test:"))
+    state = resume_sweep(tmp_path / "x", executor=(second := AtWork()))
+    assert second.submitted == []
+    after = [(e.kind, e.data["job"]) for e in state.journal.events[begun + 1 :] if "job" in e.data]
+    assert after[:2] == [("job_attached", test), ("job_attached", job)]
 
 
 def test_a_score_that_fails_ends_no_sweep_and_is_told(tmp_path: Path) -> None:

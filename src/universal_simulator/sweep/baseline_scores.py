@@ -35,19 +35,17 @@ def scoring(state: SweepState) -> tuple[Run, Job] | None:
 def after_its_test(state: SweepState) -> Callable[[], Sequence[Job]]:
     """`more` of the test split's evaluations: the score, once, when nobody writes into its run's folder any more.
 
-    The champion's evaluation is the longest of them; workers that wait for it have this to do. An attempt
-    that an earlier driver left open is not launched beside itself: `score_baseline` takes it over.
+    The champion's evaluation is the longest of them; workers that wait for it have this to do. A score that was
+    given up is not asked again: what follows would be the same.
     """
     todo = scoring(state)
-    if todo is not None and state.attempt(todo[1].job_id) is not None:
-        todo = None
 
     def more() -> Sequence[Job]:
         nonlocal todo
         if todo is None or not state.done(evaluation_id(todo[0].run_id, "test")):
             return ()
         job, todo = todo[1], None
-        return (job,)
+        return () if state.failed(job.job_id) else (job,)
 
     return more
 

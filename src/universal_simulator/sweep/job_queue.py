@@ -72,7 +72,8 @@ class JobQueue:
     ) -> None:
         """Run what is not done yet, `slots` at a time, in the order given.
 
-        more() is asked whenever something ended, for jobs that follow from it.
+        more() is asked at every look, for jobs that follow from what ended; those are held to the journal like
+        the given ones. Each job is given or returned once.
         Returns when each is done, given up or refused by a ceiling of its run or round. Raises
         BudgetError at a ceiling of the sweep: at once where it is used up; where only the next launch
         would cross it, after what runs has ended. Whatever is raised, nothing runs any more then.
@@ -116,19 +117,19 @@ class JobQueue:
 
     def _run(self, jobs: Sequence[Job], report: Report, more: Callable[[], Sequence[Job]]) -> None:
         self.check()
-        state = self.state
-        waiting = [j for j in jobs if not state.done(j.job_id) and not state.failed_for_good(j.job_id)]
-        waiting, silent = self._take_over(waiting)
-        waiting += more()
+        waiting, silent = list[Job](), list[Job]()
+        self._admit(jobs, waiting, silent)
+        self._admit(more(), waiting, silent)
         stopped: BudgetError | None = None
-        finished = {j.job_id: 1.0 for j in jobs if state.done(j.job_id)}
+        finished = {j.job_id: 1.0 for j in jobs if self.state.done(j.job_id)}
         if self._running:
             # what ended while no driver looked is paid by its end, before its time is guessed at a launch
             waiting = [*self._take_ends(0.0, finished), *waiting]
         while ((waiting or silent) and stopped is None) or self._running:
             self.check()
             if silent and not waiting and not self._running:
-                waiting, silent = self._take_over(silent)
+                asked, silent = silent, []
+                self._admit(asked, waiting, silent)
             while waiting and stopped is None and len(self._running) < self.executor.slots:
                 stopped = self._launch(waiting.pop(0))
             live = {name: live_share(job.log) for name, job in self._running.items()}
@@ -137,7 +138,7 @@ class JobQueue:
             waiting = [*self._end_stalled(), *again, *waiting]
             self._end_overspending()
             self._end_behind()
-            waiting += more()
+            self._admit(more(), waiting, silent)
         if stopped is not None:
             raise stopped
 
@@ -154,22 +155,24 @@ class JobQueue:
                 finished[job.job_id] = 1.0
         return again
 
-    def _take_over(self, jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
-        """Those to be launched; and those of which nobody can say now whether they are at work.
+    def _admit(self, jobs: Iterable[Job], waiting: list[Job], silent: list[Job]) -> None:
+        """The one way in: nothing for jobs that are over, those at work are taken over, the others wait for a worker.
 
-        The others go on meanwhile. Raises UnreachableError where there are no others.
+        silent: those of which nobody can say now whether they are at work; the others go on meanwhile.
+        Raises UnreachableError where there are no others.
         """
-        launch, silent, trouble = [], [], None
+        trouble = None
         for job in jobs:
+            if self.state.done(job.job_id) or self.state.failed_for_good(job.job_id):
+                continue
             try:
                 if not self._attached(job):
-                    launch.append(job)
+                    waiting.append(job)
             except UnreachableError as error:
                 silent.append(job)
                 trouble = error
-        if trouble is not None and not launch and not self._running:
+        if trouble is not None and not waiting and not self._running:
             raise trouble
-        return launch, silent
 
     def _attached(self, job: Job) -> bool:
         """Take over a job that an earlier driver began; where it is gone, its attempt is ended here."""
