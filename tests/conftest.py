@@ -10,7 +10,13 @@ from jaxtyping import install_import_hook
 
 #: modules whose signatures, shapes included, are checked at every call while tests run; before they load.
 #: Not the contract itself: what users' networks answer is judged by `model/trial.py`, in its own words
-CHECKED = ("physics.invariants", "evaluation.accuracy")
+CHECKED = (
+    "physics.invariants",
+    "inference.rollout",
+    "inference.guards",
+    "evaluation.accuracy",
+    "evaluation.dressing",
+)
 install_import_hook([f"universal_simulator.{name}" for name in CHECKED], "beartype.beartype")
 
 # ruff: noqa: E402

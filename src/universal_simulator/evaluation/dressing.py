@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from universal_simulator.data.batch import Trajectories
@@ -29,7 +30,7 @@ class Dressing:
     relative: bool
 
     @classmethod
-    def fit(cls, forecast: Tensor, truth: Tensor) -> Dressing:
+    def fit(cls, forecast: Float[Tensor, "B T C X"], truth: Float[Tensor, "B T+1 C X"]) -> Dressing:
         """forecast (B, T, C, X), truth (B, T + 1, C, X) with the given frame first: of calibration samples.
 
         A forecast that is not finite leaves widths that are not finite, and so is every score.
@@ -41,7 +42,9 @@ class Dressing:
         )
         return min(made, key=lambda one: float(one.relative_crps(forecast, truth).mean()))
 
-    def crps(self, forecast: Tensor, target: Tensor) -> Tensor:
+    def crps(
+        self, forecast: Float[Tensor, "B T C X"], target: Float[Tensor, "B T C X"]
+    ) -> Float[Tensor, "B T"]:
         """CRPS per sample and lead time, (B, T), in the field's unit; both (B, T, C, X).
 
         A rollout shorter than the fit's takes the beginning.
@@ -54,7 +57,9 @@ class Dressing:
             width = width * _rms(forecast)
         return crps_gaussian(forecast, width, target).mean(dim=(-2, -1))
 
-    def relative_crps(self, forecast: Tensor, truth: Tensor) -> Tensor:
+    def relative_crps(
+        self, forecast: Float[Tensor, "B T C X"], truth: Float[Tensor, "B T+1 C X"]
+    ) -> Float[Tensor, "B T"]:
         """The same over the rms of each frame of truth (B, T + 1, C, X), as nrmse is."""
         whole = truth.double()
         return relative_frames(self.crps(forecast, whole[:, 1:]), whole[:, 0], whole[:, 1:])
@@ -82,7 +87,7 @@ class Dressings:
     def of(self, label: str) -> Dressing:
         return self.regimes.get(label, self.pooled)
 
-    def relative_crps(self, forecast: Tensor, truth: Trajectories) -> Tensor:
+    def relative_crps(self, forecast: Float[Tensor, "B T C X"], truth: Trajectories) -> Float[Tensor, "B T"]:
         """(B, T), each trajectory dressed as its regime."""
         steps = forecast.shape[1] + 1
         out = forecast.new_empty(forecast.shape[:2], dtype=torch.float64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from universal_simulator.configuration.schema import GuardsConfig
@@ -41,7 +42,12 @@ class Guards:
         self._length = grid.lengths[0]
         self._spacing_s = frame_spacing_s
 
-    def apply(self, fields: Tensor, initial: Tensor, parameters: Tensor) -> Tensor:
+    def apply(
+        self,
+        fields: Float[Tensor, "B T C X"],
+        initial: Float[Tensor, "B C X"],
+        parameters: Float[Tensor, "B P"],
+    ) -> Float[Tensor, "B T C X"]:
         """fields (B, T, C, X), the T frames that follow initial (B, C, X) -> guarded fields."""
         for name in self.names:
             if name == "mass_projection":
@@ -56,13 +62,20 @@ class Guards:
         return fields
 
 
-def project_mass(fields: Tensor, initial: Tensor) -> Tensor:
+def project_mass(
+    fields: Float[Tensor, "B T C X"], initial: Float[Tensor, "B C X"]
+) -> Float[Tensor, "B T C X"]:
     """Nearest field (least squares) whose mean equals the initial one: u - <u> + <u(0)>."""
     mean = initial.mean(dim=-1, keepdim=True)[:, None]
     return fields - fields.mean(dim=-1, keepdim=True) + mean
 
 
-def energy_bound(initial: Tensor, diffusivity: Tensor, times_s: Tensor, length: float) -> Tensor:
+def energy_bound(
+    initial: Float[Tensor, "B C X"],
+    diffusivity: Float[Tensor, " B"],
+    times_s: Float[Tensor, " T"],
+    length: float,
+) -> Float[Tensor, "B T C"]:
     """What rms(u - <u>) cannot exceed at times_s (T,) after initial (B, C, X): (B, T, C), in its unit.
 
     Of u_t + (f(u))_x = k u_xx, periodic: ||w||, w = u - <u>, falls at least as fast as the Poincare
@@ -90,7 +103,7 @@ def energy_bound(initial: Tensor, diffusivity: Tensor, times_s: Tensor, length: 
     return SLACK * torch.stack(found).amin(dim=0) + round_off[:, None]
 
 
-def shrink(fields: Tensor, bound: Tensor) -> Tensor:
+def shrink(fields: Float[Tensor, "B T C X"], bound: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C X"]:
     """Nearest fields with rms(u - <u>) <= bound (B, T, C); NaN and inf stay what they are."""
     mean = fields.mean(dim=-1, keepdim=True)
     around = fields - mean

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from universal_simulator.errors import UserError
@@ -20,13 +20,13 @@ DECODE_STEPS = 16
 
 def rollout(
     surrogate: Surrogate,
-    initial: Tensor,
-    parameters: Tensor,
+    initial: Float[Tensor, "B C X"],
+    parameters: Float[Tensor, "B P"],
     *,
     steps: int,
     dt_s: float | None = None,
-    noise: Tensor | None = None,
-) -> Iterator[Tensor]:
+    noise: Float[Tensor, "B S N D"] | None = None,
+) -> Iterator[Float[Tensor, "B k C X"]]:
     """Yield decoded fields (B, k, C, X) of the next k steps until `steps` are out, unguarded.
 
     initial: (B, C, X) physical; parameters: (B, P) physical. Between two encodings the state
@@ -60,7 +60,7 @@ def num_segments(surrogate: Surrogate, steps: int) -> int:
     return -(-steps // (surrogate.architecture.reencode_every or steps))
 
 
-def persistent(noise: Tensor, surrogate: Surrogate) -> Tensor:
+def persistent(noise: Float[Tensor, "B S N D"], surrogate: Surrogate) -> Float[Tensor, "B S N D"]:
     """e_1 = n_1, e_i+1 = p e_i + sqrt(1 - p^2) n_i+1: N(0, 1) with the corrector's persistence p."""
     corrector = _corrector_of(surrogate)
     kept = corrector.persistence
@@ -73,12 +73,12 @@ def persistent(noise: Tensor, surrogate: Surrogate) -> Tensor:
 
 def correct(
     surrogate: Surrogate,
-    start: Tensor,
-    states: Tensor,
+    start: Float[Tensor, "B N D"],
+    states: Float[Tensor, "B k N D"],
     first_step: int,
     conditions: Conditions,
-    noise: Tensor,
-) -> Tensor:
+    noise: Float[Tensor, "B N D"],
+) -> Float[Tensor, "B k N D"]:
     """Operator states (B, k, N, D) of a segment, from its step `first_step` on, with a sampled residual.
 
     start: the segment's z_0 (B, N, D); noise (B, N, D) serves all its steps.
@@ -178,8 +178,12 @@ def decode_at(
 
 
 def decode_states(
-    surrogate: Surrogate, frame: FrameState, conditions: Conditions, states: Tensor, times_s: Tensor
-) -> Tensor:
+    surrogate: Surrogate,
+    frame: FrameState,
+    conditions: Conditions,
+    states: Float[Tensor, "B k ..."],
+    times_s: Shaped[Tensor, " k"],
+) -> Float[Tensor, "B k C X"]:
     """States (B, k, ...) at times_s (k,) since the first frame -> physical (B, k, C, X)."""
     batch, count = states.shape[:2]
     repeated = repeat_conditions(conditions, count)
