@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from universal_simulator.errors import ConfigurationError
+from universal_simulator.errors import ConfigurationError, UserError
 from universal_simulator.sweep.plan import load_plan
+from universal_simulator.sweep.run_planning import refuse_unfit
 
 FAULTY = """
 extends: smoke
@@ -106,3 +107,14 @@ def test_a_data_file_is_named_by_its_whole_path(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "plan.yaml").write_text("extends: smoke\ndataset: mine.hdf5\n")
     monkeypatch.chdir(tmp_path)
     assert load_plan("plan.yaml").dataset == str(tmp_path / "mine.hdf5")
+
+
+def test_data_that_lack_a_split_the_sweep_ends_with_are_refused_before_training() -> None:
+    plan = load_plan("smoke")
+    whole = dict.fromkeys(("train", "calibration", "validation", "selection", "test"), 4)
+    refuse_unfit(plan, {"regimes": [plan.headline_regime], "groups_per_split": whole})
+    refuse_unfit(plan, {"regimes": [plan.headline_regime]})  # generated: the specification fills them all
+    with pytest.raises(UserError, match="a sweep needs: selection, test; bring more"):
+        refuse_unfit(plan, {"groups_per_split": whole | {"selection": 0, "test": 0}})
+    with pytest.raises(UserError, match="a sweep needs: all of them"):
+        refuse_unfit(plan, {"groups_per_split": {}})

@@ -43,6 +43,7 @@ from universal_simulator.sweep.run_planning import (
     plan_physics_healed_runs,
     refuse_incomplete,
     refuse_other_code,
+    refuse_unfit,
 )
 from universal_simulator.sweep.state import JOURNAL, REFERENCE_ROLES, Run, SweepState
 
@@ -206,12 +207,8 @@ class _Driver:
             plan_appended_runs(self.state)
             return
         data = answer(data_job(self.plan, self.folder).log)
-        regimes, identity = data.get("regimes"), data["identity"]
-        if regimes is not None and self.plan.headline_regime not in regimes:
-            raise UserError(
-                f"headline_regime {self.plan.headline_regime!r} is not in {self.plan.dataset}, which holds "
-                f"{', '.join(regimes)}"
-            )
+        refuse_unfit(self.plan, data)
+        identity = data["identity"]
         runs = identified(self.plan, first_runs(self.plan), data_identity=identity, known=())
         self.journal.append(
             "runs_planned",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from universal_simulator.configuration import LoadedConfig, load_config
 from universal_simulator.configuration.documents import flatten
@@ -37,6 +38,24 @@ class Wish:
     parent: str | None = None
     key: str = ""
     machine: str = "small"
+
+
+def refuse_unfit(plan: Plan, data: Mapping[str, Any]) -> None:
+    """UserError before anything is trained where the data job's answer lacks what the plan will ask for at its end.
+
+    data: `regimes` and, of a file of the user's own, `groups_per_split`.
+    """
+    regimes, groups = data.get("regimes"), data.get("groups_per_split")
+    if regimes is not None and plan.headline_regime not in regimes:
+        raise UserError(
+            f"headline_regime {plan.headline_regime!r} is not in {plan.dataset}, which holds {', '.join(regimes)}"
+        )
+    if groups is not None and not (groups and all(groups.values())):
+        empty = ", ".join(name for name, count in groups.items() if not count) or "all of them"
+        raise UserError(
+            f"{plan.dataset}: no initial condition in the splits a sweep needs: {empty}; bring more trajectories, or "
+            "fill all five in the file's dataset 'split'"
+        )
 
 
 def first_runs(plan: Plan) -> list[Wish]:
