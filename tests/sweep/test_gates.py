@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from tests.sweep.records import REGIMES, evaluation, run_record
 from universal_simulator.run_record import Draws, EvaluationRecord, Metric
 from universal_simulator.sweep.gates import (
+    answer_words,
+    crossed,
     improvement_gate,
     limit_gate,
     no_regression_gate,
@@ -178,6 +180,37 @@ def test_an_ece_fails_only_where_the_paired_interval_says_more_than_noise(
     result = ratio_gate("ece", Ratio(max_ratio=1.25, absolute=0.02, beyond_noise=True), ours, theirs, R)
     assert result.answer == answer, result.sentence
     assert words in result.sentence
+    assert result.within_noise == (answer == "pass"), "a pass across the line is told from a plain one"
+    shown = {"pass": "above the line, within noise", "fail": "fail", "not_evaluable": "not evaluable"}
+    assert answer_words(result.as_dict()) == shown[answer]
+    before = {key: value for key, value in result.as_dict().items() if key != "within_noise"}
+    assert crossed(before) == result.within_noise, "journals from before kept the margin alone"
+
+
+def test_the_champions_sentence_names_what_only_noise_excuses() -> None:
+    """ "every gate passed" alone would hide that an ece lies beyond the plan's line and its hard abort's."""
+    gates = load_plan("sota").gates
+    champion, baseline = drawn("x", 0.08, width=0.3), drawn("b", 0.04, width=0.0)
+    aborts = {"hard_abort": {"ece": gates.hard_abort["ece"]}, "small_eval": {"ece": gates.small_eval["ece"]}}
+    results = gate_results(
+        gates.model_copy(
+            update={**aborts, "limits": {}, "improvement": Improvement(rule="literal", literal=0.0)}
+        ),
+        champion,
+        baseline,
+        headline=R,
+        baseline_seeds=[],
+        hard=True,
+    )
+    records = {"x": champion, "b": baseline}
+    told = choose_champion("b", ["x"], {"x": results}, records, headline=R)
+    assert told.beat_baseline
+    said = "above the plan's line and its hard abort's, called noise on 12 conditions."
+    assert f"every gate passed; ece 2.0x the baseline's ({R}), {said}" in told.sentence
+    assert [g["name"] for g in telling([r.as_dict() for r in results]) if crossed(g)] == [
+        "ece",
+        "hard_abort_ece",
+    ]
 
 
 def skilled(value: float, low: float, high: float) -> EvaluationRecord:
@@ -202,7 +235,11 @@ def test_skill_must_be_there_on_the_headline_regime_and_not_surely_missing_elsew
 ) -> None:
     rule = load_plan("sota").gates.limits["crps_skill"]
     assert limit_gate("crps_skill", rule, record, R, headline=True).answer == headline
-    assert limit_gate("crps_skill", rule, record, R).answer == elsewhere
+    found = limit_gate("crps_skill", rule, record, R)
+    assert found.answer == elsewhere
+    value = record.result.regimes[R].metrics["crps_skill"].value
+    assert value is not None
+    assert found.within_noise == (elsewhere == "pass" and value <= 0)
 
 
 def test_a_limit_on_ensembles_is_skipped_by_the_plan_alone() -> None:

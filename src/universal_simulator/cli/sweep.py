@@ -234,7 +234,7 @@ def explain(
     Example: usim sweep explain runs/embedded RUN_ID
     """
     from universal_simulator.errors import UserError
-    from universal_simulator.sweep.gates import telling
+    from universal_simulator.sweep.gates import answer_words, crossed, telling
     from universal_simulator.sweep.state import SweepState
     from universal_simulator.sweep.verdicts import verdict
 
@@ -248,7 +248,10 @@ def explain(
         told = {
             run_id: {
                 "verdict": verdict(state, run_id),
-                "gates": {suite: list(gates.get(run_id, ())) for suite, gates in suites.items()},
+                "gates": {
+                    suite: [{**gate, "within_noise": crossed(gate)} for gate in gates.get(run_id, ())]
+                    for suite, gates in suites.items()
+                },
             }
             for run_id in asked
         }
@@ -261,7 +264,7 @@ def explain(
         for suite, gates in suites.items():
             for gate in telling(gates.get(run_id, ())):
                 where = f"{gate['name']} ({suite}, {gate['regime']})"
-                typer.echo(f"    {gate['answer']:15} {where}: {gate['sentence']}")
+                typer.echo(f"    {answer_words(gate):15} {where}: {gate['sentence']}")
 
 
 def _print_forecast(document: dict[str, Any]) -> None:

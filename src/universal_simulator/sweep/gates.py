@@ -41,6 +41,8 @@ class GateResult:
     threshold: float | None = None
     margin: float | None = None
     noise: float | None = None
+    #: a pass that lies on the wrong side of the threshold, by no more than noise
+    within_noise: bool = False
 
     @property
     def blocks(self) -> bool:
@@ -106,7 +108,9 @@ def ratio_gate(
         regimes = (candidate.result.regimes[regime], reference.result.regimes[regime])
         answer, told, noise = _excess(metric, rule, *regimes, excess=ours - threshold)
         sentence = f"{sentence}, {told}"
-    return GateResult(metric, regime, answer, sentence, ours, theirs, threshold, threshold - ours, noise)
+    excused = answer == "pass" and not passed
+    numbers = (ours, theirs, threshold, threshold - ours, noise)
+    return GateResult(metric, regime, answer, sentence, *numbers, within_noise=excused)
 
 
 def _excess(
@@ -131,7 +135,10 @@ def _excess(
     drawn = np.asarray(ours.values) - limit
     low, high = (float(v) for v in np.quantile(drawn, [0.025, 0.975]) - (drawn.mean() - excess))
     beyond = low > 0
-    told = f"paired 95 % interval of the excess {low:.4g} to {high:.4g}: {'beyond' if beyond else 'within'} noise"
+    told = (
+        f"paired 95 % interval of the excess {low:.4g} to {high:.4g} on {ours.groups} initial conditions: "
+        f"{'beyond' if beyond else 'within'} noise"
+    )
     return "fail" if beyond else "pass", told, (high - low) / 2
 
 
@@ -154,7 +161,9 @@ def limit_gate(
         bound, margin = rule.above, value - rule.above
         passed, words = _above(rule, candidate.result.regimes[regime].metrics[metric], headline=headline)
         sentence = f"{value:.4g}{words}, must be above {bound:g}{why}"
-    return GateResult(metric, regime, "pass" if passed else "fail", sentence, value, None, bound, margin)
+    answer: Answer = "pass" if passed else "fail"
+    excused = passed and rule.above is not None and value <= rule.above
+    return GateResult(metric, regime, answer, sentence, value, None, bound, margin, within_noise=excused)
 
 
 def _above(rule: Limit, metric: Metric, *, headline: bool) -> tuple[bool, str]:
@@ -257,7 +266,8 @@ def telling(gates: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Gates as dictionaries, without hard aborts that only repeat the gate of their metric.
 
     An abort is the looser line of the same ratio: where the stricter one passed (or could not
-    be asked for the same reason) it says nothing new. A failing gate keeps its abort beside it.
+    be asked for the same reason) it says nothing new, unless only noise excuses it as well. A failing
+    gate keeps its abort beside it.
     """
     answers = {(gate["name"], gate["regime"]): gate["answer"] for gate in gates}
     return [
@@ -265,8 +275,46 @@ def telling(gates: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for gate in gates
         if not gate["name"].startswith(HARD_ABORT)
         or gate["answer"] == "fail"
+        or crossed(gate)
         or answers.get((gate["name"].removeprefix(HARD_ABORT), gate["regime"])) != gate["answer"]
     ]
+
+
+def crossed(gate: Mapping[str, Any]) -> bool:
+    """Whether a gate as journalled passes across its line, within noise; journals from before kept the margin alone."""
+    margin = gate.get("margin")
+    before = gate["answer"] == "pass" and margin is not None and margin < 0
+    return bool(gate.get("within_noise", before))
+
+
+def answer_words(gate: Mapping[str, Any]) -> str:
+    """The answer as it is shown: a pass that noise alone excuses never looks like a plain one."""
+    if not crossed(gate):
+        return str(gate["answer"]).replace("_", " ")
+    return f"{'above' if gate['value'] > gate['threshold'] else 'below'} the line, within noise"
+
+
+def ensemble_conditions(regime: RegimeResult) -> int | None:
+    """Initial conditions that ensembles were asked for, as far as the record tells."""
+    draws = regime.draws.get("ece")
+    return None if draws is None else draws.groups
+
+
+def crossings(gates: Sequence[Mapping[str, Any]], candidate: EvaluationRecord) -> list[str]:
+    """What the passes within noise come to, in words: how far across the plan's line, on how little."""
+    found = {(gate["name"], gate["regime"]): gate for gate in gates if crossed(gate)}
+    told = []
+    for (name, regime), gate in found.items():
+        if name.startswith(HARD_ABORT):
+            continue
+        value, reference = gate["value"], gate["reference"]
+        much = f"{value / reference:.1f}x the baseline's" if reference else f"{value:.2g}"
+        side = "above" if value > gate["threshold"] else "below"
+        abort = " and its hard abort's" if (f"{HARD_ABORT}{name}", regime) in found else ""
+        conditions = ensemble_conditions(candidate.result.regimes[regime])
+        few = "" if conditions is None else f" on {conditions} conditions"
+        told.append(f"{name} {much} ({regime}), {side} the plan's line{abort}, called noise{few}")
+    return told
 
 
 def seed_spread(seeds: Sequence[EvaluationRecord], regime: str) -> float | None:

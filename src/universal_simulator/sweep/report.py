@@ -17,7 +17,14 @@ from universal_simulator.sweep.baseline_scores import EVENT as SCORED
 from universal_simulator.sweep.compute import compute_matches, compute_rows, rule_sentence
 from universal_simulator.sweep.early_stop import STOPPED_EARLY
 from universal_simulator.sweep.forecast import outcomes
-from universal_simulator.sweep.gates import paired_interval, seed_spread, telling
+from universal_simulator.sweep.gates import (
+    answer_words,
+    crossed,
+    crossings,
+    paired_interval,
+    seed_spread,
+    telling,
+)
 from universal_simulator.sweep.round_report import CANDIDATES, later_rounds, placebo_sentence
 from universal_simulator.sweep.rounds import (
     headline_value,
@@ -79,7 +86,9 @@ def _context(state: SweepState) -> dict[str, Any]:
         "rows": [_row(state, run, records.get(run.run_id), promoted) for run in shown],
         "references": _references(full or small),
         "gates": {
-            suite: {run: telling(gates) for run, gates in state.gates(suite).items()}
+            suite: {
+                run: [_shown_gate(g) for g in telling(gates)] for run, gates in state.gates(suite).items()
+            }
             for suite in ("small_eval", "full_eval")
         },
         "tiers": tier_results(state.plan, records[champion["champion"]], records[champion["baseline"]])
@@ -110,6 +119,15 @@ def _context(state: SweepState) -> dict[str, Any]:
     }
 
 
+def _shown_gate(gate: Mapping[str, Any]) -> dict[str, Any]:
+    """A gate with its answer in words and the colour of them."""
+    return {
+        **gate,
+        "words": answer_words(gate),
+        "colour": "within_noise" if crossed(gate) else gate["answer"],
+    }
+
+
 def _unopened(state: SweepState, champion: Mapping[str, Any] | None) -> str | None:
     """Why the champion of now has no figure on the sealed split although others have, or None."""
     openings = state.journal.of("test_opened")
@@ -124,6 +142,12 @@ def _unopened(state: SweepState, champion: Mapping[str, Any] | None) -> str | No
 def _outcome(state: SweepState) -> str:
     champion = state.decision("champion")
     sentence = champion["sentence"] if champion else "The sweep has not reached a champion yet."
+    full = state.evaluations("full_eval")
+    if champion and champion["champion"] in full:
+        gates = state.gates("full_eval").get(champion["champion"], [])
+        told = crossings(gates, full[champion["champion"]])
+        # a journal from before wrote "every gate passed" alone
+        sentence += "".join(f" Across a line: {words}." for words in told if words not in sentence)
     ends = [e for e in state.journal.events if e.kind in ("sweep_stopped", "sweep_finished")]
     if ends and ends[-1].kind == "sweep_stopped":
         sentence += f" It was stopped: {ends[-1].data['reason']}."

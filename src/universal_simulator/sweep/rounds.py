@@ -11,6 +11,7 @@ from universal_simulator.sweep.gates import (
     HARD_ABORT,
     Answer,
     GateResult,
+    crossings,
     improvement_gate,
     limit_gate,
     no_regression_gate,
@@ -158,9 +159,12 @@ def choose_champion(
         )
         return Verdict(baseline, False, text + _closest(standing, baseline, evaluations, headline) + unknown)
     value, run = passing[0]
+    excused = "".join(
+        f"; {words}" for words in crossings([gate.as_dict() for gate in results[run]], evaluations[run])
+    )
     text = (
         f"{run} is champion: nRMSE {value:.4f} against {reference:.4f} of the baseline "
-        f"({1 - value / reference:.0%} lower, {headline}, full-eval), every gate passed."
+        f"({1 - value / reference:.0%} lower, {headline}, full-eval), every gate passed{excused}."
         + _beside_seeds(value, seeds, evaluations, headline)
     )
     return Verdict(run, True, text + _equals(passing, evaluations, headline) + unknown)
