@@ -150,7 +150,9 @@ class FakeExecutor(Executor):
         return "ended" if job_id in self.submitted else "unknown"
 
     def cancel(self, job_id: str) -> JobEnd | None:
-        return next((end for end in self.ended if end.job_id == job_id), None)
+        found = next((end for end in self.ended if end.job_id == job_id), None)
+        self.ended = [end for end in self.ended if end is not found]
+        return found
 
     def tail(self, job_id: str, lines: int = 12) -> str:
         return ""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.sweep.fake_executor import FakeExecutor
 from tests.sweep.records import run_record
-from tests.sweep.test_driver import Killed
-from universal_simulator.errors import ConfigurationError
+from universal_simulator.errors import BudgetError, ConfigurationError
 from universal_simulator.run_record import (
     EvaluationRecord,
     Metric,
@@ -23,10 +22,11 @@ from universal_simulator.run_record import (
 )
 from universal_simulator.sweep.baseline_scores import EVENT
 from universal_simulator.sweep.driver import resume_sweep, run_sweep
-from universal_simulator.sweep.executor import Job, JobEnd
+from universal_simulator.sweep.executor import Job, JobEnd, JobState, Use
 from universal_simulator.sweep.journal import Journal
 from universal_simulator.sweep.plan import Plan, load_plan
 from universal_simulator.sweep.report import report_path
+from universal_simulator.sweep.spending import Ledger
 from universal_simulator.sweep.state import JOURNAL, SweepState
 from universal_simulator.sweep.students import students_sentence
 
@@ -105,33 +105,38 @@ def test_the_score_waits_for_its_runs_test_and_for_no_other(tmp_path: Path) -> N
     assert decided[0] < opened[0] < state.journal.events.index(event)
 
 
-def killed_before_it_was_told(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, executor: FakeExecutor
-) -> SweepState:
-    """The driver dies between the end of the score and the event that tells it."""
-    original = Journal.append
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    run_sweep(plan(folder / "q"), folder / "x", executor=FakeExecutor())
+    return folder / "x"
 
-    def append(self: Journal, kind: str, **data: Any) -> object:
-        if kind == EVENT:
-            raise Killed
-        return original(self, kind, **data)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "append", append)
-        with pytest.raises(Killed):
-            run_sweep(plan(folder.parent / "q"), folder, executor=executor)
+def cut(finished: Path, folder: Path, kind: str, job: str = "", *, before: bool = False) -> SweepState:
+    """What a driver leaves that is killed after, or before, the first event of this kind (about this sort of job)."""
+    shutil.copytree(finished, folder)
+    events = Journal(folder / JOURNAL).events
+    last = next(e for e in events if e.kind == kind and e.data.get("job", "").startswith(job)).number
+    lines = (folder / JOURNAL).read_bytes().splitlines(keepends=True)
+    (folder / JOURNAL).write_bytes(b"".join(lines[: last + (not before)]))
     return SweepState(folder)
+
+
+def score_of(finished: Path) -> str:
+    return str(SweepState(finished).journal.of(EVENT)[0].data["job"])
 
 
 @pytest.mark.parametrize("exit_code", [0, 1])
 def test_a_score_that_ended_before_its_driver_died_is_not_paid_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exit_code: int
+    tmp_path: Path, finished: Path, exit_code: int
 ) -> None:
-    run_sweep(plan(tmp_path / "q"), tmp_path / "probe", executor=(probe := FakeExecutor()))
-    (job,) = [job for job in probe.submitted if job.startswith("ttc_")]
-    state = killed_before_it_was_told(
-        tmp_path / "x", monkeypatch, FakeExecutor(exit_codes={job: [exit_code] * 9})
-    )
+    job = score_of(finished)
+    if exit_code == 0:
+        state = cut(finished, tmp_path / "x", EVENT, before=True)
+    else:
+        state = cut(finished, tmp_path / "x", "job_ended", "ttc_", before=True)
+        Ledger(state).pay(JobEnd(job, exit_code, 1.0))
+        state.journal.append("job_given_up", job=job, log="broken", final=False, ceiling=False)
     assert state.attempts(job) == 1
     state = resume_sweep(tmp_path / "x", executor=(second := FakeExecutor()))
     assert second.submitted == []
@@ -141,29 +146,134 @@ def test_a_score_that_ended_before_its_driver_died_is_not_paid_again(
     assert state.finished
 
 
-def test_a_score_left_at_work_is_taken_over_before_the_tests_beside_it_have_ended(tmp_path: Path) -> None:
+def test_a_score_left_at_work_is_taken_over_before_the_tests_beside_it_have_ended(
+    tmp_path: Path, finished: Path
+) -> None:
     """A dead driver left it at work, and a test with it."""
 
     class AtWork(FakeExecutor):
         place = FakeExecutor.__name__  # type: ignore[assignment] # in the place of the dead driver's
 
         def attach(self, job_id: str, folder: Path | str) -> bool:
-            words = next(e.data["arguments"] for e in state.journal.of("job_intent") if e.data["job"] == job_id)
+            words = next(
+                e.data["arguments"] for e in state.journal.of("job_intent") if e.data["job"] == job_id
+            )
             self.work(Job(job_id, tuple(words), tmp_path / "log", Path(folder)))
             self.ended.append(JobEnd(job_id, 0, 0.1))
             return True
 
-    state = run_sweep(plan(tmp_path / "q"), tmp_path / "x", executor=FakeExecutor())
-    (job,) = {e.data["job"] for e in state.journal.of("job_intent") if e.data["job"].startswith("ttc_")}
-    begun = next(e.number for e in state.journal.of("job_intent") if e.data["job"] == job)
-    journal = tmp_path / "x" / JOURNAL
-    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[: begun + 1]))
-    state = SweepState(tmp_path / "x")
+    state, job = cut(finished, tmp_path / "x", "job_intent", "ttc_"), score_of(finished)
     (test,) = (name for name in state.open_attempts() if name.startswith("test:"))
+    begun = len(state.journal.events)
     state = resume_sweep(tmp_path / "x", executor=(second := AtWork()))
     assert second.submitted == []
-    after = [(e.kind, e.data["job"]) for e in state.journal.events[begun + 1 :] if "job" in e.data]
+    after = [(e.kind, e.data["job"]) for e in state.journal.events[begun:] if "job" in e.data]
     assert after[:2] == [("job_attached", test), ("job_attached", job)]
+
+
+class Greedy(FakeExecutor):
+    """The score never ends by itself and uses 100 s between two looks; the named test ends when it has been ended."""
+
+    def __init__(self, test: str = "none") -> None:
+        super().__init__()
+        self.test = test
+        self.used: dict[str, float] = {}
+        self.at_work: dict[str, Job] = {}
+
+    @property
+    def place(self) -> str:
+        return FakeExecutor.__name__
+
+    def submit(self, job: Job) -> None:
+        if job.job_id.startswith(("ttc_", self.test)):
+            self.submitted.append(job.job_id)
+            self.at_work[job.job_id] = job
+            self.used[job.job_id] = 0.0
+        else:
+            super().submit(job)
+
+    def wait(self, timeout_s: float) -> list[JobEnd]:
+        for name in self.at_work:
+            self.used[name] += 100.0 if name.startswith("ttc_") else 10.0
+        if list(self.at_work) == [self.test]:
+            self.work(self.at_work.pop(self.test))
+            self.ended.append(JobEnd(self.test, 0, self.used[self.test]))
+        return super().wait(timeout_s)
+
+    def state(self, job_id: str) -> JobState:
+        return "running" if job_id in self.at_work else super().state(job_id)
+
+    def use(self, job_id: str) -> Use:
+        return Use(seconds=self.used.get(job_id))
+
+    def cancel(self, job_id: str) -> JobEnd | None:
+        if self.at_work.pop(job_id, None) is None:
+            return super().cancel(job_id)
+        return JobEnd(job_id, -15, self.used[job_id])
+
+
+def not_scored(state: SweepState) -> str:
+    """Why; everything else is decided, tested and finished."""
+    (event,) = state.journal.of(EVENT)
+    assert event.data["scores"] == []
+    assert state.finished
+    assert not state.journal.of("sweep_stopped")
+    assert all(state.done(f"test:{run}") for e in state.journal.of("test_opened") for run in e.data["runs"])
+    assert not any(e.data.get("interrupted") for e in state.journal.of("job_ended"))
+    return str(event.data["failure"])
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_score_that_takes_too_long_ends_neither_the_sealed_test_nor_the_sweep(
+    tmp_path: Path, finished: Path, beside: bool
+) -> None:
+    """Beside the champion's test it may use half of what is left, and so it may alone: nothing is ever in its way."""
+    state = cut(finished, tmp_path / "x", "test_opened")
+    champion = state.decision("champion")
+    assert champion is not None
+    executor = Greedy(f"test:{champion['champion']}" if beside else "none")
+    state = resume_sweep(tmp_path / "x", executor=executor)
+    assert "it decides nothing, and with as much again sweep would come to" in not_scored(state)
+    assert 700.0 < executor.used[score_of(finished)] <= 1000.0, "of half an hour"
+    assert "Not scored: " in report_path(tmp_path / "x").read_text()
+
+
+def test_a_score_that_cannot_be_paid_is_not_asked_and_a_decided_sweep_ends(
+    tmp_path: Path, finished: Path
+) -> None:
+    """An earlier attempt used up the sweep. A larger budget takes no decision again for such a job."""
+    state = cut(finished, tmp_path / "x", "job_ended", "ttc_", before=True)
+    Ledger(state).pay(JobEnd(score_of(finished), -15, 4000.0), interrupted=True)
+    state.journal.append("sweep_stopped", reason="as a driver did that asked the score like anything else")
+    state = resume_sweep(tmp_path / "x", executor=(second := FakeExecutor()))
+    assert second.submitted == []
+    (event,) = state.journal.of(EVENT)
+    assert "not launched: " in event.data["failure"]
+    assert "its ceiling in the plan" in event.data["failure"]
+    assert state.finished
+    larger = state.plan.model_copy(update={"max_hours": 9.0})
+    state = resume_sweep(tmp_path / "x", plan=larger, executor=(third := FakeExecutor()))
+    assert third.submitted == []
+    assert not state.journal.of("plan_amended")[0].data["reopened_decisions"]
+    assert state.finished
+
+
+def test_an_executors_own_ceiling_under_the_score_alone_leaves_no_decided_sweep_unfinished(
+    tmp_path: Path, finished: Path
+) -> None:
+    class Poor(FakeExecutor):
+        place = FakeExecutor.__name__  # type: ignore[assignment] # goes on with what that one left
+
+        def submit(self, job: Job) -> None:
+            if job.job_id.startswith("ttc_"):
+                raise BudgetError("2.00 USD of 1.50 USD")
+            super().submit(job)
+
+    cut(finished, tmp_path / "x", "test_opened")
+    state = resume_sweep(tmp_path / "x", executor=Poor())
+    (event,) = state.journal.of(EVENT)
+    assert event.data["failure"] == "2.00 USD of 1.50 USD"
+    assert state.finished
 
 
 def test_a_score_that_fails_ends_no_sweep_and_is_told(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from universal_simulator.configuration.documents import flatten
 from universal_simulator.errors import UserError
+from universal_simulator.sweep.jobs import decides_nothing
 from universal_simulator.sweep.plan import Plan
 from universal_simulator.sweep.state import SweepState
 
@@ -69,7 +70,7 @@ def _reopened(state: SweepState, given: Plan) -> tuple[list[str], bool, list[str
     written, others = [], []
     for job in state.refused_by_ceilings():
         run = state.run(job.partition(":")[2])
-        if run is None:
+        if run is None or decides_nothing(job):
             continue
         if job.startswith("test:") or (run.round in later and run.round not in decided):
             others.append(job)

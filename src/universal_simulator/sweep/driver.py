@@ -15,7 +15,7 @@ from universal_simulator.errors import BudgetError, ExecutorError, UserError
 from universal_simulator.identity import code_version
 from universal_simulator.run_record import RunFolder
 from universal_simulator.sweep.amendment import amend, difference
-from universal_simulator.sweep.baseline_scores import after_its_test, score_baseline
+from universal_simulator.sweep.baseline_scores import score_baseline
 from universal_simulator.sweep.continuation import placebo_verdict
 from universal_simulator.sweep.executor import Executor
 from universal_simulator.sweep.forecast import Forecast, longest_first
@@ -45,6 +45,7 @@ from universal_simulator.sweep.run_planning import (
     refuse_other_code,
     refuse_unfit,
 )
+from universal_simulator.sweep.sealed_split import open_test
 from universal_simulator.sweep.state import JOURNAL, REFERENCE_ROLES, Run, SweepState
 
 #: fraction of the sweep done (0..1) and what is going on
@@ -183,7 +184,7 @@ class _Driver:
         self._full_evals()
         self._champion()
         self._later_rounds()
-        self._open_test()
+        open_test(self.state, self.queue, self.progress)
         score_baseline(self.state, self.queue, self.progress.say)
 
     def _stopped(self, reason: str) -> None:
@@ -344,34 +345,6 @@ class _Driver:
         for index, round_ in enumerate(self.plan.rounds):
             if round_.kind != "members":
                 RoundCourse(self.state, self.queue, round_, index, self.progress.say).run()
-
-    def _open_test(self) -> None:
-        """The sealed split, once: for the final champion, its baseline and the references."""
-        if not self.plan.open_test_for_champion:
-            return
-        champion = self._decided("champion")
-        references = [run.run_id for run in self.state.runs if run.role == "reference"]
-        runs = list(dict.fromkeys([champion["champion"], champion["baseline"], *references]))
-        openings = self.journal.of("test_opened")
-        opened = {run: event.data["opening"] for event in openings for run in event.data["runs"]}
-        if champion["champion"] not in opened:
-            if len(openings) >= self.plan.test_openings:
-                return  # told on the page: this champion was not judged on it
-            # a second one only where rounds were appended and the plan asks for it; it is counted
-            opening = f"{self.plan.name}-{len(openings) + 1}"
-            fresh = [run for run in runs if run not in opened]
-            self.journal.append("test_opened", runs=fresh, opening=opening)
-            opened |= dict.fromkeys(fresh, opening)
-        done = [run for run in runs if run in opened and self.state.done(training_id(run))]
-        self.queue.run(
-            [
-                evaluation_job(self.plan, self.folder, self._run(run), "test", opening=opened[run])
-                for run in done
-            ],
-            lambda shares, running: self.progress.look(shares, running, "opening the test split"),
-            more=after_its_test(self.state),
-        )
-        refuse_incomplete(self.state, done, "test")
 
     def _run(self, run_id: str) -> Run:
         run = self.state.run(run_id)

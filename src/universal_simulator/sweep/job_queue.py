@@ -17,7 +17,7 @@ from universal_simulator.sweep.early_stop import STOPPED_EARLY, EarlyStopWatch
 from universal_simulator.sweep.executor import LOST_EXIT_CODE, Executor, Job, JobEnd
 from universal_simulator.sweep.heartbeat import Heartbeat
 from universal_simulator.sweep.job_log import live_share, tail
-from universal_simulator.sweep.jobs import log_of
+from universal_simulator.sweep.jobs import decides_nothing, log_of
 from universal_simulator.sweep.left_open import note_last_look
 from universal_simulator.sweep.returned_results import ReturnedResults
 from universal_simulator.sweep.spending import NOTHING, Ledger, Spend
@@ -74,9 +74,10 @@ class JobQueue:
 
         more() is asked at every look, for jobs that follow from what ended; those are held to the journal like
         the given ones. Each job is given or returned once.
-        Returns when each is done, given up or refused by a ceiling of its run or round. Raises
-        BudgetError at a ceiling of the sweep: at once where it is used up; where only the next launch
-        would cross it, after what runs has ended. Whatever is raised, nothing runs any more then.
+        Returns when each is done, given up or refused by a ceiling of its run or round; what decides nothing
+        is given up at the sweep's too. Anything else raises BudgetError there: at once where it is used up;
+        where only the next launch would cross it, after what runs has ended. Whatever is raised, nothing runs
+        any more then.
         """
         self._note_last_look()
         try:
@@ -136,7 +137,7 @@ class JobQueue:
             report(finished | live, list(self._running))
             again = self._take_ends(POLL_S, finished)
             waiting = [*self._end_stalled(), *again, *waiting]
-            self._end_overspending()
+            self._end_overspending(waiting)
             self._end_behind()
             self._admit(more(), waiting, silent)
         if stopped is not None:
@@ -189,7 +190,7 @@ class JobQueue:
     def _abandoned(self, job: Job, seconds: float, **words: str | bool) -> None:
         """An attempt that nobody will tell the end of, charged as far as it is known to have come."""
         end = JobEnd(job.job_id, LOST_EXIT_CODE, seconds, lost=True)
-        self._journal_end(end, **({"abandoned": True} | words))
+        self.ledger.pay(end, **({"abandoned": True} | words))
 
     def _launch(self, job: Job) -> BudgetError | None:
         """Start a job, unless a ceiling forbids it; the error is the sweep's own ceiling."""
@@ -198,7 +199,7 @@ class JobQueue:
         if refused is not None:
             scope, words = refused
             reason = f"{job.job_id} would take {scope.name} to {words}"
-            if scope.name == "sweep":
+            if scope.name == "sweep" and not decides_nothing(job.job_id):
                 used_up = self.ledger.refusal(job.job_id, self.ledger.spent(), Spend())
                 return _used_up(words) if used_up else BudgetError(f"{reason}, so it was not launched")
             self._give_up(job, f"not launched: {reason}, its ceiling in the plan", final=True, ceiling=True)
@@ -260,7 +261,7 @@ class JobQueue:
         self._ends[job.job_id, cause] += 1
         returned = self.returned.of(end)
         lies = list(returned.lies)
-        self._journal_end(end, refused=lies, results=returned.results)
+        self.ledger.pay(end, refused=lies, results=returned.results)
         self._forget(job)
         self.returned.settle(end, believed=end.exit_code == 0 and not lies)
         if lies:
@@ -276,21 +277,6 @@ class JobQueue:
         self._give_up(job, words, final=final, ceiling=ceiling or end.ceiling)
         return False
 
-    def _journal_end(self, end: JobEnd, **words: Any) -> None:
-        """The one place where an attempt is paid. An end of no known attempt names none."""
-        attempt = self.state.attempt(end.job_id)
-        self.state.journal.append(
-            "job_ended",
-            job=end.job_id,
-            attempt=None if attempt is None else attempt.number,
-            submission=end.submission,
-            exit_code=end.exit_code,
-            seconds=round(end.seconds, 3),
-            usd=round(self.ledger.price(end.job_id, end.seconds) if end.usd is None else end.usd, 6),
-            lost=end.lost,
-            **({"refused": [], "results": {}} | words),
-        )
-
     def _end_running(self, error: BaseException) -> None:
         """Before a stop: each running job is ended and its end journalled, whatever befalls the others.
 
@@ -305,7 +291,7 @@ class JobQueue:
                 if end is not None and end.exit_code == 0:
                     self._ended(job, end)
                 elif end is not None and not self.state.told_before(end.job_id, end.submission):
-                    self._journal_end(end, interrupted=True)
+                    self.ledger.pay(end, interrupted=True)
             except (UsimError, OSError) as trouble:
                 error.add_note(f"{job.job_id} was not ended in the journal: {trouble}")
 
@@ -354,18 +340,32 @@ class JobQueue:
         """Running jobs -> what they have used, or are forecast to use if that is more."""
         return {name: self._used(name, self._whole(name)) for name in self._running}
 
-    def _end_overspending(self) -> None:
+    def _end_overspending(self, waiting: Sequence[Job]) -> None:
         """Jobs that use up the ceiling of their run or round are ended; that of the sweep ends it."""
+        self._end_overspending_scores(waiting)
         totals = self.ledger.with_running({name: self._used(name) for name in self._running})
         for job in list(self._running.values()):
             refused = self.ledger.refusal(job.job_id, totals, Spend())
-            if refused is None:
+            if refused is None or decides_nothing(job.job_id):
                 continue
             scope, words = refused
             if scope.name == "sweep":
                 raise _used_up(words)
             reason = f"ended: {scope.name} has used {words}, its ceiling in the plan"
             self._end(job, reason=reason, ceiling=True)
+
+    def _end_overspending_scores(self, waiting: Sequence[Job]) -> None:
+        """What decides nothing may use half of what the others leave of each ceiling: as much again stays for them."""
+        for job in [job for job in self._running.values() if decides_nothing(job.job_id)]:
+            to_come = {j.job_id: self._whole(j.job_id) for j in waiting}
+            totals = self.ledger.with_running(self._expected() | to_come)
+            refused = self.ledger.refusal(job.job_id, totals, self._used(job.job_id))
+            if refused is not None:
+                scope, words = refused
+                reason = (
+                    f"ended: it decides nothing, and with as much again {scope.name} would come to {words}"
+                )
+                self._end(job, reason=f"{reason}, its ceiling in the plan", ceiling=True)
 
     def _end_behind(self) -> None:
         """Members that lie behind the baseline's own curve are ended for good, with the figures."""

@@ -12,6 +12,8 @@ from universal_simulator.sweep.plan_checks import data_words, is_data_file
 from universal_simulator.sweep.state import Run
 
 DATA = "data"
+#: how the id of a score of test-time compute begins
+SCORE = "ttc_"
 
 
 def log_path(folder: Path, name: str) -> Path:
@@ -80,7 +82,12 @@ def scoring_job(
     words += [] if reward_groups is None else ["--ttc-reward-groups", str(reward_groups)]
     words += [part for setting in settings for part in ("--ttc-set", setting)]
     log = files.path / f"evaluate_ttc_{name}.log"
-    return Job(f"ttc_{name}:{run.run_id}", tuple(words), log, folder, resources(plan, run.machine))
+    return Job(f"{SCORE}{name}:{run.run_id}", tuple(words), log, folder, resources(plan, run.machine))
+
+
+def decides_nothing(job_id: str) -> bool:
+    """A score of test-time compute: no ceiling that forbids it may stop or cancel anything else."""
+    return job_id.startswith(SCORE)
 
 
 def resources(plan: Plan, machine: str) -> Resources:

@@ -4,6 +4,8 @@ Three scopes: a run with all its jobs, a round, the sweep. With s spent (ended a
 jobs have used or are still forecast to use, and f the forecast of the job asked about, a launch is
 refused where s + r + f > ceiling; in dollars f and r hold what a job is measured to be billed for beside its
 work (`overhead`). A job without a forecast counts as nothing else until it has run.
+A score that decides nothing is ended where s + r, with its own use a second time, comes to more: it may use
+half of what the others leave.
 
 The journal is the only book of the ceilings. Where the executor keeps one of its own (what is rented, also
 what no job is charged for), the sweep's dollars are the larger of the two sums, never both: journalled as
@@ -16,7 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+from universal_simulator.sweep.executor import JobEnd
 from universal_simulator.sweep.journal import Event
 from universal_simulator.sweep.plan import Ceiling, Plan
 from universal_simulator.sweep.state import Run, SweepState
@@ -107,6 +111,21 @@ class Ledger:
         billed = self.billed()
         if billed is not None and billed >= self._journalled_usd() + 0.01:
             self.state.journal.append("billed", usd=round(billed, 6))
+
+    def pay(self, end: JobEnd, **words: Any) -> None:
+        """The one place where an attempt is paid. An end of no known attempt names none."""
+        attempt = self.state.attempt(end.job_id)
+        self.state.journal.append(
+            "job_ended",
+            job=end.job_id,
+            attempt=None if attempt is None else attempt.number,
+            submission=end.submission,
+            exit_code=end.exit_code,
+            seconds=round(end.seconds, 3),
+            usd=round(self.price(end.job_id, end.seconds) if end.usd is None else end.usd, 6),
+            lost=end.lost,
+            **({"refused": [], "results": {}} | words),
+        )
 
     def _journalled_usd(self) -> float:
         told = [float(event.data["usd"]) for event in self.state.journal.of("billed")]
