@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +172,22 @@ def killed(folder: Path, how: str, point: int, *, lasting: bool) -> dict[str, An
     if in_a_process_of_its_own(lambda: drive(folder, lasting=lasting)) != 0:
         raise RuntimeError(f"killed {how} append {point}, the next driver failed")
     return {"how": how, "point": point, **outcome(folder)}
+
+
+def paid_twice(state: SweepState) -> list[str]:
+    """Jobs that were submitted again after they had ended well, and attempts with more ends or fewer than one."""
+    done: set[str] = set()
+    ends: Counter[int] = Counter()
+    found = []
+    for event in state.journal.events:
+        if event.kind == "job_intent":
+            ends[event.number] = 0
+            found += [event.data["job"]] if event.data["job"] in done else []
+        elif event.kind == "job_ended":
+            ends[event.data["attempt"]] += 1
+            if event.data["exit_code"] == 0 and not event.data["refused"]:
+                done.add(event.data["job"])
+    return [*found, *(f"attempt {number}: {n} ends" for number, n in ends.items() if n != 1)]
 
 
 def outcome(folder: Path) -> dict[str, Any]:

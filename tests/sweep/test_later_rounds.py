@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tests.sweep.fake_executor import FakeExecutor
+from tests.sweep.killed_drivers import paid_twice
 from tests.sweep.records import evaluation
-from universal_simulator.errors import ConfigurationError, IntegrityError, UserError
+from universal_simulator.errors import ConfigurationError, UserError
 from universal_simulator.executors.local_process import LocalProcessExecutor
 from universal_simulator.run_record import RunFolder, RunRecord, content_hash, read_document, write_json
 from universal_simulator.sweep.driver import resume_sweep, run_sweep
@@ -258,15 +259,90 @@ def test_scoring_that_fails_is_told_and_decides_nothing(tmp_path: Path) -> None:
     assert "not scored" in report_path(tmp_path / "x").read_text()
 
 
-def test_scores_of_another_model_are_refused(tmp_path: Path) -> None:
-    class Lying(KnowingExecutor):
-        def score(self, files: RunFolder, settings: list[str]) -> None:
-            super().score(files, settings)
-            for path in (files.path / "evaluations").glob("small_eval_ttc_*"):
-                path.write_text(path.read_text().replace(content_hash(files.run_id), "0" * 64))
+@pytest.fixture(scope="module")
+def iterated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("iterated")
+    run_sweep("smoke_iterate", folder, executor=KnowingExecutor())
+    return folder
 
-    with pytest.raises(IntegrityError, match="is of another model than was asked for"):
-        run_sweep("smoke_iterate", tmp_path, executor=Lying())
+
+def cut(iterated: Path, folder: Path, number: int) -> None:
+    """What a driver would leave that is killed before this event."""
+    shutil.copytree(iterated, folder)
+    lines = (folder / JOURNAL).read_bytes().splitlines(keepends=True)
+    (folder / JOURNAL).write_bytes(b"".join(lines[:number]))
+
+
+class Lying(KnowingExecutor):
+    """So many scores are of another model, or torn, or one of them is missing."""
+
+    place = KnowingExecutor.__name__  # type: ignore[assignment] # goes on with what that one left
+
+    def __init__(self, times: int, how: str) -> None:
+        super().__init__()
+        self.times, self.how = times, how
+
+    def score(self, files: RunFolder, settings: list[str]) -> None:
+        super().score(files, settings)
+        if self.times > 0:
+            self.times -= 1
+            spoil(files, self.how)
+
+
+def spoil(files: RunFolder, how: str) -> None:
+    for path in (files.path / "evaluations").glob("small_eval_ttc_*"):
+        text = path.read_text()
+        if how == "is of another model":
+            path.write_text(text.replace(content_hash(files.run_id), "0" * 64))
+        elif how == "is not a valid":
+            path.write_text(text[: len(text) // 2])
+        elif how == "does not tell evaluations_per_sample":
+            path.write_text(text.replace('"evaluations_per_sample"', '"anything"'))
+        else:
+            path.unlink()
+            return
+
+
+SPOILED = ("is of another model", "is not a valid", "does not tell evaluations_per_sample", "does not exist")
+
+
+@pytest.mark.parametrize(("how", "times"), [*((how, 1) for how in SPOILED), (SPOILED[0], 9)])
+def test_a_score_that_lies_is_asked_again_and_then_told_as_a_failure(
+    tmp_path: Path, iterated: Path, how: str, times: int
+) -> None:
+    """It decides nothing, so it holds nobody up: the sweep finishes, and says so of a worker that always lies."""
+    whole = SweepState(iterated)
+    (job,) = {e.data["job"] for e in whole.journal.of("job_intent") if e.data["job"].startswith("ttc_")}
+    asked = next(e.number for e in whole.journal.of("job_intent") if e.data["job"] == job)
+    cut(iterated, tmp_path / "x", asked)
+    executor = Lying(times, how)
+    state = resume_sweep(tmp_path / "x", executor=executor)
+    assert executor.submitted.count(job) == 2
+    first, *_ = [e.data["refused"] for e in state.journal.of("job_ended") if e.data["job"] == job]
+    assert how in first[0]
+    assert state.finished
+    assert state.decision("champion") == whole.decision("champion")
+    if times == 1:
+        assert result_digest(state) == result_digest(whole)
+        return
+    assert scored(state)["scores"] == []
+    assert how in scored(state)["failure"]
+    resume_sweep(tmp_path / "x", executor=(again := KnowingExecutor()))
+    assert again.submitted == []
+
+
+def test_a_score_damaged_after_it_came_back_is_told_and_holds_nobody_up(
+    tmp_path: Path, iterated: Path
+) -> None:
+    """As a power cut leaves it, or a journal of a driver that believed every score."""
+    (told,) = SweepState(iterated).journal.of("inference_scored")
+    cut(iterated, tmp_path / "x", told.number)
+    spoil(RunFolder(tmp_path / "x", told.data["run"]), "does not exist")
+    state = resume_sweep(tmp_path / "x", executor=(executor := KnowingExecutor()))
+    assert told.data["job"] not in executor.submitted
+    assert "does not exist" in scored(state)["failure"]
+    assert state.finished
+    assert "not scored" in report_path(tmp_path / "x").read_text()
 
 
 def test_a_diverged_trial_is_an_answer_and_a_broken_one_is_run_again(tmp_path: Path) -> None:
@@ -287,17 +363,16 @@ def test_a_diverged_trial_is_an_answer_and_a_broken_one_is_run_again(tmp_path: P
     assert result_digest(resumed) == result_digest(probe)
 
 
-def test_cut_at_any_event_the_later_rounds_end_in_the_same_result(tmp_path: Path) -> None:
-    """What a driver killed there would leave; every seventh event of rounds C and D."""
-    whole = run_sweep("smoke_iterate", tmp_path / "whole", executor=KnowingExecutor())
-    digest = result_digest(whole)
-    start = whole.journal.of("champion")[0].number
-    lines = (tmp_path / "whole" / JOURNAL).read_bytes().splitlines(keepends=True)
-    for point in range(start + 1, len(lines), 7):
+def test_cut_at_any_event_the_later_rounds_end_in_the_same_result(tmp_path: Path, iterated: Path) -> None:
+    """What a driver killed there would leave; every seventh event of rounds C and D. Nothing is paid twice."""
+    whole = SweepState(iterated)
+    digest, start = result_digest(whole), whole.journal.of("champion")[0].number
+    for point in range(start + 1, len(whole.journal.events), 7):
         folder = tmp_path / f"cut-{point}"
-        shutil.copytree(tmp_path / "whole", folder)
-        (folder / JOURNAL).write_bytes(b"".join(lines[:point]))
-        assert result_digest(run_sweep("smoke_iterate", folder, executor=KnowingExecutor())) == digest, point
+        cut(iterated, folder, point)
+        state = run_sweep("smoke_iterate", folder, executor=KnowingExecutor())
+        assert result_digest(state) == digest, point
+        assert paid_twice(state) == [], point
 
 
 def test_faults_of_later_rounds_are_told_when_the_plan_is_read(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from universal_simulator.configuration.inference_settings import words_of
 from universal_simulator.errors import BudgetError, IntegrityError
 from universal_simulator.evaluation.search_summary import search_lines, search_name, told
 from universal_simulator.sweep.executor import Job
-from universal_simulator.sweep.inference_search import scored_record
 from universal_simulator.sweep.job_queue import JobQueue
 from universal_simulator.sweep.jobs import evaluation_id, scoring_job, training_id
+from universal_simulator.sweep.score_records import scored_record
 from universal_simulator.sweep.state import Run, SweepState
 
 EVENT = "ttc_scored"

@@ -14,16 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from universal_simulator.configuration import load_config
-from universal_simulator.configuration.inference_settings import score_label, settings_hash, with_settings
 from universal_simulator.errors import IntegrityError
-from universal_simulator.identity import code_version
-from universal_simulator.run_record import EvaluationRecord, RunFolder, content_hash, read_document
+from universal_simulator.run_record import EvaluationRecord, content_hash
 from universal_simulator.sweep.gates import paired_interval
 from universal_simulator.sweep.job_queue import JobQueue
-from universal_simulator.sweep.jobs import config_words, scoring_job
+from universal_simulator.sweep.jobs import scoring_job
 from universal_simulator.sweep.round_facts import RoundFacts
 from universal_simulator.sweep.rounds import headline_value
+from universal_simulator.sweep.score_records import scored_record
 from universal_simulator.sweep.search import Parameter
 from universal_simulator.sweep.state import Run, SweepState
 
@@ -96,21 +94,23 @@ class InferenceSearch:
         self.queue.run(
             [job], lambda shares, _: self.tell(f"round {self.facts.round.name}: scoring {job.job_id}")
         )
-        if not self.state.done(job.job_id):
-            # it decides nothing, so nothing waits for it; page and list of failed jobs show it
-            failure = self.state.last_words(job.job_id)
-            self.facts.tell(
-                EVENT, run=subject.run_id, job=job.job_id, scores=[], sentences=[], failure=failure
-            )
-            return
-        scores = self._scores(subject, wanted, own)
+        # it decides nothing, so nothing waits for it; page and list of failed jobs show it
+        failure, scores = None, list[Score]()
+        try:
+            if self.state.done(job.job_id):
+                scores = self._scores(subject, wanted, own)
+            else:
+                failure = self.state.last_words(job.job_id)
+        except IntegrityError as error:
+            # damaged since it came back
+            failure = str(error)
         self.facts.tell(
             EVENT,
             run=subject.run_id,
             job=job.job_id,
             scores=[asdict(score) for score in scores],
-            sentences=[self._sentence(subject, parameter, scores) for parameter in box.parameters],
-            failure=None,
+            sentences=[self._sentence(subject, p, scores) for p in box.parameters if scores],
+            failure=failure,
         )
 
     def _scores(self, subject: Run, wanted: dict[tuple[str, float], str], own: dict[str, Any]) -> list[Score]:
@@ -158,32 +158,3 @@ class InferenceSearch:
 
 def _told(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.4g}"
-
-
-def scored_record(state: SweepState, subject: Run, words: Sequence[str]) -> EvaluationRecord:
-    """The evaluation of one setting, held to what was asked; raises IntegrityError for another one."""
-    plan = state.plan
-    config = load_config(
-        subject.config,
-        config_words(plan, seed=subject.seed, overrides=subject.overrides),
-        profile=plan.profile,
-    ).config
-    ttc = with_settings(config.ttc, words)
-    path = RunFolder(state.folder, subject.run_id).evaluation(score_label(ttc))
-    record, run = read_document(path, EvaluationRecord), state.record(subject.run_id)
-    assert run is not None
-    assert run.training is not None
-    plain = run.evaluations["small_eval"].result
-    asked = {
-        "run": (record.run_id, subject.run_id),
-        "model": (record.result.predictor.model_hash, run.training.result.model_hash),
-        "settings": (record.result.predictor.search_hash, settings_hash(ttc)),
-        "protocol": (record.result.protocol.hash, plain.protocol.hash),
-        "code": (record.code_version, code_version()),
-    }
-    wrong = [name for name, (found, expected) in asked.items() if found != expected]
-    if wrong:
-        raise IntegrityError(
-            f"{path} is of another {', '.join(wrong)} than was asked for ({' '.join(words)})"
-        )
-    return record

@@ -26,8 +26,9 @@ from universal_simulator.sweep.work_clock import WorkClock, abandoned_s, mark_al
 
 #: report(share done of each job begun, jobs running), called about every two seconds
 Report = Callable[[Mapping[str, float], Sequence[str]], None]
-#: a job is tried this often in one sitting, by what ended it: a signal, a stall, the loss of its worker
-MOST = {"signal": 2, "stall": 3, "lost": 5}
+#: a job is tried this often in one sitting, by what ended it: a signal, a stall, the loss of its worker; or, of
+#: what decides nothing and stops nobody to look at it, by what came back and is not of it
+MOST = {"signal": 2, "stall": 3, "lost": 5, "lie": 2}
 POLL_S = 2.0
 
 
@@ -265,6 +266,9 @@ class JobQueue:
         self._forget(job)
         self.returned.settle(end, believed=end.exit_code == 0 and not lies)
         if lies:
+            self._ends[job.job_id, "lie"] += 1
+            if decides_nothing(job.job_id) and self._ends[job.job_id, "lie"] < MOST["lie"]:
+                return True
             self._give_up(job, f"what came back is not of this job: {'; '.join(lies)}", final=False)
             return False
         if end.exit_code == 0:

@@ -14,6 +14,8 @@ from universal_simulator.sweep.state import Run
 DATA = "data"
 #: how the id of a score of test-time compute begins
 SCORE = "ttc_"
+#: what stands before each setting that is scored
+SETTING = "--ttc-set"
 
 
 def log_path(folder: Path, name: str) -> Path:
@@ -80,7 +82,7 @@ def scoring_job(
     words = ["evaluate", str(files.path), "--suite", "small"]
     words += [] if groups is None else ["--ttc-groups", str(groups)]
     words += [] if reward_groups is None else ["--ttc-reward-groups", str(reward_groups)]
-    words += [part for setting in settings for part in ("--ttc-set", setting)]
+    words += [part for setting in settings for part in (SETTING, setting)]
     log = files.path / f"evaluate_ttc_{name}.log"
     return Job(f"{SCORE}{name}:{run.run_id}", tuple(words), log, folder, resources(plan, run.machine))
 

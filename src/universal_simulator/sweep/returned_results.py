@@ -14,6 +14,8 @@ from pathlib import Path
 from universal_simulator.errors import IntegrityError
 from universal_simulator.run_record import RunFolder, RunRecord, read_document, write_atomically
 from universal_simulator.sweep.executor import JobEnd
+from universal_simulator.sweep.jobs import decides_nothing
+from universal_simulator.sweep.score_records import score_falsehoods
 from universal_simulator.sweep.state import SweepState, result_hashes
 from universal_simulator.sweep.testimony import falsehoods
 
@@ -73,6 +75,8 @@ class ReturnedResults:
         lies += [
             f"its {name} is not the one the journal saw" for name in seen if found.get(name) != seen[name]
         ]
+        if not lies and decides_nothing(end.job_id):
+            lies = score_falsehoods(self.state, end.job_id)
         if lies:
             return Returned(lies)
         return Returned((), {run_id: {name: found[name] for name in added}} if added else {})
