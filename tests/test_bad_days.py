@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.test_training import TINY
+from tests.training.tiny_runs import TINY
 from universal_simulator import cli
 from universal_simulator.data import generator
 from universal_simulator.data.dataset import Dataset

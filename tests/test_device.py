@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.test_training import DETERMINISTIC, TINY
+from tests.training.tiny_runs import DETERMINISTIC, TINY
 from universal_simulator import assessment, experiment
 from universal_simulator.configuration import load_config
 from universal_simulator.data.dataset import Dataset

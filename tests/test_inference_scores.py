@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tests.training.test_training import TINY
+from tests.training.tiny_runs import TINY
 from universal_simulator import inference_scores
 from universal_simulator.cli import app
 from universal_simulator.configuration import load_config

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.test_training import TINY, nothing
+from tests.training.tiny_runs import TINY, nothing
 from universal_simulator import assessment, experiment, repetition
 from universal_simulator.assessment import evaluate
 from universal_simulator.configuration import load_config

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from tests.model.small_models import architecture
-from tests.training.test_training import STOCHASTIC, tiny
+from tests.training.tiny_runs import STOCHASTIC, tiny
 from universal_simulator import assessment, experiment, rollout_file, sampler_choice
 from universal_simulator.cli import app
 from universal_simulator.configuration.schema import EvaluationConfig, GuardsConfig

@@ -10,7 +10,7 @@ import torch
 
 from tests.model.small_models import architecture
 from tests.scripts import script
-from tests.training.test_training import tiny
+from tests.training.tiny_runs import tiny
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.data.windows import WindowSource
 from universal_simulator.model.surrogate import Surrogate

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from tests.executors.contract import ends_of
 from tests.executors.loopback_instances import HurriedClock
 from tests.executors.loopback_vast import LoopbackVast, offer
-from tests.executors.test_vast_client import KEY
+from tests.executors.vast_faults import KEY
 from tests.sweep.test_job_queue import planned
 from universal_simulator.cli import app
 from universal_simulator.errors import UserError

@@ -10,7 +10,7 @@ import h5py
 import pytest
 
 from tests.cli.conftest import Here
-from tests.training.test_training import DETERMINISTIC, TINY
+from tests.training.tiny_runs import DETERMINISTIC, TINY
 from universal_simulator import experiment
 from universal_simulator.configuration import load_config
 from universal_simulator.data.dataset import Dataset

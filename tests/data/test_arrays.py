@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.training.test_training import TINY
+from tests.training.tiny_runs import DETERMINISTIC, TINY
 from universal_simulator import assessment, experiment
 from universal_simulator.cli.data import import_
 from universal_simulator.configuration import load_config
@@ -83,6 +83,8 @@ def test_undeclared_physics_trains_and_what_is_not_declared_is_not_applicable(
         **GIVEN,
     )
     words = [f"data.file={data.path}", *TINY, "model.canonical_frame=[]", "training.augmentation=[]"]
+    if parameter is not None:
+        words.append(DETERMINISTIC)  # ensembles are asked once, of the kind that has no parameter either
     loaded = load_config("rerun_txxoc8a8", words, profile="smoke")
     record = experiment.run(loaded, tmp_path / "run")
     folder = RunFolder(tmp_path / "run", record.run_id).path

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.model.small_models import architecture
-from tests.training.test_training import DETERMINISTIC, TINY
+from tests.training.tiny_runs import DETERMINISTIC, TINY
 from universal_simulator import assessment, cli, experiment
 from universal_simulator.configuration import load_config
 from universal_simulator.data.dataset import open_dataset

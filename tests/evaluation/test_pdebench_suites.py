@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.test_training import tiny
+from tests.training.tiny_runs import tiny
 from universal_simulator import assessment, experiment
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.data.generator import generate

@@ -8,18 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.executors.loopback_vast import LoopbackVast, Machine, offer
-from tests.executors.simulated_cloud import SteppedClock
-from tests.executors.test_vast_client import KEY
-from tests.executors.test_vast_lifecycle import Stage
+from tests.executors.simulated_stage import Stage
 
 #: what `burgers_full` weighs: 33 minutes at the least speed, longer than an instance waits for its driver
 CARGO = 24_700_000_000
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[LoopbackVast]:
-    with LoopbackVast(KEY, SteppedClock()) as server:
-        yield server
 
 
 @pytest.fixture

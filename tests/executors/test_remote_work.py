@@ -20,7 +20,7 @@ import pytest
 from tests.executors.contract import until
 from tests.executors.loopback_instances import HurriedClock, LoopbackInstances
 from tests.executors.loopback_vast import LoopbackVast, Machine
-from tests.executors.test_vast_client import KEY
+from tests.executors.vast_faults import KEY
 from tests.sweep.records import evaluation, run_record
 from universal_simulator.errors import UserError
 from universal_simulator.executors import instance_agent

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.executors.loopback_vast import LoopbackVast
 from tests.executors.simulated_cloud import Killed, SimulatedWorkplace, SteppedClock, World
-from tests.executors.test_vast_client import KEY
-from tests.executors.test_vast_sweep import Driver
+from tests.executors.simulated_driver import Driver
 from tests.sweep.fake_executor import FakeExecutor
 from tests.sweep.test_job_queue import planned, quiet, trainings
 from universal_simulator.errors import BudgetError
@@ -80,12 +78,6 @@ class Stage:
         self.world.server.on_end = self.world.machine_ends
         self.clock.world = self.world
         self.driver = Driver(self.world, folder, ceiling_usd=50.0)
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[LoopbackVast]:
-    with LoopbackVast(KEY, SteppedClock()) as server:
-        yield server
 
 
 def test_a_driver_killed_while_it_closes_leaves_the_last_instances_to_the_next(

@@ -11,7 +11,8 @@ import pytest
 from tests.executors.contract import ends_of, errand
 from tests.executors.loopback_instances import HurriedClock
 from tests.executors.loopback_vast import LoopbackVast, Machine
-from tests.executors.test_vast_ai import HURRY, KEY, Cloud
+from tests.executors.test_vast_ai import HURRY, Cloud
+from tests.executors.vast_faults import KEY
 from tests.test_credentials import plant
 from universal_simulator.errors import UserError
 from universal_simulator.executors.code_archive import pack_code

@@ -14,7 +14,7 @@ import pytest
 from tests.executors.loopback_instances import HurriedClock, LoopbackInstances
 from tests.executors.loopback_vast import LoopbackVast, Machine
 from tests.executors.test_remote_work import A, packed, through
-from tests.executors.test_vast_client import KEY
+from tests.executors.vast_faults import KEY
 from universal_simulator.executors import instance_agent, sending
 from universal_simulator.executors.cloud_settings import CloudSettings
 from universal_simulator.executors.course import Course, TransferFailed, Way

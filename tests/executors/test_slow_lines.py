@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,12 @@ from typing import Any
 import pytest
 
 from tests.executors.loopback_vast import LoopbackVast, offer
-from tests.executors.simulated_cloud import SimulatedWorkplace, SteppedClock
-from tests.executors.test_vast_client import KEY
-from tests.executors.test_vast_lifecycle import Stage
+from tests.executors.simulated_cloud import SimulatedWorkplace
+from tests.executors.simulated_stage import Stage
 from universal_simulator.errors import ExecutorError
 from universal_simulator.executors.course import Way
 
 GB = 10**9
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[LoopbackVast]:
-    with LoopbackVast(KEY, SteppedClock()) as server:
-        yield server
 
 
 def on_stage(service: LoopbackVast, folder: Path, **needs_s: float) -> Stage:

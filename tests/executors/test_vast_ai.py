@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from tests.executors.contract import ERRAND, USIM, ExecutorContract, Make, ends_of
 from tests.executors.loopback_instances import HurriedClock, LoopbackInstances
 from tests.executors.loopback_vast import LoopbackVast
+from tests.executors.vast_faults import KEY
 from universal_simulator.configuration import load_config
 from universal_simulator.executors.cloud_ledger import Lease
 from universal_simulator.executors.cloud_settings import CloudSettings
@@ -31,7 +32,6 @@ from universal_simulator.run_record import RunFolder, RunRecord, read_document
 from universal_simulator.sweep.executor import Executor, Job
 from universal_simulator.sweep.journal import Journal
 
-KEY = "5ecretkey0123456789abcdef"
 #: seconds of the service in one of ours
 HURRY = 60.0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,17 +9,10 @@ import pytest
 
 from tests.executors.loopback_vast import LoopbackVast
 from tests.executors.simulated_cloud import SteppedClock, World
-from tests.executors.test_vast_client import KEY
-from tests.executors.test_vast_sweep import Driver
+from tests.executors.simulated_driver import Driver
 
 WHERE = ("before", "torn", "after")
 JOBS = {"train:a": 1200.0, "train:b": 2400.0, "full:a": 300.0}
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[LoopbackVast]:
-    with LoopbackVast(KEY, SteppedClock()) as server:
-        yield server
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from tests.configuration.test_configuration import MEMBERS
 from tests.inference.test_search import REWARD_WEIGHTS
 from tests.inference.test_search import SETTINGS as SEARCH_SETTINGS
-from tests.training.test_training import STOCHASTIC, TINY, outcome, tiny
+from tests.training.tiny_runs import STOCHASTIC, TINY, outcome, tiny
 from universal_simulator import assessment, experiment
 from universal_simulator.configuration import load_config
 from universal_simulator.configuration.documents import flatten

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.model.small_models import fields, surrogate
-from tests.training.test_training import STOCHASTIC, tiny
+from tests.training.tiny_runs import STOCHASTIC, tiny
 from universal_simulator import assessment, experiment
 from universal_simulator.configuration.schema import GuardsConfig, RewardWeights, TTCSection
 from universal_simulator.data.batch import GROUP_DIGITS
