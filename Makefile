@@ -16,11 +16,12 @@ sweep-standard: .venv/installed
 smoke: .venv/installed
 	$(BIN)/usim sweep run smoke --folder runs/smoke
 
+# worksteal: each worker begins with a half of its own, so what a file's tests share is made once
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 lint: .venv/tested
 	$(BIN)/ruff check src tests benchmarks

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.bad_disks import only_reading, room_for
 from tests.training.tiny_runs import TINY
 from universal_simulator import cli
 from universal_simulator.data import generator
@@ -29,17 +28,6 @@ from universal_simulator.run_record import (
     write_json,
 )
 from universal_simulator.sweep.journal import Journal
-
-
-@contextlib.contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """No file of this process can grow beyond `size` bytes: what a full disk looks like to a writer."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_record_on_a_full_disk_stays_as_it_was(tmp_path: Path) -> None:
@@ -68,20 +56,6 @@ def test_a_journal_on_a_full_disk_goes_on_afterwards_in_the_same_process(tmp_pat
     again = Journal(journal.path)
     assert [event.kind for event in again.events] == ["sweep_started", "job_intent"]
     assert again.cut is None
-
-
-@contextlib.contextmanager
-def only_reading(folder: Path) -> Iterator[None]:
-    """As a user who may read `folder` but not write it (the tests may run as root)."""
-    folder.chmod(0o555)
-    if os.geteuid() == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if os.getuid() == 0:
-            os.seteuid(0)
-        folder.chmod(0o755)
 
 
 def test_a_read_only_folder_is_named(

@@ -139,7 +139,7 @@ def test_exit_codes_and_messages(words: list[str], code: int, message: str, here
     assert "Traceback" not in answer.err
 
 
-def test_smoke_plan_end_to_end(tmp_path: Path) -> None:
+def test_smoke_plan_end_to_end(tmp_path: Path, here: Here) -> None:
     folder = tmp_path / "smoke"
     answer = usim("sweep", "run", "smoke", "--folder", str(folder), timeout=280)
     assert answer.returncode == 0, answer.stderr
@@ -155,13 +155,13 @@ def test_smoke_plan_end_to_end(tmp_path: Path) -> None:
         assert (path / "summary.json").exists()
         assert all((folder / "reports" / f"eval_{run}.{kind}").exists() for kind in ("json", "csv", "html"))
         assert (folder / "reports" / f"eval_{run}.html").stat().st_size < 1_000_000
-    status = json.loads(usim("sweep", "status", str(folder), "--json").stdout)
+    status = json.loads(here("sweep", "status", str(folder), "--json").out)
     assert set(status["runs"].values()) == {"done"}
-    explained = usim("sweep", "explain", str(folder)).stdout
+    explained = here("sweep", "explain", str(folder)).out
     assert explained.count("changed:") == explained.count("why:") == explained.count("next:") == 5
-    assert usim("leaderboard", str(folder)).returncode == 0
+    assert here("leaderboard", str(folder)).code == 0
     out = tmp_path / "rollout.nc"
-    written = usim(
+    written = here(
         "rollout",
         str(folder / "artifacts" / "runs" / runs[0]),
         "--data",
@@ -171,7 +171,7 @@ def test_smoke_plan_end_to_end(tmp_path: Path) -> None:
         "--out",
         str(out),
     )
-    assert written.returncode == 0, written.stderr
+    assert written.code == 0, written.err
     import xarray
 
     assert xarray.open_dataset(out, engine="h5netcdf")["u"].shape == (1, 6, 64)

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.training.test_training import TINY
+from tests.training.tiny_runs import TINY
 from universal_simulator import experiment
 from universal_simulator.cli.config import check
 from universal_simulator.cli.data import info

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.evaluation.stochastic_world import ConstantWidth, Exact, IgnoresTheSeed, world
+from tests.sweep.records import protocol
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.evaluation import uncertainty
@@ -18,7 +19,6 @@ from universal_simulator.run_record import (
     EvaluationResult,
     Metric,
     Predictor,
-    Protocol,
     RegimeResult,
 )
 from universal_simulator.sweep.gates import GateResult, limit_gate, ratio_gate
@@ -35,19 +35,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def record_of(run: str, regime: RegimeResult) -> EvaluationRecord:
-    protocol = Protocol(
-        name="rollout",
-        dataset_identity="d",
-        split="validation",
-        first_frame=0,
-        time_stride=1,
-        steps=8,
-        points=64,
-        num_groups=GROUPS,
-        groups_hash="g",
-    )
     result = EvaluationResult(
-        protocol=protocol,
+        protocol=protocol("validation", groups=GROUPS, steps=8, stride=1),
         predictor=Predictor(model_hash=run, weights="ema", guards=()),
         regimes={"all": regime},
     )

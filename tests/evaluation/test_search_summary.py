@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.inference.test_search import knowing, predictor, world
+from tests.sweep.records import protocol
 from universal_simulator.cli.model import _print
 from universal_simulator.evaluation.report import search_section, with_searches
 from universal_simulator.evaluation.search_diagnostics import Diagnosis, diagnose, with_diagnoses
@@ -18,7 +19,6 @@ from universal_simulator.run_record import (
     EvaluationResult,
     Metric,
     Predictor,
-    Protocol,
     RegimeResult,
     RunRecord,
 )
@@ -35,19 +35,9 @@ def record_of(found: Diagnosis, *, groups: int) -> EvaluationRecord:
         per_group={},
     )
     regimes, observed = with_diagnoses({LABEL: plain}, {LABEL: found})
-    protocol = Protocol(
-        name="rollout",
-        dataset_identity="d",
-        split="selection",
-        first_frame=0,
-        time_stride=2,
-        steps=10,
-        points=32,
-        num_groups=groups,
-        groups_hash="g",
-    )
+    asked = protocol("selection", groups=groups, steps=10, points=32)
     about = Predictor(model_hash="m", weights="ema", guards=(), test_time_compute=True)
-    result = EvaluationResult(protocol=protocol, predictor=about, regimes=regimes)
+    result = EvaluationResult(protocol=asked, predictor=about, regimes=regimes)
     return EvaluationRecord(suite="full_eval_ttc", run_id="r", result=result, observation={"ttc": observed})
 
 

@@ -22,6 +22,21 @@ REGIMES = ("nu=0.05", "nu=0.1")
 GROUPS = tuple(f"g{i}" for i in range(40))
 
 
+def protocol(split: str, *, groups: int, steps: int, stride: int = 2, points: int = 64) -> Protocol:
+    """From frame 0 of a data set called d."""
+    return Protocol(
+        name="rollout",
+        dataset_identity="d",
+        split=split,
+        first_frame=0,
+        time_stride=stride,
+        steps=steps,
+        points=points,
+        num_groups=groups,
+        groups_hash="g",
+    )
+
+
 def evaluation(
     run_id: str,
     nrmse: float,
@@ -58,17 +73,7 @@ def evaluation(
     metrics["pde_residual"] = Metric(value=None, applicable=False, reason="no residual is written")
     per_group = tuple(float(v) for v in nrmse * factors)
     result = EvaluationResult(
-        protocol=Protocol(
-            name="rollout",
-            dataset_identity="d",
-            split=suite,
-            first_frame=0,
-            time_stride=2,
-            steps=steps,
-            points=64,
-            num_groups=len(GROUPS),
-            groups_hash="g",
-        ),
+        protocol=protocol(suite, groups=len(GROUPS), steps=steps),
         predictor=Predictor(model_hash=content_hash(run_id), weights="ema", guards=("mass_projection",)),
         regimes={
             r: RegimeResult(

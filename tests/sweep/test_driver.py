@@ -1,4 +1,4 @@
-"""Journal and driver: durable, resumable at every append, the same result every time."""
+"""The driver: durable, resumable at every append, the same result every time; what it refuses."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweep.fake_executor import FakeExecutor, truthful
-from tests.sweep.records import evaluation, run_record
+from tests.sweep.fake_executor import FakeExecutor
 from universal_simulator.configuration import load_config
 from universal_simulator.errors import (
     BudgetError,
@@ -21,7 +20,7 @@ from universal_simulator.errors import (
 )
 from universal_simulator.executors.local_process import LocalProcessExecutor
 from universal_simulator.identity import run_identity
-from universal_simulator.run_record import RunFolder, RunRecord, content_hash, read_document, write_json
+from universal_simulator.run_record import RunFolder, RunRecord, read_document, write_json
 from universal_simulator.sweep.compute import compute_rows
 from universal_simulator.sweep.driver import estimate_sweep, locked, rebuild_reports, run_sweep
 from universal_simulator.sweep.executor import Job, JobEnd
@@ -168,97 +167,6 @@ def test_a_record_changed_by_hand_is_refused(tmp_path: Path) -> None:
         rebuild_reports(tmp_path)
 
 
-def test_readers_never_cut_the_journal(tmp_path: Path) -> None:
-    run_sweep("smoke", tmp_path, executor=FakeExecutor())
-    path = tmp_path / "journal.jsonl"
-    with open(path, "ab") as file:
-        file.write(b'{"half a line')
-    torn = path.read_bytes()
-    SweepState(tmp_path)
-    rebuild_reports(tmp_path)
-    assert path.read_bytes() == torn
-
-
-def test_diverged_member_is_healed_by_rule_and_the_lineage_is_kept(tmp_path: Path) -> None:
-    probe = run_sweep("smoke", tmp_path / "probe", executor=FakeExecutor())
-    member = next(run for run in probe.runs if run.role == "member")
-    executor = FakeExecutor(exit_codes={f"train:{member.run_id}": [1]})
-    executor.failure_kind = "DivergenceError"
-    state = run_sweep("smoke", tmp_path / "real", executor=executor)
-    healed = state.runs[-1]
-    assert healed.parent == member.run_id
-    assert healed.run_id != member.run_id
-    (event,) = state.journal.of("run_healed")
-    assert event.data["healing"]["after"]["training.operator.grad_clip"] == 0.5
-    before, after = (
-        event.data["healing"][key]["training.operator.learning_rate"] for key in ("before", "after")
-    )
-    assert after == pytest.approx(0.7 * before)
-    champion = state.decision("champion")
-    assert champion is not None
-    assert champion["champion"] == healed.run_id
-    page = report_path(tmp_path / "real").read_text()
-    assert "Healed runs" in page
-    assert member.run_id in page
-    again = FakeExecutor()
-    run_sweep("smoke", tmp_path / "real", executor=again)
-    assert again.submitted == []
-
-
-def test_member_that_fails_physics_is_trained_again_by_rule_where_the_plan_asks(tmp_path: Path) -> None:
-    class Leaky(FakeExecutor):
-        """The member loses mass until its spectral weight is raised."""
-
-        def work(self, job: Job) -> None:
-            super().work(job)
-            if job.arguments[:2] != ("run", "sweep_round_a_lr3e4_w5"):
-                return
-            words = list(job.arguments)
-            files = RunFolder(words[words.index("--folder") + 1], words[words.index("--run-id") + 1])
-            cured = "training.loss.lambda_spectral=0.1" in words
-            record = run_record(
-                files.run_id,
-                words[1],
-                0,
-                {"small_eval": evaluation(files.run_id, 0.05, gap=0.005 if cured else 0.05)},
-            )
-            write_json(files.summary, truthful(record, job))
-
-    plan = PLAN.model_copy(update={"healing": PLAN.healing.model_copy(update={"physics": True})})
-    state = run_sweep(plan, tmp_path / "on", executor=Leaky())
-    sick, cured = state.members()
-    assert cured.parent == sick.run_id
-    champion = state.decision("champion")
-    assert champion is not None
-    assert champion["champion"] == cured.run_id
-    (event,) = state.journal.of("run_healed")
-    assert "conservation_gap" in event.data["healing"]["evidence"]
-    assert "guards.mass_projection left: is on already" in report_path(tmp_path / "on").read_text()
-    off = run_sweep(PLAN, tmp_path / "off", executor=Leaky())
-    assert len(off.members()) == 1
-    champion = off.decision("champion")
-    assert champion is not None
-    assert not champion["beat_baseline"]
-
-
-def test_healing_has_a_cap_and_never_touches_a_baseline(tmp_path: Path) -> None:
-    class Hopeless(FakeExecutor):
-        failure_kind = "DivergenceError"
-
-        def submit(self, job: Job) -> None:
-            member = job.arguments[:2] == ("run", "sweep_round_a_lr3e4_w5")
-            seed_two = "seed=2" in job.arguments
-            self.exit_codes[job.job_id] = [1] if member or seed_two else [0]
-            super().submit(job)
-
-    state = run_sweep("smoke", tmp_path, executor=Hopeless())
-    assert [state.generation(run) for run in state.runs if run.role == "member"] == [0, 1, 2]
-    assert sum(run.role == "baseline" for run in state.runs) == 3
-    champion = state.decision("champion")
-    assert champion is not None
-    assert not champion["beat_baseline"]
-
-
 def test_a_used_up_budget_leaves_leaderboard_and_report_and_the_sweep_goes_on(tmp_path: Path) -> None:
     class Slow(FakeExecutor):
         """Each job says that it took ten minutes; the plan has half an hour."""
@@ -305,47 +213,6 @@ def test_only_a_journalled_opening_opens_the_test_split(tmp_path: Path) -> None:
     for run_id, opening in ((opened["runs"][0], "by hand"), (other, opened["opening"])):
         with pytest.raises(UserError, match="no journalled opening"):
             refuse_unjournalled_opening(RunFolder(tmp_path, run_id).path, opening)
-
-
-def test_torn_tail_is_told(tmp_path: Path) -> None:
-    run_sweep("smoke", tmp_path, executor=FakeExecutor())
-    with open(tmp_path / "journal.jsonl", "ab") as file:
-        file.write(b'{"torn')
-    told: list[str] = []
-    run_sweep("smoke", tmp_path, executor=FakeExecutor(), progress=lambda share, text: told.append(text))
-    assert any("torn" in text for text in told)
-
-
-def test_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
-    journal = Journal(path)
-    for number in range(3):
-        journal.append("event", value=number)
-    raw = path.read_bytes()
-    start = raw.rstrip(b"\n").rfind(b"\n") + 1
-    for length in range(start, len(raw)):
-        path.write_bytes(raw[:length])
-        again = Journal(path)
-        assert len(again.events) == 2
-        assert (again.cut is not None) == (length > start)
-        again.append("event", value=2)
-        assert [e.data["value"] for e in Journal(path).events] == [0, 1, 2]
-
-
-def test_damaged_middle_is_refused_with_its_line(tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
-    journal = Journal(path)
-    for number in range(4):
-        journal.append("event", value=number)
-    raw = bytearray(path.read_bytes())
-    for position in range(0, raw.rstrip(b"\n").rfind(b"\n") - 1, 7):
-        if raw[position] == 10:
-            continue
-        damaged = bytearray(raw)
-        damaged[position] ^= 1
-        path.write_bytes(bytes(damaged))
-        with pytest.raises(IntegrityError, match=rf":{raw[:position].count(10) + 1}:"):
-            Journal(path)
 
 
 def test_tampered_record_and_foreign_folder_are_refused(tmp_path: Path) -> None:
@@ -454,30 +321,3 @@ def test_a_plan_on_a_data_file_tells_every_run_and_its_identity(tmp_path: Path) 
     assert state.runs[0].run_id == run_identity(
         loaded.config.name, config_hash=loaded.hash, data_identity="d", seed=0
     )
-
-
-def test_a_journal_of_before_plan_keys_were_added_is_still_read(tmp_path: Path) -> None:
-    """Stored plans lack keys of later versions: their hash is of what was stored."""
-    state = run_sweep("smoke", tmp_path / "new", executor=FakeExecutor())
-    old = Journal(tmp_path / "old" / "journal.jsonl")
-    for event in state.journal.events:
-        data = dict(event.data)
-        if event.kind == "sweep_started":
-            plan = dict(data["plan"])
-            plan["rounds"] = [
-                {
-                    **r,
-                    "members": [
-                        {k: m[k] for k in ("config", "forced", "cost", "ablates")} for m in r["members"]
-                    ],
-                }
-                for r in plan["rounds"]
-            ]
-            data = {"plan": plan, "plan_hash": content_hash(plan)}
-        if event.kind == "runs_planned":
-            keys = ("run_id", "config", "seed", "role", "round", "cost")
-            data["runs"] = [{k: run[k] for k in keys} for run in data["runs"]]
-        old.append(event.kind, **data)
-    again = SweepState(tmp_path / "old")
-    assert again.plan == state.plan
-    assert [run.key for run in again.runs] == [run.key for run in state.runs]

@@ -14,12 +14,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.bad_disks import only_reading
 from tests.tracking.folders import write_rows, write_run
 from tests.tracking.loopback_wandb import serving
 from universal_simulator.errors import SweepLockedError, UserError
@@ -244,27 +245,13 @@ def test_two_syncs_at_once(tmp_path: Path, environment: dict[str, str]) -> None:
         sync(tmp_path, environment=environment)
 
 
-@contextlib.contextmanager
-def nobody(folder: Path) -> Iterator[None]:
-    """As a user who may read `folder` but not write it (the tests may run as root)."""
-    folder.chmod(0o555)
-    if os.geteuid() == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if os.getuid() == 0:
-            os.seteuid(0)
-        folder.chmod(0o755)
-
-
 def test_a_read_only_folder_is_told_and_mirrored_elsewhere(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = write_run(folder)
-        with nobody(folder), pytest.raises(UserError, match="--out"):
+        with only_reading(folder), pytest.raises(UserError, match="--out"):
             sync(folder, environment=environment | {"HOME": "/nonexistent"})
         before = sorted(folder.rglob("*"))
         report = sync(folder, environment=environment, out=tmp_path / "elsewhere")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,18 +76,26 @@ KNOBS = [
 ]
 
 
+#: words -> weights and log of a run that no knob is turned of
+Unturned = Callable[..., tuple[dict[str, torch.Tensor], str]]
+
+
 @pytest.fixture(scope="module")
-def plain(
-    smoke_data: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, torch.Tensor], str]:
-    return outcome(tmp_path_factory.mktemp("plain"), tiny(smoke_data))
+def unturned(smoke_data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Unturned:
+    """Trained once for all knobs."""
+
+    @functools.cache
+    def trained(*words: str, stage: str) -> tuple[dict[str, torch.Tensor], str]:
+        return outcome(tmp_path_factory.mktemp("unturned"), tiny(smoke_data, *words), stage=stage)
+
+    return trained
 
 
 @pytest.mark.parametrize("knob", KNOBS)
 def test_every_knob_changes_the_result(
-    tmp_path: Path, smoke_data: Dataset, plain: tuple[dict[str, torch.Tensor], str], knob: str
+    tmp_path: Path, smoke_data: Dataset, unturned: Unturned, knob: str
 ) -> None:
-    before, log_before = plain
+    before, log_before = unturned(stage="operator")
     after, log_after = outcome(tmp_path, tiny(smoke_data, knob))
     if knob.startswith(("training.operator.ema_decay", "model.reencode_every")):
         # the weights kept may be the same, the validation scores may not
@@ -124,18 +133,11 @@ STOCHASTIC_KNOBS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def stochastic(
-    smoke_data: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, torch.Tensor], str]:
-    return outcome(tmp_path_factory.mktemp("stochastic"), tiny(smoke_data, STOCHASTIC), stage="diff_residual")
-
-
 @pytest.mark.parametrize("knob", STOCHASTIC_KNOBS)
 def test_every_knob_of_the_stochastic_stages_changes_the_result(
-    tmp_path: Path, smoke_data: Dataset, stochastic: tuple[dict[str, torch.Tensor], str], knob: str
+    tmp_path: Path, smoke_data: Dataset, unturned: Unturned, knob: str
 ) -> None:
-    before, log_before = stochastic
+    before, log_before = unturned(STOCHASTIC, stage="diff_residual")
     after, log_after = outcome(tmp_path, tiny(smoke_data, STOCHASTIC, knob), stage="diff_residual")
     if knob.startswith(("model.corrector.teacher_steps", "model.member_representations")):
         assert log_after.splitlines()[-1] != log_before.splitlines()[-1]
