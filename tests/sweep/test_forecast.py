@@ -15,7 +15,7 @@ from universal_simulator.run_record import RunFolder, RunRecord, read_document, 
 from universal_simulator.sweep import canary
 from universal_simulator.sweep.candidates import planned_refinements
 from universal_simulator.sweep.driver import estimate_sweep, run_sweep
-from universal_simulator.sweep.executor import Job, JobEnd
+from universal_simulator.sweep.executor import LOST_EXIT_CODE, Job, JobEnd
 from universal_simulator.sweep.forecast import Forecast, as_document, makespan, outcomes
 from universal_simulator.sweep.leaderboard import result_digest
 from universal_simulator.sweep.plan import Budget, Ceiling, Machine, Round, load_plan
@@ -222,20 +222,77 @@ def test_a_launch_is_weighed_with_what_its_job_is_billed_for_beside_its_work(tmp
     assert weighed.overhead_s("data") == weighed.overhead_s("canary:x") == 0.0
 
 
-def test_what_could_not_be_measured_is_said_and_forecast_as_nothing(tmp_path: Path) -> None:
-    class Broken(FakeExecutor):
-        def submit(self, job: Job) -> None:
-            if job.arguments[:2] == ("calibrate", "fno_reference"):
-                job.log.parent.mkdir(parents=True, exist_ok=True)
-                job.log.write_text("no memory left\n")
-                self.ended.append(JobEnd(job.job_id, 1, 0.1))
-            else:
-                super().submit(job)
+class Unlucky(FakeExecutor):
+    """Calibrations whose ids hold `name` end so; every other is measured, the baseline as cheaper."""
 
-    state = estimate_sweep(PLAN, tmp_path, executor=Broken())
-    assert as_document(state, workers=1)["unmeasured"] == {"fno_reference": "no memory left"}
+    place = "FakeExecutor"
+    name, code, lost = "fno_reference", LOST_EXIT_CODE, True
+
+    def submit(self, job: Job) -> None:
+        if job.arguments[0] == "calibrate" and self.name in job.job_id:
+            self.submitted.append(job.job_id)
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            job.log.write_text("no memory left\n")
+            self.ended.append(JobEnd(job.job_id, self.code, 0.1, lost=self.lost))
+        elif job.job_id.startswith("train:"):
+            raise SystemExit(137)
+        else:
+            super().submit(job)
+
+    def work(self, job: Job) -> None:
+        super().work(job)
+        if job.arguments[0] == "calibrate" and "rerun" in job.job_id:
+            less = {k: v / 2 for k, v in self.calibration.items()}
+            job.log.write_text(json.dumps(less) + "\n")
+
+
+class Broken(Unlucky):
+    code, lost = 1, False
+
+
+@pytest.mark.parametrize("unlucky", [Unlucky, Broken])
+def test_what_could_not_be_measured_is_counted_as_the_costliest_of_what_was_and_said(
+    tmp_path: Path, unlucky: type[Unlucky]
+) -> None:
+    """The one launch that would be weighed at nothing could be half of the budget."""
+    plan, told = PLAN.model_copy(update={"calibrate": True}), []
+    with pytest.raises(SystemExit):
+        run_sweep(plan, tmp_path, executor=unlucky(), progress=lambda share, text: told.append(text))
+    state = SweepState(tmp_path)
     run = next(run for run in state.runs if run.config == "fno_reference")
-    assert Forecast(state).seconds(f"train:{run.run_id}") == 0.0
+    member = next(member for member in plan.rounds[0].members)
+    # baseline 60 s at cost 1, the member 120 s at its own: the larger per unit of cost, times 1.5
+    per_cost = max(60.0, 120.0 / member.cost)
+    assert Forecast(state).seconds(f"train:{run.run_id}") == pytest.approx(1.5 * per_cost)
+    document = as_document(state, workers=1)
+    assert document["unmeasured"] == {"fno_reference": "no memory left"}
+    assert {line["key"]: line["measured"] for line in document["members"]}["fno_reference"] is False
+    assert document["total"]["jobs"] == 13
+    said = next(text for text in told if text.startswith("forecast:"))
+    assert said.endswith(
+        "; fno_reference could not be measured (no memory left) and is counted as the costliest of what was"
+    )
+    # the next sitting measures it, and nothing else again
+    again = FakeExecutor()
+    state = run_sweep(plan, tmp_path, executor=again)
+    asked = [job for job in again.submitted if job.startswith("calibrate:")]
+    assert [Unlucky.name in job for job in asked] == [True]
+    assert Forecast(state).seconds(f"train:{run.run_id}") == 120.0
+    first, second = state.journal.of("forecast")
+    assert second.data["spent"] == first.data["spent"]
+
+
+def test_nothing_is_launched_where_nothing_could_be_measured(tmp_path: Path) -> None:
+    class Dark(Unlucky):
+        name = ""
+
+    executor = Dark()
+    with pytest.raises(ExecutorError, match=r"no launch can be weighed:\n.*: no memory left"):
+        run_sweep(PLAN.model_copy(update={"calibrate": True}), tmp_path, executor=executor)
+    assert {job.partition(":")[0] for job in executor.submitted} == {"data", "calibrate"}
+    assert run_sweep(
+        PLAN.model_copy(update={"calibrate": True}), tmp_path, executor=FakeExecutor()
+    ).finished
 
 
 def test_makespan_is_that_of_workers_coming_free() -> None:

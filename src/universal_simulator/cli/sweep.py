@@ -289,7 +289,7 @@ def _print_forecast(document: dict[str, Any]) -> None:
         )
     Console().print(table)
     for key, words in document["unmeasured"].items():
-        typer.echo(f"{key} could not be measured:\n{words}")
+        typer.echo(f"{key} could not be measured and is counted as the costliest of what was:\n{words}")
     total = document["total"]
     typer.echo(
         f"{total['wall_s'] / 60:.1f} min on {document['workers']} workers, {total['worker_hours']:.2f} worker "

@@ -3,28 +3,22 @@
 Every distinct config of the plan is calibrated once on the executor that will train it, as many at
 a time as it has slots, so that what they take from each other is measured with them. A repeat with
 another seed, a trial or a healed run is forecast like the config it comes from; a refinement as many times
-that as the plan says it costs. What each job is billed for beside its work is measured with them (`overhead`).
+that as the plan says it costs; what could not be measured by what the others took (`calibrations`). What each job is billed for beside its work is measured with them (`overhead`).
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from universal_simulator.run_record import content_hash
-from universal_simulator.sweep.executor import Job
+from universal_simulator.sweep.calibrations import calibration_jobs, keys_for, measured_members, stand_in
 from universal_simulator.sweep.job_log import answer, tail
-from universal_simulator.sweep.jobs import log_path, resources
 from universal_simulator.sweep.overhead import overhead_s, usd_per_second
-from universal_simulator.sweep.plan import Member, Plan
-from universal_simulator.sweep.plan_checks import data_words
 from universal_simulator.sweep.spending import Spend
 from universal_simulator.sweep.state import Run, SweepState
 
-KIND = "calibrate"
 #: kind of job -> what of a calibration it takes, in seconds
 PARTS = {"train": ("train_s", "small_eval_s"), "full": ("full_eval_s",), "test": ("full_eval_s",)}
 
@@ -43,38 +37,12 @@ class Estimate:
     peak_memory_gib: float
     #: how many runs of it are planned (seeds of the baseline)
     runs: int = 1
+    #: else counted as the costliest of what was
+    measured: bool = True
 
     def billed_s(self, overhead_s: float) -> float:
         """Of all its runs with their full-evals, each a job of its own."""
         return self.runs * (self.train_s + self.small_eval_s + self.full_eval_s + 2 * overhead_s)
-
-
-def calibration_jobs(plan: Plan, folder: Path) -> dict[str, Job]:
-    """key of a calibration (`config words`) -> its job."""
-    jobs = {}
-    for member in _measured_members(plan):
-        key = calibration_key(member.config, member.overrides)
-        name = f"{Path(member.config).stem}-{content_hash(key)[:6]}"
-        words = ("calibrate", member.config, "--folder", str(folder), "--profile", plan.profile, "--json")
-        jobs[key] = Job(
-            f"{KIND}:{name}",
-            (*words, *data_words(plan.dataset), *member.overrides),
-            log_path(folder, f"{KIND}_{name}"),
-            folder,
-            resources(plan, member.machine),
-        )
-    return jobs
-
-
-def calibration_key(config: str, overrides: Sequence[str]) -> str:
-    return " ".join([config, *overrides])
-
-
-def _measured_members(plan: Plan) -> Iterable[Member]:
-    yield Member(config=plan.baseline.config)
-    yield from (peer for peer in plan.references if peer.compute_matched_to is None)
-    for round_ in plan.rounds:
-        yield from round_.members
 
 
 def forecast_event(state: SweepState, spent: Spend) -> dict[str, Any]:
@@ -96,6 +64,15 @@ def forecast_event(state: SweepState, spent: Spend) -> dict[str, Any]:
     }
 
 
+def not_measured(told: Mapping[str, Any]) -> list[str]:
+    """What a forecast leaves out and what stands for it, in words."""
+    reasons = {key: (why.strip().splitlines() or ["no answer"])[-1] for key, why in told["unmeasured"].items()}
+    return [
+        f"{key} could not be measured ({why}) and is counted as the costliest of what was"
+        for key, why in reasons.items()
+    ]
+
+
 class Forecast:
     """Reads the journalled forecast of a sweep; before there is one, everything is expected to take 0."""
 
@@ -108,7 +85,7 @@ class Forecast:
         run = self.state.run(run_id)
         if run is None or kind not in PARTS:
             return 0.0
-        found = self.measured(run)
+        found = self.expected(run)
         return sum(float(found[part]) for part in PARTS[kind]) if found else 0.0
 
     def overhead_s(self, job_id: str) -> float:
@@ -124,25 +101,26 @@ class Forecast:
         if told is None:
             return None
         known: dict[str, dict[str, Any]] = told["measured"]
-        if run.role == "compute_matched":
-            targets = {peer.key: peer.compute_matched_to for peer in self.state.plan.references}
-            return known.get(targets.get(run.key) or "")
-        own = known.get(calibration_key(run.config, run.overrides)) or known.get(run.key)
-        if own is not None or run.config not in known:
-            return own
+        key = next((key for key in keys_for(self.state.plan, run) if key in known), None)
+        if key is None or run.role == "compute_matched" or key != run.config or not run.overrides:
+            return None if key is None else known[key]
         # a refinement or a trial: like the config it comes from, times what the plan says that it costs more
-        costs = {member.config: member.cost for member in reversed([*_measured_members(self.state.plan)])}
+        costs = {member.config: member.cost for member in reversed([*measured_members(self.state.plan)])}
         factor = run.cost / costs.get(run.config, run.cost)
-        return {
-            k: v * factor if k.endswith("eval_s") or k == "train_s" else v
-            for k, v in known[run.config].items()
-        }
+        return {k: v * factor if k.endswith("eval_s") or k == "train_s" else v for k, v in known[key].items()}
+
+    def expected(self, run: Run) -> dict[str, Any] | None:
+        """As measured, else as the costliest of what was; None where there is no forecast."""
+        told = self.state.decision("forecast")
+        if told is None:
+            return None
+        return self.measured(run) or stand_in(self.state.plan, run, told["measured"])
 
     def estimates(self) -> list[Estimate]:
         """One line per planned member, in the order of the plan; several seeds are one line."""
         lines: dict[tuple[str, str], Estimate] = {}
         for run in self.state.runs:
-            found = self.measured(run)
+            found = self.expected(run)
             if found is None:
                 continue
             place = (run.round, run.key)
@@ -158,6 +136,7 @@ class Forecast:
                 small_eval_s=float(found["small_eval_s"]),
                 full_eval_s=float(found["full_eval_s"]),
                 peak_memory_gib=float(found["peak_memory_gib"]),
+                measured=self.measured(run) is not None,
             )
         return list(lines.values())
 

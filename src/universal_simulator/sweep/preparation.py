@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from universal_simulator.errors import ExecutorError
 from universal_simulator.sweep import canary
+from universal_simulator.sweep.calibrations import left_to_measure
 from universal_simulator.sweep.executor import Executor, Job
-from universal_simulator.sweep.forecast import calibration_jobs, forecast_event, totals
+from universal_simulator.sweep.forecast import forecast_event, not_measured, totals
 from universal_simulator.sweep.job_queue import JobQueue
 from universal_simulator.sweep.jobs import log_path, resources
 from universal_simulator.sweep.run_planning import first_runs
@@ -33,18 +34,29 @@ def open_place(state: SweepState, executor: Executor) -> None:
 
 
 def make_forecast(state: SweepState, queue: JobQueue, tell: Tell) -> None:
-    """Measure every config of the plan briefly; the forecast is journalled before it is used."""
-    if state.decision("forecast") is not None:
+    """Measure every config of the plan briefly; the forecast is journalled before it is used.
+
+    What a sitting could not measure for reasons of its surroundings is measured in the next one. Raises
+    ExecutorError where nothing could be: no launch could be weighed.
+    """
+    jobs, before = left_to_measure(state), state.decision("forecast")
+    if not jobs:
         return
-    jobs = list(calibration_jobs(state.plan, state.folder).values())
     queue.run(
         jobs,
         lambda shares, _: tell(f"calibrating {sum(share == 1.0 for share in shares.values())}/{len(jobs)}"),
     )
-    state.journal.append("forecast", **forecast_event(state, queue.ledger.spent().get("sweep", Spend())))
+    found = forecast_event(state, queue.ledger.spent().get("sweep", Spend()))
+    if not found["measured"]:
+        words = "\n".join(f"{key}: {why}" for key, why in found["unmeasured"].items())
+        raise ExecutorError(f"no config could be measured, so no launch can be weighed:\n{words}")
+    if before is None:
+        state.journal.append("forecast", **found)
+    elif found["measured"] != before["measured"]:
+        state.journal.append("forecast", **found | {"spent": before.get("spent", found["spent"])})
     workers = queue.executor.slots
     total = totals(state, workers=workers)
-    warnings = "".join(f"; {words}" for words in total.crosses)
+    warnings = "".join(f"; {words}" for words in (*total.crosses, *not_measured(found)))
     tell(
         f"forecast: {total.wall_s / 3600:.2f} h on {workers} workers, {total.worker_hours:.2f} worker "
         f"hours, {total.usd:.2f} USD for {total.jobs} jobs, {total.spent_usd:.2f} USD spent before{warnings}"
