@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -109,15 +110,8 @@ def evaluate(
     configured = evaluation.small_members if suite == "small" else evaluation.members
     predictor, rules = _asked(subject, truth, protocol, members=members or configured, search=search)
     refuse_members(predictor, members)
-    evaluator = Evaluator(
-        truth,
-        references,
-        batch_size=evaluation.batch_size,
-        bootstrap_samples=evaluation.bootstrap_samples,
-        ensemble=rules,
-        device=place,
-        on_batch=None if progress is None else lambda done, total: progress(label, done, total),
-    )
+    on_batch = None if progress is None else functools.partial(progress, label)
+    evaluator = _evaluator(truth, references, evaluation, rules, place, on_batch)
     regimes, examples = evaluator.run(predictor)
     regimes, searched = _diagnosed(predictor, regimes, truth, evaluation, rules, place)
     record = EvaluationRecord(
@@ -131,11 +125,8 @@ def evaluate(
         ),
         observation={
             "wall_clock_s": time.monotonic() - started - references.seconds,
-            "references_s": references.seconds,
-            "classical_s_per_trajectory": references.seconds_per_trajectory,
             "opening": opening,
-            "code_version": code_version(),
-            **_observed(evaluator, place),
+            **_observed(evaluator, references, place),
             **searched,
         },
     )
@@ -170,6 +161,25 @@ def _asked(
     return predictor, rules
 
 
+def _evaluator(
+    truth: Trajectories,
+    references: LateReferences,
+    evaluation: EvaluationConfig,
+    rules: EnsembleRules,
+    place: torch.device,
+    on_batch: Callable[[int, int], None] | None,
+) -> Evaluator:
+    return Evaluator(
+        truth,
+        references,
+        batch_size=evaluation.batch_size,
+        bootstrap_samples=evaluation.bootstrap_samples,
+        ensemble=rules,
+        device=place,
+        on_batch=on_batch,
+    )
+
+
 def _diagnosed(
     predictor: SurrogatePredictor,
     regimes: dict[str, RegimeResult],
@@ -192,8 +202,11 @@ def _diagnosed(
     return told, {"ttc": observed}
 
 
-def _observed(evaluator: Evaluator, place: torch.device) -> dict[str, Any]:
+def _observed(evaluator: Evaluator, references: LateReferences, place: torch.device) -> dict[str, Any]:
     return {
+        "references_s": references.seconds,
+        "classical_s_per_trajectory": references.seconds_per_trajectory,
+        "code_version": code_version(),
         "rollout_s_per_trajectory": evaluator.rollout_s,
         "device": describe(place),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -168,32 +169,22 @@ def _train(
 ) -> RunRecord:
     started = time.monotonic()
     inputs = input_hash(config_hash=config_hash, data_identity=dataset.identity, seed=config.seed)
-    device = resolve(config.device)
-    if (words := warning(config.device, device, config.profile)) is not None:
-        print(words, file=sys.stderr, flush=True)
+    device = _device(config)
     windows, sample = _training_data(config, dataset, device)
     surrogate = _new_surrogate(config, dataset, sample)
     require_enough(config, dataset, stochastic=surrogate.member.token_shape() is not None)
-    validation = dataset.load(
-        "validation",
-        time_stride=config.data.time_stride,
-        max_groups=config.training.validation_groups,
-        device=device,
-    )
-    source = CanonicalBatches(
-        windows,
-        surrogate,
-        start_fraction=config.training.windows_from_start,
-        augmentation=config.training.augmentation,
-    )
+    groups = config.training.validation_groups
+    stride = config.data.time_stride
+    validation = dataset.load("validation", time_stride=stride, max_groups=groups, device=device)
+    on_step = None if progress is None else functools.partial(progress, "train")
     outcomes = train_stages(
         config,
         surrogate,
-        source,
+        _batches(config, windows, surrogate),
         validation,
         files=files,
         inputs=inputs,
-        on_step=None if progress is None else functools.partial(progress, "train"),
+        on_step=on_step,
     )
     surrogate.architecture = surrogate.architecture.model_copy(
         update={"weights": outcomes["operator"].progress.best_weights}
@@ -213,28 +204,58 @@ def _train(
     )
     flops = {name: outcome.progress.training_flops for name, outcome in outcomes.items()} | spent
     result = _training_result(config, config_hash, dataset, surrogate, outcomes, model_hash)
-    decided_by_members = surrogate.corrector is not None and config.evaluation.headline == "ensemble_mean"
-    made_by = flops if decided_by_members else flops.keys() & {"codec", "operator"}
-    result = result.model_copy(
-        update={
-            "training_flops": sum(flops.values()),
-            "headline_flops": sum(flops[name] for name in made_by),
-            "stochastic": stochastic_result,
-            "params": surrogate.num_parameters()
-            if decided_by_members
-            else surrogate.deterministic_parameters(),
-        }
-    )
+    made = {"stochastic": stochastic_result, **_cost(config, surrogate, flops)}
+    result = result.model_copy(update=made)
     seconds = {name: outcome.progress.seconds for name, outcome in outcomes.items()}
-    seconds["calibration"] = calibration_s
-    if config.ttc.enabled:
-        seconds["reward"] = reward_s
+    seconds |= {"calibration": calibration_s} | ({"reward": reward_s} if config.ttc.enabled else {})
     observation = {
         "wall_clock_s": sum(seconds.values()),
         "wall_clock_s_by_stage": seconds,
         "training_flops_by_stage": flops,
         "process_s": time.monotonic() - started,
         "stopped_early": outcomes["operator"].progress.stopped_early,
+        **_surroundings(config, device),
+    }
+    return RunRecord(
+        run_id=files.run_id,
+        status="finished",
+        tags=config.tags,
+        origin=_origin(dataset),
+        training=TrainingRecord(result=result, observation=observation),
+    )
+
+
+def _device(config: RunConfig) -> torch.device:
+    """Where the run trains; said aloud where that is not what its profile is for."""
+    device = resolve(config.device)
+    if (words := warning(config.device, device, config.profile)) is not None:
+        print(words, file=sys.stderr, flush=True)
+    return device
+
+
+def _batches(config: RunConfig, windows: WindowSource, surrogate: Surrogate) -> CanonicalBatches:
+    return CanonicalBatches(
+        windows,
+        surrogate,
+        start_fraction=config.training.windows_from_start,
+        augmentation=config.training.augmentation,
+    )
+
+
+def _cost(config: RunConfig, surrogate: Surrogate, flops: dict[str, float]) -> dict[str, float]:
+    """Operations of all stages and of what makes the headline's nrmse, and the parameters of the latter."""
+    decided_by_members = surrogate.corrector is not None and config.evaluation.headline == "ensemble_mean"
+    made_by = flops if decided_by_members else flops.keys() & {"codec", "operator"}
+    return {
+        "training_flops": sum(flops.values()),
+        "headline_flops": sum(flops[name] for name in made_by),
+        "params": surrogate.num_parameters() if decided_by_members else surrogate.deterministic_parameters(),
+    }
+
+
+def _surroundings(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """Where and with what a training ran, when it has ended."""
+    return {
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "peak_device_memory_gib": peak_memory_gib(device),
         "device": describe(device),
@@ -244,13 +265,6 @@ def _train(
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    return RunRecord(
-        run_id=files.run_id,
-        status="finished",
-        tags=config.tags,
-        origin=_origin(dataset),
-        training=TrainingRecord(result=result, observation=observation),
-    )
 
 
 def _learn_reward(config: RunConfig, dataset: Dataset, surrogate: Surrogate) -> None:

@@ -190,11 +190,10 @@ def choose_sampler(
 ) -> tuple[StochasticResult, float]:
     """Leave `surrogate` with the sampler and the noise that answer; what was found, and the operations spent.
 
-    weights: stage -> which of its weights were kept, for the record. A student that loses is dropped
-    from the model.
+    weights: stage -> which were kept, for the record. A student that loses is dropped from the model.
     """
-    corrector = _corrector(surrogate)
-    samplers: tuple[Sampler, ...] = ("teacher",) if corrector.student is None else ("student", "teacher")
+    alone = _corrector(surrogate).student is None
+    samplers: tuple[Sampler, ...] = ("teacher",) if alone else ("student", "teacher")
     first, judged, judged_on = divided(truth, rules.groups)
     counted = {"size": len(judged), "steps": rules.steps or truth.fields.shape[1] - 1}
     asked_of: dict[str, Any] = {"guards": guards, "truth": judged, "rules": rules}
@@ -222,12 +221,7 @@ def choose_sampler(
     groups = len(set(judged.groups))
     crps, gains = compared(Pooling(judged.groups, samples=bootstrap_samples), errors)
     kept, gate, decision = decided(crps, gains, groups=groups)
-    if kept == "teacher":
-        surrogate.keep_teacher()
-    else:
-        surrogate.use_sampler(kept)
-    for name in NOISE:
-        corrector.get_buffer(name).fill_(getattr(noise[kept], name))
+    _keep(surrogate, kept, noise[kept])
     result = StochasticResult(
         sampler=kept,
         decision=decision,
@@ -245,6 +239,16 @@ def choose_sampler(
         gate=gate,
     )
     return result, flops
+
+
+def _keep(surrogate: Surrogate, sampler: Sampler, noise: NoiseChoice) -> None:
+    """That sampler answers, with that noise; a student that lost leaves the model."""
+    if sampler == "teacher":
+        surrogate.keep_teacher()
+    else:
+        surrogate.use_sampler(sampler)
+    for name in NOISE:
+        _corrector(surrogate).get_buffer(name).fill_(getattr(noise, name))
 
 
 def divided(truth: Trajectories, groups: int) -> tuple[Trajectories, Trajectories, Literal["other", "same"]]:

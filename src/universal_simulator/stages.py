@@ -154,7 +154,6 @@ def planned(config: RunConfig, surrogate: Surrogate, batches: CanonicalBatches) 
     held = {id(parameter) for parameter in codec}
     alone = not codec or "codec" not in training.stages
     operator = [p for p in member.parameters() if alone or id(p) not in held]
-    score = functools.partial(ensemble_score, rules=training.ensemble_validation)
     single_frames = functools.partial(_operator_loss, training)
     work = []
     if not alone:
@@ -184,8 +183,13 @@ def planned(config: RunConfig, surrogate: Surrogate, batches: CanonicalBatches) 
             lambda _: Begun(iter(operator), batches),
         )
     )
-    if member.token_shape() is None:
-        return work
+    return work if member.token_shape() is None else [*work, *_stochastic(config, surrogate, batches)]
+
+
+def _stochastic(config: RunConfig, surrogate: Surrogate, batches: CanonicalBatches) -> list[StageWork]:
+    """Those of corrector and student that the config names."""
+    training, work = config.training, list[StageWork]()
+    score = functools.partial(ensemble_score, rules=training.ensemble_validation)
     if "diff_residual" in training.stages:
         work.append(
             StageWork(

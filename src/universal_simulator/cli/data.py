@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from universal_simulator.cli.options import Json
+from universal_simulator.cli.options import Json, Parameter
 
 app = typer.Typer(help="Generate and inspect data sets.", no_args_is_help=True)
 
@@ -50,13 +50,7 @@ def generate(
 @app.command()
 def info(
     file: Annotated[Path, typer.Argument(help="an HDF5 file in PDEBench's layout")],
-    nu: Annotated[
-        float | None,
-        typer.Option(
-            "--nu",
-            help="the parameter (nu of Burgers, beta of advection), where neither file nor name says it",
-        ),
-    ] = None,
+    nu: Parameter = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="read everything: finite values, and the stored hash")
     ] = False,

@@ -8,47 +8,50 @@ from typing import Annotated
 
 import typer
 
-from universal_simulator.cli.options import Json
+from universal_simulator.cli.options import Json, Parameter
 from universal_simulator.errors import UserError
 from universal_simulator.evaluation.search_summary import ORDER, search_lines, search_name, told
 from universal_simulator.run_record import EvaluationRecord
+
+Members = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="of a stochastic model's ensemble; other than configured, the run's record stays"
+    ),
+]
+Search = Annotated[
+    bool,
+    typer.Option("--ttc", help="with test-time compute as configured; stands beside the plain record"),
+]
+SearchSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="with --suite small: score ttc.KEY=VALUE, test-time compute on, beside everything else; repeatable"
+    ),
+]
+RewardGroups = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="with --ttc-set: initial conditions a reward is trained on; all where not given"
+    ),
+]
 
 
 def evaluate(
     path: Annotated[Path, typer.Argument(help="a run folder, or a model.safetensors with --data")],
     suite: Annotated[str, typer.Option(help="small, full, pdebench or pdebench-official")] = "small",
     data: Annotated[Path | None, typer.Option(help="another data file of the same equation")] = None,
-    nu: Annotated[
-        float | None, typer.Option(help="the parameter, where neither file nor name says it")
-    ] = None,
-    members: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="of a stochastic model's ensemble; other than configured, the run's record stays"
-        ),
-    ] = None,
+    nu: Parameter = None,
+    members: Members = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu or cuda; otherwise as the run was configured")
     ] = None,
-    ttc: Annotated[
-        bool,
-        typer.Option("--ttc", help="with test-time compute as configured; stands beside the plain record"),
-    ] = False,
-    ttc_set: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="with --suite small: score ttc.KEY=VALUE, test-time compute on, beside everything else; repeatable"
-        ),
-    ] = None,
+    ttc: Search = False,
+    ttc_set: SearchSettings = None,
     ttc_groups: Annotated[
         int, typer.Option(min=1, help="with --ttc-set: initial conditions that are diagnosed")
     ] = 16,
-    ttc_reward_groups: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="with --ttc-set: initial conditions a reward is trained on; all where not given"
-        ),
-    ] = None,
+    ttc_reward_groups: RewardGroups = None,
     opening: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
@@ -132,9 +135,7 @@ def rollout(
     steps: Annotated[int, typer.Option(min=1, help="rollout steps")] = 100,
     index: Annotated[int, typer.Option(min=0, help="first trajectory of the file")] = 0,
     count: Annotated[int, typer.Option(min=1, help="how many trajectories")] = 1,
-    nu: Annotated[
-        float | None, typer.Option(help="the parameter, where neither file nor name says it")
-    ] = None,
+    nu: Parameter = None,
     members: Annotated[
         int, typer.Option(min=1, help="an ensemble of a stochastic model, with its mean and quantiles")
     ] = 1,

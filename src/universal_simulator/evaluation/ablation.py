@@ -32,6 +32,7 @@ from universal_simulator.evaluation.accuracy import relative_frames
 from universal_simulator.evaluation.contract import FieldPredictor, stochastic
 from universal_simulator.evaluation.dressing import Dressing
 from universal_simulator.evaluation.ensemble import (
+    EnsembleMeasurement,
     EnsembleRules,
     bins_stride,
     joined_ensembles,
@@ -125,25 +126,35 @@ def answer(
             seconds += found.seconds + (alone_s if calibration is not None and calibration.centre else 0.0)
         for name, values in _errors(batch, point, mean, score, recalibrated).items():
             kept[name].append(values.double())
-    metrics: dict[str, Metric] = {}
-    curves: Curves = {}
-    if measured:
-        metrics, curves = ensemble_metrics(
-            Summary(
-                regime.groups,
-                field_unit=regime.equation.fields[0].unit,
-                bootstrap_samples=bootstrap_samples,
-            ),
-            joined_ensembles(measured),
-            calibration=calibration,
-            why_uncalibrated=rules.why_uncalibrated(label),
-        )
+    metrics, curves = _of_members(measured, regime, label, rules, bootstrap_samples)
     return Answer(
         **{name: torch.cat(parts) for name, parts in kept.items()},
         metrics=metrics,
         curves=curves,
         seconds=seconds / len(regime),
         flops=inference_flops(predictor, regime),
+    )
+
+
+def _of_members(
+    measured: list[EnsembleMeasurement],
+    regime: Trajectories,
+    label: str,
+    rules: EnsembleRules,
+    bootstrap_samples: int,
+) -> tuple[dict[str, Metric], Curves]:
+    """Metrics and curves of an ensemble from its batches; empty of what has no members."""
+    if not measured:
+        return {}, {}
+    return ensemble_metrics(
+        Summary(
+            regime.groups,
+            field_unit=regime.equation.fields[0].unit,
+            bootstrap_samples=bootstrap_samples,
+        ),
+        joined_ensembles(measured),
+        calibration=rules.calibrations.get(label),
+        why_uncalibrated=rules.why_uncalibrated(label),
     )
 
 

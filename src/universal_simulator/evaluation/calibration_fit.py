@@ -69,25 +69,17 @@ def fit_calibration(
     scales, widths, choices, shares, done = [], [], [], [], 0
     for label, rows in truth.regimes().items():
         regime = truth.subset(rows)
-        members, held_truth, alone = [], [], []
-        stride = _stride(predictor.members, regime)
-        size = min(batch_size, rows_at_once(predictor.members, regime))
-        for start in range(0, len(regime), size):
-            batch = regime.subset(torch.arange(start, min(start + size, len(regime))))
-            raw = rollout_members(predictor, batch, seed=noise_seed)
-            members.append(
-                guard_members(predictor, raw, batch.fields[:, 0], batch.parameters)[..., ::stride].clone()
-            )
-            held_truth.append(batch.fields[:, 1:, :, ::stride])
-            initial = batch.fields[:, 0]
-            operator = predictor.rollout(initial, batch.parameters, raw.shape[2])
-            alone.append(predictor.guard(operator, initial, batch.parameters)[..., ::stride].to(raw))
-            done += len(batch)
+
+        def report(rolled: int, before: int = done) -> None:
             if on_batch is not None:
-                on_batch(done, len(truth))
-        ensemble, target = torch.cat(members), torch.cat(held_truth)
+                on_batch(before + rolled, len(truth))
+
+        ensemble, target, operator = _rolled(
+            predictor, regime, batch_size=batch_size, noise_seed=noise_seed, report=report
+        )
+        done += len(regime)
         _refuse_broken(label, ensemble)
-        mean, operator = ensemble_mean(ensemble), torch.cat(alone)
+        mean = ensemble_mean(ensemble)
         whole = bool(torch.isfinite(operator).all())
         choice = choose(ensemble, target, regime.groups, smooth=smooth)
         shares.append(fit_centre(mean, operator, target) if whole else 0.0)
@@ -105,6 +97,30 @@ def fit_calibration(
         operator_shares=tuple(shares),
     )
     return Calibration(entry, torch.stack(scales), torch.stack(widths))
+
+
+def _rolled(
+    predictor: EnsemblePredictor,
+    regime: Trajectories,
+    *,
+    batch_size: int,
+    noise_seed: int,
+    report: Callable[[int], None],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Guarded members (B, M, T, C, X'), truth and the guarded operator (B, T, C, X'), on every k-th cell."""
+    members, truth, alone = [], [], []
+    stride = _stride(predictor.members, regime)
+    size = min(batch_size, rows_at_once(predictor.members, regime))
+    for start in range(0, len(regime), size):
+        batch = regime.subset(torch.arange(start, min(start + size, len(regime))))
+        raw = rollout_members(predictor, batch, seed=noise_seed)
+        initial = batch.fields[:, 0]
+        members.append(guard_members(predictor, raw, initial, batch.parameters)[..., ::stride].clone())
+        truth.append(batch.fields[:, 1:, :, ::stride])
+        operator = predictor.rollout(initial, batch.parameters, raw.shape[2])
+        alone.append(predictor.guard(operator, initial, batch.parameters)[..., ::stride].to(raw))
+        report(min(start + size, len(regime)))
+    return torch.cat(members), torch.cat(truth), torch.cat(alone)
 
 
 def fit_centre(mean: Tensor, operator: Tensor, truth: Tensor) -> float:
