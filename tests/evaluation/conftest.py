@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.evaluation.stochastic_world import world
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import Dataset
 from universal_simulator.evaluation.references import Rows, reference_rows
@@ -50,3 +51,14 @@ def truth(smoke_data: Dataset) -> Trajectories:
 @pytest.fixture(scope="session")
 def references(truth: Trajectories) -> Rows:
     return reference_rows(truth, classical_points=(32, 128), bootstrap_samples=200, method="finite_volume")[0]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The stochastic world whose predictive distribution is known."""
+    return world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def selection(data: Dataset) -> Trajectories:
+    return data.load("selection")

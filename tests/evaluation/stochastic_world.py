@@ -16,8 +16,14 @@ import torch
 from torch import Tensor
 
 from universal_simulator.data.arrays import import_array
+from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import Dataset
+from universal_simulator.evaluation.calibration_fit import fit_calibration
+from universal_simulator.evaluation.ensemble import EnsembleRules, Headline
+from universal_simulator.evaluation.evaluator import Evaluator, Examples
 from universal_simulator.inference.noise import generator_of
+from universal_simulator.model.calibration import Calibration
+from universal_simulator.run_record import RegimeResult
 
 A, POINTS, STEPS = 0.8, 64, 8
 
@@ -101,3 +107,32 @@ class DrawsForTheBatch(Exact):
     def rollout_members(self, initial: Tensor, parameters: Tensor, steps: int, *, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         return torch.stack([self._one(first, steps, generator) for first in initial])
+
+
+def fitted(predictor: Exact, data: Dataset) -> Calibration:
+    return fit_calibration(predictor, data.load("calibration_uncertainty"), data)
+
+
+def scored(
+    predictor: Exact,
+    truth: Trajectories,
+    calibration: Calibration | None = None,
+    *,
+    batch_size: int = 64,
+    headline: Headline = "ensemble_mean",
+    seed: int = 0,
+    groups: int | None = None,
+) -> tuple[RegimeResult, Examples]:
+    rules = EnsembleRules.of(
+        truth, calibration, first_frame=0, headline=headline, noise_seed=seed, groups=groups
+    )
+    evaluator = Evaluator(truth, {}, batch_size=batch_size, bootstrap_samples=200, ensemble=rules)
+    results, examples = evaluator.run(predictor)
+    assert list(results) == ["all"]
+    return results["all"], examples["all"]
+
+
+def value(result: RegimeResult, name: str) -> float:
+    found = result.metrics[name].value
+    assert found is not None, (name, result.metrics[name].reason)
+    return found

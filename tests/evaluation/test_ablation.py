@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.evaluation.stochastic_world import Exact, predictive_std, world
+from tests.evaluation.stochastic_world import Exact, predictive_std
 from tests.model.small_models import fields, surrogate
 from universal_simulator.configuration.schema import GuardsConfig
 from universal_simulator.data.dataset import Dataset
@@ -57,11 +57,6 @@ def errors_of(values: Tensor, **others: Tensor) -> Answer:
     return Answer(
         **{**dict.fromkeys(PER_FRAME, values), **others}, metrics={}, curves={}, seconds=0.0, flops=0.0
     )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return world(tmp_path_factory.mktemp("world"))
 
 
 def asked(predictor: FieldPredictor, data: Dataset) -> Answer:

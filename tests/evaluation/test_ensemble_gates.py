@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from tests.evaluation.stochastic_world import ConstantWidth, Exact, IgnoresTheSeed, world
+from tests.evaluation.stochastic_world import ConstantWidth, Exact, IgnoresTheSeed
 from tests.sweep.records import protocol
 from universal_simulator.data.batch import Trajectories
 from universal_simulator.data.dataset import Dataset
@@ -27,11 +26,6 @@ from universal_simulator.sweep.plan import Ratio, load_plan
 #: the embedded profile's
 GROUPS, MEMBERS = 12, 4
 PLAN = load_plan("sota_embedded").gates
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return world(tmp_path_factory.mktemp("world"))
 
 
 def record_of(run: str, regime: RegimeResult) -> EvaluationRecord:
