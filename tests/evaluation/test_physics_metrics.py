@@ -125,4 +125,9 @@ def test_a_band_without_energy_is_excluded_not_divided_by() -> None:
     wave = torch.sin(math.pi * x)[None, None, None]
     found = conservation.spectrum_error(wave + 0.01 * torch.sin(15 * math.pi * x), wave)
     assert bool(found["spectrum_error_high"].isnan())
+    faint = wave + 1e-4 * torch.sin(15 * math.pi * x)
+    found_faint = conservation.spectrum_error(wave + 0.1 * torch.sin(15 * math.pi * x), faint)
+    assert bool(found_faint["spectrum_error_high"].isnan()), (
+        "1e-8 of the energy would be an error of a million"
+    )
     assert float(found["spectrum_error"]) == pytest.approx(1e-4, rel=1e-6)
