@@ -6,6 +6,7 @@ import numpy as np
 
 from universal_simulator.identity import code_version
 from universal_simulator.run_record import (
+    Draws,
     EvaluationRecord,
     EvaluationResult,
     Metric,
@@ -74,10 +75,16 @@ def evaluation(
     per_group = tuple(float(v) for v in nrmse * factors)
     result = EvaluationResult(
         protocol=protocol(suite, groups=len(GROUPS), steps=steps),
-        predictor=Predictor(model_hash=content_hash(run_id), weights="ema", guards=("mass_projection",)),
+        predictor=Predictor(
+            model_hash=content_hash(run_id), weights="ema", guards=("mass_projection",), members=4
+        ),
         regimes={
             r: RegimeResult(
-                parameters={"nu": 0.1}, metrics=metrics, groups=GROUPS, per_group={"nrmse": per_group}
+                parameters={"nu": 0.1},
+                metrics=metrics,
+                groups=GROUPS,
+                per_group={"nrmse": per_group},
+                draws={"ece": Draws(groups=8, values=(0.03,) * 10)},
             )
             for r in REGIMES
         },

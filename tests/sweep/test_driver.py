@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,8 @@ def test_whole_sweep_leaves_the_plans_artifacts(tmp_path: Path) -> None:
     assert champion["champion"].startswith("sweep_round_a_lr3e4_w5")
     lines = leaderboard_path(tmp_path).read_text().splitlines()
     assert tuple(lines[0].split(",")[:10]) == PLAN_COLUMNS
+    rows = list(csv.DictReader(lines))
+    assert {(r["ece"], r["ece_members"], r["ece_conditions"]) for r in rows} == {("0.03", "4", "8")}
     assert {line.split(",")[2] for line in lines[1:]} == {"baseline", "reference", "small_eval", "champion"}
     page = report_path(tmp_path).read_text()
     assert len(page) < 300_000

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from universal_simulator.run_record import RunRecord, content_hash, write_atomically
+from universal_simulator.sweep.gates import ensemble_conditions
 from universal_simulator.sweep.state import Run, SweepState
 
 PLAN_COLUMNS = (
@@ -48,7 +49,18 @@ IDENTITY_COLUMNS = (
     "code_version",
     "test_openings",
 )
-COLUMNS = (*PLAN_COLUMNS, "suite", "regime", "nrmse_low", "nrmse_high", *RESULT_METRICS, *IDENTITY_COLUMNS)
+#: what an ece rests on: members of an ensemble, initial conditions that had one, and its companion
+ENSEMBLE_COLUMNS = ("ece_members", "ece_conditions", "crps_skill")
+COLUMNS = (
+    *PLAN_COLUMNS,
+    *ENSEMBLE_COLUMNS,
+    "suite",
+    "regime",
+    "nrmse_low",
+    "nrmse_high",
+    *RESULT_METRICS,
+    *IDENTITY_COLUMNS,
+)
 #: what happened this time, not what was found
 OBSERVED = ("timestamp", "wall_clock")
 
@@ -83,6 +95,7 @@ def _rows(run: Run, record: RunRecord, champion: str | None, openings: int) -> l
             metrics = {name: metric.value for name, metric in result.metrics.items()}
             nrmse = result.metrics["nrmse"]
             ece = result.metrics.get("ece")
+            ensemble = ece is not None and ece.applicable
             rows.append(
                 {
                     "run_id": run.run_id,
@@ -91,7 +104,10 @@ def _rows(run: Run, record: RunRecord, champion: str | None, openings: int) -> l
                     "nrmse": nrmse.value,
                     "conservation_gap": metrics.get("conservation_gap"),
                     "bc_violation": metrics.get("bc_violation"),
-                    "ece": "not applicable" if ece is None or not ece.applicable else ece.value,
+                    "ece": ece.value if ece is not None and ensemble else "not applicable",
+                    "ece_members": evaluation.result.predictor.members if ensemble else None,
+                    "ece_conditions": ensemble_conditions(result) if ensemble else None,
+                    "crps_skill": metrics.get("crps_skill"),
                     "wall_clock": record.wall_clock_s(),
                     "params": training.params,
                     "tags": " ".join(record.tags),
