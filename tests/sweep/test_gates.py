@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.sweep.records import REGIMES, evaluation, run_record
-from universal_simulator.run_record import Draws, EvaluationRecord, Metric
+from universal_simulator.run_record import Draws, EvaluationRecord, Metric, RunRecord
 from universal_simulator.sweep.gates import (
     answer_words,
     crossed,
@@ -320,7 +320,7 @@ def test_promotion_takes_the_best_passing_and_the_forced() -> None:
         "a": evaluation("a", 0.05, gap=0.02),
         "b": evaluation("b", 0.06),
         "c": evaluation("c", 0.07),
-        "forced": evaluation("forced", 0.2),
+        "forced": evaluation("forced", 0.1),
         "leaky": evaluation("leaky", 0.05, gap=5.0),
     }
     gates = {name: results_of(record) for name, record in records.items()}
@@ -332,8 +332,11 @@ def test_promotion_takes_the_best_passing_and_the_forced() -> None:
     assert promotions(round_a, {names[0]: "a"}, gates, records, headline=R) == []  # type: ignore[arg-type]
 
 
-def test_forced_members_are_excused_from_accuracy_only() -> None:
-    assert passes(results_of(evaluation("x", 0.2)), forced=True)  # type: ignore[arg-type]
+def test_forced_members_are_excused_from_the_improvement_gate_only() -> None:
+    assert passes(results_of(evaluation("x", 0.1)), forced=True)  # type: ignore[arg-type]
+    assert not passes(results_of(evaluation("x", 0.1)), forced=False)  # type: ignore[arg-type]
+    worse_elsewhere = results_of(evaluation("x", 0.2))
+    assert not passes(worse_elsewhere, forced=True)  # type: ignore[arg-type]
     assert not passes(results_of(evaluation("x", 0.05, gap=0.02)), forced=True)  # type: ignore[arg-type]
     assert not passes([], forced=True)
 
@@ -390,6 +393,15 @@ def test_a_hard_abort_is_shown_only_where_it_says_more_than_its_gate() -> None:
     assert shown(0.05) == {"hard_abort_conservation_gap"}  # both failed
 
 
+def _with_eces(ours: float, theirs: float) -> tuple[RunRecord, RunRecord]:
+    sides = with_ece("c", ours), with_ece("b", theirs)
+    first, second = (
+        run_record(e.run_id, e.run_id, 0, {"full_eval": e.model_copy(update={"suite": "full_eval"})})
+        for e in sides
+    )
+    return first, second
+
+
 def test_ladder_tiers_and_forecasts() -> None:
     plan = load_plan("sota").model_copy(update={"headline_regime": R})
     assert rung(plan, 0.034) == "SOTA reached"
@@ -411,6 +423,12 @@ def test_ladder_tiers_and_forecasts() -> None:
         ("stretch", "ece <= baseline x 1"): "pass",
         ("stretch", "horizon >= 64"): "pass",
     }
+    floor = {
+        (ours, theirs): tier_results(plan, *_with_eces(ours, theirs))
+        for ours, theirs in ((0.019, 0.004), (0.021, 0.004))
+    }
+    eces = {key: {c.answer for c in found if c.text.startswith("ece")} for key, found in floor.items()}
+    assert eces == {(0.019, 0.004): {"pass"}, (0.021, 0.004): {"fail"}}, "below its floor an ece is noise"
     without = {"ece": Ratio(max_ratio=1.0, not_applicable="no stochastic stages")}
     gates = plan.gates.model_copy(update={"small_eval": plan.gates.small_eval | without})
     short = plan.model_copy(update={"gates": gates})

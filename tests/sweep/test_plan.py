@@ -118,3 +118,37 @@ def test_data_that_lack_a_split_the_sweep_ends_with_are_refused_before_training(
         refuse_unfit(plan, {"groups_per_split": whole | {"selection": 0, "test": 0}})
     with pytest.raises(UserError, match="a sweep needs: all of them"):
         refuse_unfit(plan, {"groups_per_split": {}})
+
+
+def test_every_config_answers_as_the_predictor_that_the_plan_names(tmp_path: Path) -> None:
+    """A label that nothing holds to would gate an ensemble's mean against deterministic rivals."""
+    words = "guards.mass_projection=false, evaluation.headline=ensemble_mean, evaluation.ensemble_groups=null"
+    text = f"""
+extends: smoke_iterate
+rounds:
+  - name: A
+    hypothesis: h
+    forecast: {{below: 0.05}}
+    members: [{{config: sweep_round_a_lr3e4_w5, overrides: [{words}]}}]
+  - name: D
+    kind: refine
+    hypothesis: h
+    forecast: {{below: 0.05}}
+    refinements: [{{name: search, set: {{ttc.enabled: true}}}}]
+skip_rounds: {{}}
+"""
+    faults = faults_of(tmp_path, text)
+    for start in (
+        "rounds.0.members.0.config: evaluation.headline is ensemble_mean, needs deterministic",
+        "rounds.0.members.0.config: guards.mass_projection is off, needs true",
+        "rounds.1.refinements.0.set: ttc.enabled is true, needs false",
+    ):
+        assert any(fault.startswith(start) for fault in faults), (start, faults)
+    assert len(faults) == 3, faults
+
+
+def test_what_a_plan_leaves_out_of_its_references_is_no_reference_of_it(tmp_path: Path) -> None:
+    skipped = load_plan("sota_embedded").skip_references
+    assert set(skipped) == {"ablation_fno_plain_frame", "rerun_txxoc8a8 compute of sweep_aggressive_sota"}
+    (fault,) = faults_of(tmp_path, "extends: smoke\nskip_references: {fno_reference: why}\n")
+    assert fault.startswith("skip_references: 'fno_reference' is a reference of this plan")

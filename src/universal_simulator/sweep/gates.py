@@ -300,7 +300,9 @@ def ensemble_conditions(regime: RegimeResult) -> int | None:
     return None if draws is None else draws.groups
 
 
-def crossings(gates: Sequence[Mapping[str, Any]], candidate: EvaluationRecord) -> list[str]:
+def crossings(
+    gates: Sequence[Mapping[str, Any]], candidate: EvaluationRecord, *, against: str = "the baseline's"
+) -> list[str]:
     """What the passes within noise come to, in words: how far across the plan's line, on how little."""
     found = {(gate["name"], gate["regime"]): gate for gate in gates if crossed(gate)}
     told = []
@@ -308,7 +310,7 @@ def crossings(gates: Sequence[Mapping[str, Any]], candidate: EvaluationRecord) -
         if name.startswith(HARD_ABORT):
             continue
         value, reference = gate["value"], gate["reference"]
-        much = f"{value / reference:.1f}x the baseline's" if reference else f"{value:.2g}"
+        much = f"{value / reference:.1f}x {against}" if reference else f"{value:.2g}"
         side = "above" if value > gate["threshold"] else "below"
         abort = " and its hard abort's" if (f"{HARD_ABORT}{name}", regime) in found else ""
         conditions = ensemble_conditions(candidate.result.regimes[regime])

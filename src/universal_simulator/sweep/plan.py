@@ -318,6 +318,9 @@ class Plan(Part):
     #: rounds that this plan leaves out, with the reason
     skip_rounds: dict[str, str] = Field(default_factory=dict)
 
+    #: references of the plan it extends that it leaves out, with the reason; told on the page
+    skip_references: dict[str, str] = Field(default_factory=dict)
+
     @model_validator(mode="after")
     def _one_word_for_hours(self) -> Self:
         if self.budget.sweep.hours is not None:

@@ -17,6 +17,7 @@ from universal_simulator.configuration.documents import flatten, read_mapping, v
 from universal_simulator.configuration.inference_settings import with_settings, words_of
 from universal_simulator.configuration.locations import find
 from universal_simulator.configuration.profiles import load_profile
+from universal_simulator.configuration.schema import RunConfig
 from universal_simulator.data.specification import DatasetSpec
 from universal_simulator.errors import ConfigurationError, UserError
 from universal_simulator.evaluation.glossary import entry
@@ -40,6 +41,7 @@ def plan_faults(values: Mapping[str, Any]) -> list[str]:
     return [
         *_config_faults(values),
         *_role_faults(values),
+        *_left_out_faults(values),
         *_repeat_faults(values),
         *_metric_faults(values),
         *_ladder_faults(values),
@@ -87,9 +89,27 @@ def _config_faults(values: Mapping[str, Any]) -> Iterator[str]:
             continue
         told.add((config, *words))
         try:
-            load_config(config, [*file_words, *words], profile=profile if isinstance(profile, str) else None)
+            loaded = load_config(
+                config, [*file_words, *words], profile=profile if isinstance(profile, str) else None
+            )
         except UserError as error:
             yield from _told(f"{where}.config", error)
+            continue
+        yield from _predictor_faults(f"{where}.config", loaded.config)
+
+
+def _predictor_faults(where: str, config: RunConfig) -> Iterator[str]:
+    """The headline predictor of a plan is deterministic, guarded and without test-time compute, of every config."""
+    ends = (
+        "the plan's predictor is deterministic, guarded, without TTC, and figures of another are not compared"
+    )
+    if config.evaluation.headline != "deterministic":
+        yield f"{where}: evaluation.headline is {config.evaluation.headline}, needs deterministic: {ends}"
+    for guard, on in config.guards.model_dump().items():
+        if not on:
+            yield f"{where}: guards.{guard} is off, needs true: {ends}"
+    if config.ttc.enabled:
+        yield f"{where}: ttc.enabled is true, needs false: {ends} (`ttc.settings` of a plan scores it beside)"
 
 
 def _told(where: str, error: UserError) -> Iterator[str]:
@@ -119,6 +139,15 @@ def _role_faults(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{where}.machine: {member['machine']!r} is none of the plan's machines: {', '.join(sorted(known))}"
         if where.startswith("references") and member.get("forced"):
             yield f"{where}.forced: a reference is no candidate"
+
+
+def _left_out_faults(values: Mapping[str, Any]) -> Iterator[str]:
+    """What is told as left out of the references is not among them."""
+    skipped = values.get("skip_references")
+    there = {member.get("config") for where, member in _members(values) if where.startswith("references")}
+    for name in skipped if isinstance(skipped, Mapping) else ():
+        if name in there:
+            yield f"skip_references: {name!r} is a reference of this plan; leave it out of one of the two"
 
 
 def _repeat_faults(values: Mapping[str, Any]) -> Iterator[str]:
@@ -216,11 +245,12 @@ def _change_faults(values: Mapping[str, Any], round_: Mapping[str, Any], where: 
         if not isinstance(change, Mapping):
             continue
         try:
-            load_config(
-                config, [f"{key}={json.dumps(value)}" for key, value in change.items()], profile=profile
-            )
+            words = [f"{key}={json.dumps(value)}" for key, value in change.items()]
+            loaded = load_config(config, words, profile=profile)
         except UserError as error:
             yield from _told(f"{where}.refinements.{index}.set", error)
+            continue
+        yield from _predictor_faults(f"{where}.refinements.{index}.set", loaded.config)
     for key in _list(search, "keys"):
         if known is None:
             try:

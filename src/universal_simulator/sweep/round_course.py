@@ -25,7 +25,7 @@ from universal_simulator.sweep.continuation import (
     reason_to_skip,
 )
 from universal_simulator.sweep.executor import Job
-from universal_simulator.sweep.gates import OF_ENSEMBLES, GateResult
+from universal_simulator.sweep.gates import OF_ENSEMBLES, GateResult, crossings
 from universal_simulator.sweep.inference_search import InferenceSearch
 from universal_simulator.sweep.job_queue import JobQueue
 from universal_simulator.sweep.jobs import evaluation_job, training_id, training_job
@@ -279,10 +279,16 @@ class RoundCourse:
             headline_value(evaluations[r.run_id], self.plan.headline_regime)
             for r in (winner, self.facts.base)
         )
+        told = crossings(
+            [gate.as_dict() for gate in results],
+            evaluations[winner.run_id],
+            against="that of the champion before",
+        )
+        excused = "".join(f"; {words}" for words in told)
         sentence = (
             f"{winner.run_id} is champion: nRMSE {ours:.4f} against {theirs:.4f} of {self.facts.base.run_id} before "
             f"({1 - ours / theirs:.0%} lower, {self.plan.headline_regime}, full-eval, round {self.round.name}), "
-            "every gate passed."
+            f"every gate passed{excused}."
         )
         if self.facts.champion()["champion"] != winner.run_id:
             self.state.journal.append(

@@ -9,6 +9,7 @@ from typing import Any
 from universal_simulator.run_record import EvaluationRecord, RunRecord
 from universal_simulator.sweep.gates import (
     HARD_ABORT,
+    OF_ENSEMBLES,
     Answer,
     GateResult,
     crossings,
@@ -75,9 +76,8 @@ def physics_failures(gates: Gates, candidate: EvaluationRecord, reference: Evalu
 
 
 def passes(results: Sequence[GateResult], *, forced: bool) -> bool:
-    """No gate blocks; a forced member is excused from the accuracy gates only."""
-    excused = ("improvement", "no_regression") if forced else ()
-    return bool(results) and not any(r.blocks and r.name not in excused for r in results)
+    """No gate blocks; a forced member is excused from the improvement gate only."""
+    return bool(results) and not any(r.blocks and not (forced and r.name == "improvement") for r in results)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def promotions(
 ) -> list[Promotion]:
     """`runs`: key of a member -> run id. Top members among the passing ones, plus forced members.
 
-    A forced member is excused from the accuracy gates, never from physics.
+    A forced member is excused from the improvement gate; it may not regress elsewhere, nor break physics.
     """
     chosen: list[Promotion] = []
     passing = []
@@ -265,13 +265,15 @@ def _criterion(
     reference: float | None = None
     if absolute is None:
         reference = record_value(baseline, criterion.metric, regime, suite)
-        threshold = None if reference is None else limit * reference
+        threshold = None if reference is None else max(limit * reference, criterion.absolute)
     if value is None or threshold is None:
         return CriterionResult(tier, text, "not_evaluable", value, threshold)
     if absolute is None and champion.run_id == baseline.run_id:
         return CriterionResult(tier, f"{text}: the champion is the baseline", "fail", value, threshold)
     if reference is not None and max(value, reference) <= criterion.absolute:
-        return CriterionResult(tier, f"{text}: exact by construction", "pass", value, threshold)
+        why = f"both are noise below {criterion.absolute:g}"
+        why = why if criterion.metric in OF_ENSEMBLES else "exact by construction"
+        return CriterionResult(tier, f"{text}: {why}", "pass", value, threshold)
     met = (
         value >= threshold
         if sign == ">="
