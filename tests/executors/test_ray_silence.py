@@ -179,6 +179,9 @@ def test_refusals_say_what_to_do(ray: LoopbackRay, make: Make, monkeypatch: pyte
         RayJobs("HOST:8265")
     with pytest.raises(UserError, match="http://HOST:8265"):
         RayJobs("ray://HOST:10001")
+    # after a head of one's own has gone with its driver any executor may go on, after a cluster none
+    assert RayClusterExecutor(1, address="local").ends_with_driver
+    assert not make().ends_with_driver
     with pytest.raises(ExecutorError, match="at least one worker, got 0"):
         RayClusterExecutor(0)
     ray.fault = "token"

@@ -15,6 +15,7 @@ from tests.sweep.test_job_queue import planned, quiet, trainings
 from universal_simulator.errors import BudgetError
 from universal_simulator.executors.cloud_ledger import FILE, Lease, Ledger
 from universal_simulator.executors.course import Way
+from universal_simulator.executors.transport import DamagedCopy
 from universal_simulator.executors.vast_replies import Instance
 from universal_simulator.executors.workplace import Glance, Workplace
 from universal_simulator.sweep.driver import resume_sweep, run_sweep
@@ -29,6 +30,8 @@ from universal_simulator.sweep.work_clock import WorkClock
 class RecordingWorkplace(SimulatedWorkplace):
     """Its log grows with the work, and what comes home of a finished job is its record."""
 
+    world: RecordingWorld
+
     def look(self) -> Glance:
         glance = super().look()
         self.job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -38,6 +41,8 @@ class RecordingWorkplace(SimulatedWorkplace):
 
     def fetch(self, *, finished: bool) -> Way:
         files = yield from super().fetch(finished=finished)
+        if finished and self.world.server.clock() < self.world.damaged_until:
+            raise DamagedCopy("the copy is damaged")
         if finished:
             FakeExecutor().work(self.job)
         return files
@@ -52,6 +57,8 @@ class RecordingWorld(World):
     #: from when to when this machine has no network
     outage: tuple[float, float] = (0.0, 0.0)
     gone = False
+    #: results that come home before arrive damaged
+    damaged_until = 0.0
 
     def tick(self) -> None:
         super().tick()
@@ -294,3 +301,35 @@ def test_the_executor_s_ceiling_of_a_run_is_told_as_a_ceiling_and_locks_nothing(
     assert state.done(cheap.job_id) == at_work
     assert state.refused_by_ceilings() == [dear.job_id] + [cheap.job_id] * (not at_work)
     assert bool(service.creates) == at_work
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_results_on_their_way_home_are_no_stall(service: LoopbackVast, tmp_path: Path, slow: bool) -> None:
+    """Nothing of the job grows any more: its copies arrive damaged for 50 minutes, or one good copy takes 40."""
+    state = planned(tmp_path, max_hours=1000.0, stall_timeout_s=1800.0)
+    job = trainings(state)[0]
+    world = RecordingWorld(service, {job.job_id: 600.0})
+    stage = Stage(service, tmp_path, world)
+    if slow:
+        world.harvest[job.job_id] = int(2400 * world.down_bytes_per_s)
+    else:
+        world.damaged_until = stage.clock() + 600.0 + 3000.0
+    executor = stage.driver.process()
+    seen: list[str] = []
+
+    def look() -> None:
+        ended = any(disk.ending is not None for disk in world.disks.values())
+        if ended and not state.journal.of("job_ended"):
+            seen.append(executor.state(job.job_id))
+
+    heartbeat = Heartbeat(executor, 1800.0, clock=stage.clock)
+    queue = JobQueue(state, executor, heartbeat=heartbeat, clock=WorkClock(stage.clock), check=look)
+    queue.run([job], quiet)
+    executor.cancel_all()
+    assert not state.journal.of("job_stalled")
+    assert "waiting" in seen
+    (end,) = state.journal.of("job_ended")
+    assert (end.data["exit_code"], end.data["seconds"]) == (0, 600.0)
+    assert len(service.creates) == 1
+    assert not service.live("usim-")
+    assert not world.breaches

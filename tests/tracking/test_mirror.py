@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import importlib.util
 import json
@@ -306,6 +307,34 @@ def test_watching_follows_a_run_to_its_end_and_never_raises(
     bad: Mapping[str, str] = environment | {"WANDB_MODE": "sometimes"}
     watch(tmp_path, until=ended.is_set, tell=heard.append, environment=bad)
     assert isinstance(heard[-1], UserError)
+
+
+def test_watching_outlives_a_disk_that_is_full_for_a_while(
+    tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the worker's answers cannot be written, and where that cannot be told either."""
+    write_run(tmp_path, rows=3)
+    looks, heard = [], []
+
+    def full(request: Any, *rest: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(request.out / "worker.jsonl"))
+
+    def until() -> bool:
+        looks.append(len(heard))
+        if len(heard) == 2:
+            monkeypatch.undo()
+        return len(heard) == 3
+
+    def tell(what: Any) -> None:
+        heard.append(what)
+        if len(heard) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device", "watch.log")
+
+    monkeypatch.setattr("universal_simulator.tracking.mirror._work", full)
+    watch(tmp_path, until=until, every_s=0.0, tell=tell, environment=environment)
+    assert [type(item).__name__ for item in heard] == ["OSError", "OSError", "Report", "Report"]
+    assert heard[2].whole
+    assert len(rows_of(on_disk(tmp_path / "tracking"))) == 3
 
 
 @pytest.mark.slow

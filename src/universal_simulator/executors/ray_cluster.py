@@ -83,7 +83,7 @@ class RayClusterExecutor(Executor):
         cores = threads or os.cpu_count() or 1
         self.threads = max(1, cores // slots)
         self._cpus, self._gpus = max(cores, self.threads * slots), gpus
-        self._own = address == "local"
+        self._own = self.ends_with_driver = address == "local"
         #: of our own, once one was started
         self.head: RayHead | None = None
         self._cluster: RayJobs | None = None

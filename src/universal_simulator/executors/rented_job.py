@@ -33,10 +33,10 @@ class RentedJob(Rental):
     @property
     def state(self) -> JobState:
         """As the contract's: what is not told yet waits, or is at work on its instance, unless nobody said so at the
-        last look: not the instance, or not the service."""
+        last look: not the instance, or not the service. Once its work is over it waits for what it left to come home."""
         if self.tellable and self.end is not None:
             return "lost" if self.end.lost else "ended"
-        if self.phase in _BEFORE_ITS_WORK:
+        if self.phase in _BEFORE_ITS_WORK or self.phase in _AFTER_ITS_WORK:
             return "waiting"
         return "unknown" if self.silence.now_silent or self.unheard else "running"
 
@@ -136,6 +136,7 @@ _BEFORE_ITS_WORK = (
     Phase.DISCARDING,
     Phase.RECLAIMING,
 )
+_AFTER_ITS_WORK = (Phase.COLLECTING, Phase.CLOSING)
 _STEPS: dict[Phase, Callable[[Rental], None]] = {
     Phase.QUEUED: rental_start.queued,
     Phase.RENTING: rental_start.renting,

@@ -49,7 +49,7 @@ from typing import Literal
 from universal_simulator.credentials import refuse_secrets
 
 #: unknown: never heard of here, or where it runs does not answer: conclude nothing
-#: waiting: accepted, not started (no free slot, instance loading)
+#: waiting: accepted, not started (no free slot, instance loading); or its work is over, and what it left is on its way
 #: running: its process was seen at work
 #: ended: an exit code was told, or it was cancelled
 #: lost: known to be gone without an exit code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -96,17 +97,23 @@ def watch(
     *,
     until: Callable[[], bool],
     every_s: float = 30.0,
-    tell: Callable[[Report | UsimError], None] = lambda _: None,
+    tell: Callable[[Report | UsimError | OSError], None] = lambda _: None,
     **options: Any,
 ) -> None:
-    """`sync` every `every_s` seconds until `until()`, and once more after it; its errors are told."""
+    """`sync` every `every_s` seconds until `until()`, and once more after it; its errors are told.
+
+    A disk that is full or gone for a while ends nothing, also where it cannot even be told.
+    """
     while True:
         last = until()
-        if (folder / "artifacts" / "runs").is_dir():
-            try:
-                tell(sync(folder, **options))
-            except UsimError as error:
-                tell(error)
+        told: Report | UsimError | OSError | None
+        try:
+            told = sync(folder, **options) if (folder / "artifacts" / "runs").is_dir() else None
+        except (UsimError, OSError) as error:
+            told = error
+        if told is not None:
+            with contextlib.suppress(OSError):
+                tell(told)
         if last:
             return
         waited = time.monotonic()
