@@ -22,7 +22,7 @@ from universal_simulator.sweep.driver import resume_sweep, run_sweep
 from universal_simulator.sweep.executor import Job
 from universal_simulator.sweep.heartbeat import Heartbeat
 from universal_simulator.sweep.job_queue import JobQueue
-from universal_simulator.sweep.plan import Budget, Ceiling
+from universal_simulator.sweep.plan import Budget, Ceiling, Machine
 from universal_simulator.sweep.state import SweepState
 from universal_simulator.sweep.work_clock import WorkClock
 
@@ -333,3 +333,27 @@ def test_results_on_their_way_home_are_no_stall(service: LoopbackVast, tmp_path:
     assert len(service.creates) == 1
     assert not service.live("usim-")
     assert not world.breaches
+
+
+def test_the_plan_s_own_dollars_hold_though_what_they_end_is_brought_home_first(
+    service: LoopbackVast, tmp_path: Path
+) -> None:
+    """Two at work, each copy takes four minutes: what that costs was kept back."""
+    state = planned(
+        tmp_path,
+        max_hours=1000.0,
+        machines={"small": Machine(price_usd_per_hour=0.8)},
+        budget=Budget(sweep=Ceiling(usd=1.5)),
+    )
+    jobs = trainings(state)[:2]
+    world = RecordingWorld(service, {job.job_id: 36000.0 for job in jobs})
+    stage = Stage(service, tmp_path, world)
+    world.harvest = {job.job_id: int(240 * world.down_bytes_per_s) for job in jobs}
+    executor = stage.driver.process()
+    with pytest.raises(BudgetError, match=r"used up: 1\.5\d USD of 1\.50"):
+        JobQueue(state, executor, clock=WorkClock(stage.clock)).run(jobs, quiet)
+    executor.cancel_all()
+    assert 1.5 - 2 * 0.8 * executor.ending_s / 3600 - 0.05 < Ledger(tmp_path / FILE).spent_usd(stage.clock())
+    assert Ledger(tmp_path / FILE).spent_usd(stage.clock()) <= 1.5
+    assert all(saved > 1800.0 for saved in world.saved_s.values()), "nothing was left behind"
+    assert not service.live("usim-")

@@ -19,12 +19,18 @@ from dataclasses import replace
 from universal_simulator.errors import ExecutorError, UnreachableError
 from universal_simulator.executors import kept_results, rental_start, rental_work
 from universal_simulator.executors.cloud_ledger import CEILING
+from universal_simulator.executors.cloud_settings import CloudSettings
 from universal_simulator.executors.rental_phase import Phase
 from universal_simulator.executors.rental_state import Rental
 from universal_simulator.executors.tenant import DESTROY_S
 from universal_simulator.sweep.executor import JobEnd, JobState, Use
 
 PAUSE_S = 5.0
+
+
+def ending_at_most_s(settings: CloudSettings) -> float:
+    """Seconds that one which is cancelled is waited for."""
+    return settings.cancel_patience_s + 2 * DESTROY_S
 
 
 class RentedJob(Rental):
@@ -122,7 +128,7 @@ class RentedJob(Rental):
 
     def _is_over(self, passed_s: float) -> bool:
         """Its way, or the patience with it."""
-        patience_s = self.settings.cancel_patience_s + 2 * DESTROY_S
+        patience_s = ending_at_most_s(self.settings)
         if self.end is not None:
             patience_s = self.settings.poll_s
         return self.phase is Phase.DONE or passed_s > patience_s

@@ -20,7 +20,7 @@ from universal_simulator.executors.rental_phase import Phase
 from universal_simulator.executors.rental_room import comes_home, has_room, is_at_work
 from universal_simulator.executors.rental_start import give_up_unlucky
 from universal_simulator.executors.rental_state import WorkplaceOf
-from universal_simulator.executors.rented_job import RentedJob
+from universal_simulator.executors.rented_job import RentedJob, ending_at_most_s
 from universal_simulator.executors.tenant import Tenant
 from universal_simulator.executors.vast_client import VastClient
 from universal_simulator.executors.vast_replies import CloudError
@@ -57,6 +57,7 @@ class VastExecutor(Executor):
         if slots < 1:
             raise ExecutorError(f"need at least one instance at a time, got {slots}")
         self.slots = slots
+        self.ending_s = ending_at_most_s(settings)
         self._client, self._settings, self._workplace_of = client, settings, workplace_of
         self._bytes_of = bytes_of
         self._local, self._local_jobs, self._tell = local, tuple(local_jobs), tell

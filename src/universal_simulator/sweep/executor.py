@@ -146,6 +146,8 @@ class Executor(abc.ABC):
     remote: bool = False
     #: no job outlives its driver: another executor may go on with what such a one left
     ends_with_driver: bool = False
+    #: a job that is asked to end can be billed for this long until it is: a ceiling in dollars keeps it back
+    ending_s: float = 0.0
 
     @property
     def place(self) -> str:

@@ -196,7 +196,7 @@ class JobQueue:
     def _launch(self, job: Job) -> BudgetError | None:
         """Start a job, unless a ceiling forbids it; the error is the sweep's own ceiling."""
         asked = self._whole(job.job_id, launches=1)
-        refused = self.ledger.refusal(job.job_id, self.ledger.with_running(self._expected()), asked)
+        refused = self.ledger.refusal(job.job_id, self._with_running(self._expected()), asked)
         if refused is not None:
             scope, words = refused
             reason = f"{job.job_id} would take {scope.name} to {words}"
@@ -329,16 +329,20 @@ class JobQueue:
         return end is not None and self._ended(job, end, **why)
 
     def _whole(self, name: str, *, launches: int = 0) -> Spend:
-        """What a job is forecast to come to, with what it is billed for beside its work."""
-        seconds = self.forecast(name)
-        return self.ledger.one(name, seconds, launches=launches, idle_s=self.overhead(name))
+        """What a job is forecast to come to, with what it is billed for beside its work and at its end."""
+        idle_s = self.overhead(name) + self.executor.ending_s
+        return self.ledger.one(name, self.forecast(name), launches=launches, idle_s=idle_s)
 
     def _used(self, name: str, least: Spend = NOTHING) -> Spend:
-        """What a running job has come to, by the executor's account or else by the clock."""
+        """What a running job has come to, by the executor's account or else by the clock, were it to be ended now."""
         use = self.executor.use(name)
         seconds = max(self.clock.seconds(name) if use.seconds is None else use.seconds, least.seconds)
         usd = self.ledger.price(name, seconds) if use.usd is None else use.usd
-        return Spend(seconds, max(usd, least.usd))
+        return Spend(seconds, max(usd + self.ledger.price(name, self.executor.ending_s), least.usd))
+
+    def _with_running(self, running: Mapping[str, Spend]) -> dict[str, Spend]:
+        ending_usd = sum(self.ledger.price(name, self.executor.ending_s) for name in running)
+        return self.ledger.with_running(running, kept_back_usd=ending_usd)
 
     def _expected(self) -> dict[str, Spend]:
         """Running jobs -> what they have used, or are forecast to use if that is more."""
@@ -347,7 +351,7 @@ class JobQueue:
     def _end_overspending(self, waiting: Sequence[Job]) -> None:
         """Jobs that use up the ceiling of their run or round are ended; that of the sweep ends it."""
         self._end_overspending_scores(waiting)
-        totals = self.ledger.with_running({name: self._used(name) for name in self._running})
+        totals = self._with_running({name: self._used(name) for name in self._running})
         for job in list(self._running.values()):
             refused = self.ledger.refusal(job.job_id, totals, Spend())
             if refused is None or decides_nothing(job.job_id):
@@ -362,7 +366,7 @@ class JobQueue:
         """What decides nothing may use half of what the others leave of each ceiling: as much again stays for them."""
         for job in [job for job in self._running.values() if decides_nothing(job.job_id)]:
             to_come = {j.job_id: self._whole(j.job_id) for j in waiting}
-            totals = self.ledger.with_running(self._expected() | to_come)
+            totals = self._with_running(self._expected() | to_come)
             refused = self.ledger.refusal(job.job_id, totals, self._used(job.job_id))
             if refused is not None:
                 scope, words = refused

@@ -3,7 +3,8 @@
 Three scopes: a run with all its jobs, a round, the sweep. With s spent (ended attempts), r what the running
 jobs have used or are still forecast to use, and f the forecast of the job asked about, a launch is
 refused where s + r + f > ceiling; in dollars f and r hold what a job is measured to be billed for beside its
-work (`overhead`). A job without a forecast counts as nothing else until it has run.
+work (`overhead`) and what ending it can cost (`Executor.ending_s`): what a ceiling ends, ends below it. A job
+without a forecast counts as nothing else until it has run.
 A score that decides nothing is ended where s + r, with its own use a second time, comes to more: it may use
 half of what the others leave.
 
@@ -131,11 +132,11 @@ class Ledger:
         told = [float(event.data["usd"]) for event in self.state.journal.of("billed")]
         return max([self._summed().get("sweep", Spend()).usd, *told])
 
-    def _at_least_billed(self, totals: dict[str, Spend]) -> dict[str, Spend]:
+    def _at_least_billed(self, totals: dict[str, Spend], kept_back_usd: float = 0.0) -> dict[str, Spend]:
         sweep = totals.get("sweep", Spend())
         billed = self.billed()
         if billed:
-            usd = max(sweep.usd, self._journalled_usd(), billed)
+            usd = max(sweep.usd, max(self._journalled_usd(), billed) + kept_back_usd)
         else:
             usd = sweep.usd + self._beyond_ends()
         return totals | {"sweep": replace(sweep, usd=usd)}
@@ -198,12 +199,15 @@ class Ledger:
         for scope in scopes(self.state.plan, self.run_of(job_id)):
             totals[scope.name] = totals.get(scope.name, Spend()) + spend
 
-    def with_running(self, running: Mapping[str, Spend]) -> dict[str, Spend]:
-        """`spent` and, job id -> seconds and dollars used or still expected, what runs now."""
+    def with_running(self, running: Mapping[str, Spend], *, kept_back_usd: float = 0.0) -> dict[str, Spend]:
+        """`spent` and, job id -> seconds and dollars used or still expected, what runs now.
+
+        kept_back_usd: of those dollars, what is kept back for ending them and is in no book yet.
+        """
         totals = self._summed()
         for job_id, spend in running.items():
             self._add(totals, job_id, spend)
-        return self._at_least_billed(totals)
+        return self._at_least_billed(totals, kept_back_usd)
 
     def refusal(self, job_id: str, totals: Mapping[str, Spend], asked: Spend) -> tuple[Scope, str] | None:
         """The first scope whose ceiling `asked` on top of `totals` would cross, and how far."""
