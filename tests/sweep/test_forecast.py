@@ -17,6 +17,7 @@ from universal_simulator.sweep.candidates import planned_refinements
 from universal_simulator.sweep.driver import estimate_sweep, run_sweep
 from universal_simulator.sweep.executor import LOST_EXIT_CODE, Job, JobEnd
 from universal_simulator.sweep.forecast import Forecast, as_document, makespan, outcomes
+from universal_simulator.sweep.later_bound import later_bound
 from universal_simulator.sweep.leaderboard import result_digest
 from universal_simulator.sweep.plan import Budget, Ceiling, Machine, Round, load_plan
 from universal_simulator.sweep.report import report_path
@@ -50,7 +51,13 @@ def test_estimate_trains_nothing_and_the_sweep_goes_on_from_it(tmp_path: Path) -
     assert {row.what for row in rows} == {"train", "full", "test"}
     assert all(row.took_s == pytest.approx(0.1) for row in rows)
     assert {row.forecast_s for row in rows} == {120.0, 60.0}
-    assert "Forecast and outcome" in report_path(tmp_path).read_text()
+    assert {round(row.forecast_usd, 6) for row in rows} == {0.12, 0.06}
+    assert all(row.took_usd == pytest.approx(0.0001) for row in rows)
+    page = report_path(tmp_path).read_text()
+    assert "Forecast and outcome" in page
+    (told,) = [row for row in page.split("<tr>") if "fno_reference" in row and "<td>train</td>" in row]
+    cells = [cell.split("<")[0] for cell in told.split('class="n">')[1:6]]
+    assert [float(cell) for cell in cells] == [120.0, 0.1, 0.00083, 0.12, 0.0001]
     assert result_digest(finished) == result_digest(
         run_sweep(PRICED, tmp_path / "x", executor=FakeExecutor())
     )
@@ -81,6 +88,44 @@ def test_what_jobs_are_billed_for_beside_their_work_is_measured_and_forecast(tmp
     )
     local = estimate_sweep(PRICED, tmp_path / "local", executor=FakeExecutor())
     assert as_document(local, workers=2)["total"]["overhead_s"] == 0.0
+
+
+def test_what_follows_the_written_rounds_is_bounded_and_said(tmp_path: Path) -> None:
+    """Round C: two trials, a placebo and three seeds; round D: two refinements, one at three times the cost."""
+
+    class Sized(FakeExecutor):
+        remote = True
+
+        def submit(self, job: Job) -> None:
+            super().submit(job)
+            self.ended[-1] = replace(self.ended[-1], usd=0.001 * (300.0 + 0.1))
+
+        def work(self, job: Job) -> None:
+            super().work(job)
+            if job.arguments[0] == "calibrate" and "sweep_round_a" in job.job_id:
+                job.log.write_text(json.dumps({k: 2 * v for k, v in self.calibration.items()}) + "\n")
+
+    words = {"hypothesis": "h", "forecast": {"relative_reduction": [0.1, 0.3]}}
+    search = {"keys": ["training.operator.learning_rate", "ttc.residual_threshold"], "trials": 2}
+    wide = {"model.options.latent_dim": 128}
+    refinements = [{"name": f"at {cost}", "set": wide, "cost": cost} for cost in (1, 3)]
+    later = [
+        {"name": "C", "kind": "search", "search": search, "placebo": True, "confirm": [1, 2, 3], **words},
+        {"name": "D", "kind": "refine", "refinements": refinements, **words},
+    ]
+    plan = PRICED.model_copy(update={"rounds": (*PRICED.rounds, *map(Round.model_validate, later))})
+    said: list[str] = []
+    state = estimate_sweep(plan, tmp_path, executor=Sized(), progress=lambda share, text: said.append(text))
+    found = later_bound(state)
+    assert found is not None
+    # each as the member: twice 120 s a training, twice 60 s a full-eval
+    work_s = (2 + 1 + 3 + 1 + 3) * 240 + 4 * 120
+    assert (found.rounds, found.trainings, found.full_evals, found.scores) == (("C", "D"), 8, 4, 1)
+    assert found.like.startswith("sweep_round_a")
+    assert found.worker_hours == pytest.approx(work_s / 3600)
+    assert found.usd == pytest.approx(0.001 * (work_s + (8 + 4) * 300))
+    assert found.sentence in said[-1]
+    assert later_bound(estimate_sweep(PRICED, tmp_path / "plain", executor=FakeExecutor())) is None
 
 
 def test_a_forecast_journalled_before_overheads_were_measured_is_read(tmp_path: Path) -> None:

@@ -133,11 +133,13 @@ def estimate(
     """
     import tempfile
     from contextlib import nullcontext
+    from dataclasses import asdict
 
     from universal_simulator.cli.progress import ProgressLine
     from universal_simulator.errors import UserError
     from universal_simulator.sweep.driver import estimate_sweep
     from universal_simulator.sweep.forecast import as_document
+    from universal_simulator.sweep.later_bound import later_bound
 
     if executor is Where.vast and folder is None:
         raise UserError(
@@ -163,7 +165,9 @@ def estimate(
             executor=place,
             progress=lambda share, what: line.update("estimate", share, 1.0, what),
         )
-        document = as_document(state, workers=workers)
+        later = later_bound(state)
+        after = None if later is None else {**asdict(later), "sentence": later.sentence}
+        document = as_document(state, workers=workers) | {"after_written_rounds": after}
     if as_json:
         typer.echo(json.dumps(document, indent=1))
         return
@@ -297,6 +301,8 @@ def _print_forecast(document: dict[str, Any]) -> None:
         f"work, {total['spent_usd']:.2f} USD spent before; {total['full_evals']} full-evals, at most "
         f"{total['peak_memory_gib']:.2f} GiB a run; written rounds only, without early stops and healings"
     )
+    if document["after_written_rounds"] is not None:
+        typer.echo(document["after_written_rounds"]["sentence"])
     for words in total["crosses"]:
         typer.echo(f"warning: {words}")
 

@@ -266,12 +266,15 @@ def as_document(state: SweepState, *, workers: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run's forecast beside what it took; seconds of its jobs, all attempts."""
+    """One run's forecast beside what it took; seconds and dollars of its jobs, all attempts, and what they are
+    billed for beside their work."""
 
     run_id: str
     what: str
     forecast_s: float
     took_s: float
+    forecast_usd: float
+    took_usd: float
     forecast_gib: float | None = None
     took_gib: float | None = None
 
@@ -280,6 +283,7 @@ def outcomes(state: SweepState) -> list[Outcome]:
     """Every job of every forecast run that has ended, in the order of planning."""
     forecast, found = Forecast(state), []
     took = {job: seconds for job, seconds in state.seconds_by_job().items() if state.done(job)}
+    paid = state.usd_by_job()
     records = state.records()
     for run in state.runs:
         about = forecast.measured(run)
@@ -291,5 +295,7 @@ def outcomes(state: SweepState) -> list[Outcome]:
             record = records.get(run.run_id)
             if what == "train" and record is not None and record.training is not None:
                 memory = (float(about["peak_memory_gib"]), record.training.peak_memory_gib)
-            found.append(Outcome(run.run_id, what, forecast.seconds(job_id), took[job_id], *memory))
+            seconds = forecast.seconds(job_id)
+            usd = usd_per_second(state.plan, run.machine) * (seconds + forecast.overhead_s(job_id))
+            found.append(Outcome(run.run_id, what, seconds, took[job_id], usd, paid[job_id], *memory))
     return found

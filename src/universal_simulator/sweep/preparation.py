@@ -11,6 +11,7 @@ from universal_simulator.sweep.executor import Executor, Job
 from universal_simulator.sweep.forecast import forecast_event, not_measured, totals
 from universal_simulator.sweep.job_queue import JobQueue
 from universal_simulator.sweep.jobs import log_path, resources
+from universal_simulator.sweep.later_bound import later_bound
 from universal_simulator.sweep.run_planning import first_runs
 from universal_simulator.sweep.spending import Spend
 from universal_simulator.sweep.state import SweepState
@@ -57,9 +58,11 @@ def make_forecast(state: SweepState, queue: JobQueue, tell: Tell) -> None:
     workers = queue.executor.slots
     total = totals(state, workers=workers)
     warnings = "".join(f"; {words}" for words in (*total.crosses, *not_measured(found)))
+    later = later_bound(state)
     tell(
         f"forecast: {total.wall_s / 3600:.2f} h on {workers} workers, {total.worker_hours:.2f} worker "
-        f"hours, {total.usd:.2f} USD for {total.jobs} jobs, {total.spent_usd:.2f} USD spent before{warnings}"
+        f"hours, {total.usd:.2f} USD for {total.jobs} jobs, {total.spent_usd:.2f} USD spent before"
+        f"{f'; {later.sentence}' if later else ''}{warnings}"
     )
 
 

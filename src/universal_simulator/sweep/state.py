@@ -149,6 +149,12 @@ class SweepState:
         self._absorb()
         return {job: sum(e.data["seconds"] for e in ends) for job, ends in self._attempts.ends.items()}
 
+    def usd_by_job(self) -> dict[str, float]:
+        """job id -> dollars that the ends of its attempts told; older journals tell none."""
+        self._absorb()
+        ends = self._attempts.ends.items()
+        return {job: sum(float(e.data.get("usd") or 0.0) for e in found) for job, found in ends}
+
     def paid(self) -> list[Event]:
         """Intents and their ends, each once, in the order of the journal: what spending is counted from."""
         self._absorb()
