@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.sweep.fake_executor import FakeExecutor
+from tests.sweep.killed_drivers import paid_twice
 from universal_simulator.configuration import load_config
 from universal_simulator.errors import (
     BudgetError,
@@ -124,6 +125,7 @@ def test_driver_killed_at_every_append_ends_in_the_same_result(
                 run_sweep(PLAN, folder, executor=FakeExecutor())
         resumed = run_sweep(PLAN, folder, executor=FakeExecutor())
         assert result_digest(resumed) == digest, point
+        assert paid_twice(resumed) == [], point
 
 
 def test_what_the_surroundings_broke_is_no_result_and_is_tried_again(tmp_path: Path) -> None:

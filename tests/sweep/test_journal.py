@@ -52,20 +52,24 @@ def test_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
         assert [e.data["value"] for e in Journal(path).events] == [0, 1, 2]
 
 
-def test_damaged_middle_is_refused_with_its_line(tmp_path: Path) -> None:
+def test_damage_is_refused_with_its_line_and_cut_nowhere(tmp_path: Path) -> None:
+    """Also in a last line that has its end: it was whole once, and what it told was acted upon."""
     path = tmp_path / "journal.jsonl"
     journal = Journal(path)
     for number in range(4):
         journal.append("event", value=number)
-    raw = bytearray(path.read_bytes())
-    for position in range(0, raw.rstrip(b"\n").rfind(b"\n") - 1, 7):
+    raw = path.read_bytes()
+    for position in range(0, len(raw) - 1, 7):
         if raw[position] == 10:
             continue
         damaged = bytearray(raw)
         damaged[position] ^= 1
         path.write_bytes(bytes(damaged))
-        with pytest.raises(IntegrityError, match=rf":{raw[:position].count(10) + 1}:"):
+        line = raw[:position].count(10) + 1
+        with pytest.raises(IntegrityError, match=rf":{line}: .*") as caught:
             Journal(path)
+        assert ("the last one" in str(caught.value)) == (line == 4)
+        assert path.read_bytes() == bytes(damaged)
 
 
 def test_a_journal_of_before_plan_keys_were_added_is_still_read(tmp_path: Path) -> None:

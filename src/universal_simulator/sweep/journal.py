@@ -3,8 +3,8 @@
     {"n": 3, "kind": "run_finished", "data": {...}, "at": "...", "sum": "..."}
 
 `sum` is the SHA-256 of the line without it. Intent is written before a side effect, the
-outcome after. A torn last line (the writer died in it) is cut off and reported; damage
-anywhere else is refused, naming the line.
+outcome after. A torn last line (the writer died in it, so it has no end) is cut off and reported; damage
+anywhere else is refused, naming the line: a last line with its end was on the disk before anything followed from it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 from universal_simulator.errors import IntegrityError
 
 VERSION = 1
+#: a power cut while it was written can leave it so as well
+LAST = ". It is the last one: cut it off by hand only where what it told may be done, and paid, again"
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,10 @@ class Journal:
         for number, line in enumerate(lines):
             event = _decode(line, number)
             if event is None:
-                if number == len(lines) - 1 and not tail:
-                    tail = line
-                    break
+                last = number == len(lines) - 1 and not tail
                 raise IntegrityError(
                     f"{self.path}:{number + 1}: this line does not match its checksum or number; "
-                    "restore the file from a copy, or start a new folder"
+                    f"restore the file from a copy, or start a new folder{LAST if last else ''}"
                 )
             self._keep(event)
             good += len(line) + 1
