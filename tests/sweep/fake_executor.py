@@ -21,6 +21,10 @@ from universal_simulator.sweep.executor import Executor, Job, JobEnd, JobState
 from universal_simulator.sweep.jobs import config_words
 from universal_simulator.sweep.state import SweepState
 
+RATE = "training.operator.learning_rate"
+#: the member's effective rate under the smoke profile
+BASE_RATE = 9e-4
+
 
 def truthful(record: RunRecord, job: Job) -> RunRecord:
     """The record with the identity that a worker with this code, told these words, would give it."""
@@ -159,3 +163,20 @@ class FakeExecutor(Executor):
 
     def cancel_all(self) -> None:
         self.ended = []
+
+
+class KnowingExecutor(FakeExecutor):
+    """nrmse 0.05 at the member's own rate, (rate / own)^2 of it elsewhere; depth helps by a third."""
+
+    placebo = 1.0
+    fresh_seeds = 1.0
+
+    def quality(self, config: str, seed: int, words: list[str]) -> float:
+        if config.startswith("rerun"):
+            return 0.1 + 0.002 * min(seed, 10)
+        given = dict(word.split("=", 1) for word in words if "=" in word)
+        value = 0.05 * (float(given.get(RATE, BASE_RATE)) / BASE_RATE) ** 2
+        value *= 0.67 if "model.options.operator.stochastic_depth" in given else 1.0
+        if seed > 1000:
+            return value * self.placebo
+        return value * (self.fresh_seeds if seed > 100 else 1.0)

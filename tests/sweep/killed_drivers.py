@@ -1,9 +1,10 @@
 """Real drivers, killed with SIGKILL at chosen appends to the journal and gone on with by another process.
 
-    python -m tests.sweep.killed_drivers FOLDER KIND POINT...
+    python -m tests.sweep.killed_drivers FOLDER KIND PLAN POINT...
 
 KIND: `mortal` jobs die with their driver, `lasting` ones go on and can be attached to, also when their end was
-told already. POINT: HOW:NUMBER or HOW:all, HOW being before, torn (half of the line is written) or after.
+told already. PLAN: `smoke`, or `everything` (every kind of event that a sound sweep has, see `course`).
+POINT: HOW:NUMBER, HOW:all or HOW:every-N, HOW being before, torn (half of the line is written) or after.
 One JSON line per point: what the journal says was spent, and what was really worked.
 """
 
@@ -21,18 +22,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.sweep.fake_executor import FakeExecutor
+from tests.sweep.fake_executor import FakeExecutor, KnowingExecutor
+from universal_simulator.errors import BudgetError
 from universal_simulator.sweep import journal as journal_module
-from universal_simulator.sweep.driver import run_sweep
+from universal_simulator.sweep.driver import resume_sweep, run_sweep
 from universal_simulator.sweep.executor import Job, JobEnd, JobState
 from universal_simulator.sweep.journal import Event, Journal
 from universal_simulator.sweep.leaderboard import result_digest
+from universal_simulator.sweep.plan import Plan, load_plan
 from universal_simulator.sweep.spending import Ledger
 from universal_simulator.sweep.state import JOURNAL, SweepState
 
 #: of every job
 TOOK_S = 0.02
 HOW = ("before", "torn", "after")
+#: launches of trainings that the first budget of `everything` allows: used up while round C searches
+LAUNCHES = 7
+#: what of its events `smoke` has not
+EVERYTHING = (
+    "canary_passed",
+    "forecast",
+    "run_healed",
+    "sweep_stopped",
+    "plan_amended",
+    "round_ended",
+    "inference_scored",
+    "ttc_scored",
+    "test_opened",
+)
 
 
 class Truth:
@@ -62,11 +79,51 @@ class _AtWork:
     began: float
 
 
-class Working(FakeExecutor):
+def everything() -> tuple[Plan, Plan]:
+    """Rounds A, C and D, canary, calibrations, both scores and a budget that is used up; with a larger one."""
+    values = load_plan("smoke_iterate").model_dump(mode="json")
+    values |= {"name": "everything", "canary": True, "calibrate": True}
+    values["ttc"] = {"settings": ["ttc.beam=2"], "groups": 12, "reward_groups": 16}
+    first, amended = ({**values, "budget": {"sweep": {"attempts": n}}} for n in (LAUNCHES, 999))
+    return Plan.model_validate(first), Plan.model_validate(amended)
+
+
+def course(plan: str, folder: Path, executor: Callable[[], FakeExecutor]) -> SweepState:
+    """A sitting, as whoever types the command begins it; of `everything` its member diverges and is healed, and
+    where the budget is used up a second sitting goes on with a larger one.
+    """
+    if plan == "smoke":
+        return run_sweep("smoke", folder, executor=executor())
+    first, amended = everything()
+    if Journal(folder / JOURNAL).of("plan_amended"):
+        return resume_sweep(folder, executor=executor())
+    try:
+        return run_sweep(first, folder, executor=executor())
+    except BudgetError:
+        return resume_sweep(folder, executor=executor(), plan=amended)
+
+
+class Diverging(KnowingExecutor):
+    """The written member diverges at its own rate; healed, or as a trial at another rate, it does not."""
+
+    failure_kind = "DivergenceError"
+
+    def exit_code(self, job: Job) -> int:
+        words = list(job.arguments)
+        rate = any(word.startswith("training.operator.learning_rate=") for word in words)
+        return int(job.job_id.startswith("train:") and words[1] == "sweep_round_a_lr3e4_w5" and not rate)
+
+    def submit(self, job: Job) -> None:
+        self.exit_codes[job.job_id] = [self.exit_code(job)]
+        super().submit(job)
+
+
+class Working(Diverging):
     """Jobs that take a moment. lasting: what was submitted stands in a folder, for whoever attaches."""
 
-    def __init__(self, folder: Path, *, lasting: bool) -> None:
+    def __init__(self, folder: Path, *, lasting: bool, diverges: bool = False) -> None:
         super().__init__()
+        self.diverges = diverges
         self.truth = Truth(folder)
         self.cluster = folder.with_suffix(".cluster") if lasting else None
         self.at_work: dict[str, _AtWork] = {}
@@ -92,7 +149,7 @@ class Working(FakeExecutor):
         if self.at_work and timeout_s:
             time.sleep(TOOK_S / 4)
         due = [a for a in self.at_work.values() if time.time() - a.began >= TOOK_S]
-        return [self._end(a, 0) for a in due]
+        return [self._end(a, self.exit_code(a.job) if self.diverges else 0) for a in due]
 
     def state(self, job_id: str) -> JobState:
         return "running" if job_id in self.at_work else "ended"
@@ -104,6 +161,8 @@ class Working(FakeExecutor):
     def _end(self, begun: _AtWork, code: int) -> JobEnd:
         if code == 0:
             self.work(begun.job)
+        elif code > 0:
+            self.fail(begun.job)
         seconds = TOOK_S if self.cluster is not None else time.time() - begun.began
         self.truth.note("ended", submission=begun.submission, seconds=seconds)
         del self.at_work[begun.job.job_id]
@@ -154,22 +213,22 @@ def in_a_process_of_its_own(work: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def drive(folder: Path, *, lasting: bool) -> None:
-    run_sweep("smoke", folder, executor=Working(folder, lasting=lasting))
+def drive(folder: Path, plan: str, *, lasting: bool) -> None:
+    course(plan, folder, lambda: Working(folder, lasting=lasting, diverges=plan != "smoke"))
 
 
-def killed(folder: Path, how: str, point: int, *, lasting: bool) -> dict[str, Any]:
+def killed(folder: Path, plan: str, how: str, point: int, *, lasting: bool) -> dict[str, Any]:
     """Killed there, gone on with, and what came of it."""
     truth = Truth(folder)
 
     def doomed() -> None:
         die_at(how, point, truth)
-        drive(folder, lasting=lasting)
+        drive(folder, plan, lasting=lasting)
 
     status = in_a_process_of_its_own(doomed)
     if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
         raise RuntimeError(f"the driver was not killed {how} append {point}")
-    if in_a_process_of_its_own(lambda: drive(folder, lasting=lasting)) != 0:
+    if in_a_process_of_its_own(lambda: drive(folder, plan, lasting=lasting)) != 0:
         raise RuntimeError(f"killed {how} append {point}, the next driver failed")
     return {"how": how, "point": point, **outcome(folder)}
 
@@ -204,20 +263,24 @@ def outcome(folder: Path) -> dict[str, Any]:
         "worked_s": seconds,
         "launches": launches,
         "events": len(state.journal.events),
+        "kinds": sorted({event.kind for event in state.journal.events}),
+        "paid_twice": paid_twice(state),
     }
 
 
-def main(folder: str, kind: str, *points: str) -> None:
+def main(folder: str, kind: str, plan: str, *points: str) -> None:
     lasting = kind == "lasting"
     whole = Path(folder) / "whole"
     whole.parent.mkdir(parents=True, exist_ok=True)
-    drive(whole, lasting=lasting)
+    drive(whole, plan, lasting=lasting)
     print(json.dumps({"how": "whole", "point": -1, **outcome(whole)}), flush=True)
     number = len(SweepState(whole).journal.events)
     for how, _, which in (point.partition(":") for point in points):
-        for point in range(number) if which == "all" else [int(which)]:
+        step = 1 if which == "all" else int(which.removeprefix("every-"))
+        chosen = range(0, number, step) if not which.isdecimal() else [int(which)]
+        for point in chosen:
             place = Path(folder) / f"{how}-{point}"
-            print(json.dumps(killed(place, how, point, lasting=lasting)), flush=True)
+            print(json.dumps(killed(place, plan, how, point, lasting=lasting)), flush=True)
 
 
 if __name__ == "__main__":

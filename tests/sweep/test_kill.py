@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,26 +12,31 @@ from typing import Any
 
 import pytest
 
-from tests.sweep.killed_drivers import HOW
+from tests.sweep.killed_drivers import EVERYTHING, HOW, Diverging, course, paid_twice
+from universal_simulator.sweep.leaderboard import result_digest
+from universal_simulator.sweep.state import JOURNAL
 from universal_simulator.sweep.work_clock import GRACE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "kill_sweep.py"
 
 
-def killed(folder: Path, kind: str, points: Sequence[str]) -> list[dict[str, Any]]:
-    words = [sys.executable, "-m", "tests.sweep.killed_drivers", str(folder), kind, *points]
-    answer = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=590)
+def killed(folder: Path, kind: str, points: Sequence[str], *, plan: str = "smoke") -> list[dict[str, Any]]:
+    words = [sys.executable, "-m", "tests.sweep.killed_drivers", str(folder), kind, plan, *points]
+    answer = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert answer.returncode == 0, answer.stderr
     return [json.loads(line) for line in answer.stdout.splitlines()]
 
 
 def held(found: Sequence[dict[str, Any]]) -> None:
-    """Same results; one paid end for each intent; never charged less than was worked, and little more."""
+    """Same results; one paid end for each intent; never charged less than was worked, and little more; no job
+    that ended well is submitted again.
+    """
     whole = found[0]
     for point in found:
         assert point["digest"] == whole["digest"], point
         assert point["paid"] == point["intents"], point
+        assert point["paid_twice"] == [], point
         assert point["attempts"] >= point["launches"] >= whole["launches"], point
         # ends are journalled to the millisecond
         assert point["seconds"] >= point["worked_s"] - 0.001 * len(point["paid"]), point
@@ -62,6 +68,34 @@ def test_killed_at_every_append(tmp_path: Path, kind: str, how: str) -> None:
     found = killed(tmp_path, kind, [f"{how}:all"])
     held(found)
     assert len(found) == 1 + found[0]["events"] > 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "how"), [("mortal", "after"), ("lasting", "torn")])
+def test_killed_at_every_append_of_a_sweep_that_has_everything(tmp_path: Path, kind: str, how: str) -> None:
+    """Canary, calibrations, a healed member, a budget used up and amended, search, refinement, both scores."""
+    found = killed(tmp_path, kind, [f"{how}:all"], plan="everything")
+    held(found)
+    assert len(found) == 1 + found[0]["events"] > 90
+    assert set(EVERYTHING) <= set(found[0]["kinds"])
+    if kind == "lasting":
+        assert all(point["launches"] == found[0]["launches"] for point in found)
+
+
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_cut_at_an_event_a_sweep_that_has_everything_ends_alike(tmp_path: Path, step: int) -> None:
+    """What a driver killed there would leave: the same results, and nothing is paid twice."""
+    whole = course("everything", tmp_path / "whole", Diverging)
+    assert set(EVERYTHING) <= {event.kind for event in whole.journal.events}
+    lines = (tmp_path / "whole" / JOURNAL).read_bytes().splitlines(keepends=True)
+    for point in range(1, len(lines), step):
+        folder = tmp_path / "cut"
+        shutil.copytree(tmp_path / "whole", folder)
+        (folder / JOURNAL).write_bytes(b"".join(lines[:point]))
+        state = course("everything", folder, Diverging)
+        assert result_digest(state) == result_digest(whole), point
+        assert paid_twice(state) == [], point
+        shutil.rmtree(folder)
 
 
 @pytest.mark.slow

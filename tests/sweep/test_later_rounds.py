@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.sweep.fake_executor import FakeExecutor
-from tests.sweep.killed_drivers import paid_twice
+from tests.sweep.fake_executor import RATE, FakeExecutor, KnowingExecutor
 from tests.sweep.records import evaluation
 from universal_simulator.errors import ConfigurationError, UserError
 from universal_simulator.executors.local_process import LocalProcessExecutor
@@ -20,27 +19,6 @@ from universal_simulator.sweep.leaderboard import leaderboard_path, result_diges
 from universal_simulator.sweep.plan import Plan, load_plan
 from universal_simulator.sweep.report import report_path
 from universal_simulator.sweep.state import JOURNAL, Run, SweepState
-
-RATE = "training.operator.learning_rate"
-#: the member's effective rate under the smoke profile
-BASE_RATE = 9e-4
-
-
-class KnowingExecutor(FakeExecutor):
-    """nrmse 0.05 at the member's own rate, (rate / own)^2 of it elsewhere; depth helps by a third."""
-
-    placebo = 1.0
-    fresh_seeds = 1.0
-
-    def quality(self, config: str, seed: int, words: list[str]) -> float:
-        if config.startswith("rerun"):
-            return 0.1 + 0.002 * min(seed, 10)
-        given = dict(word.split("=", 1) for word in words if "=" in word)
-        value = 0.05 * (float(given.get(RATE, BASE_RATE)) / BASE_RATE) ** 2
-        value *= 0.67 if "model.options.operator.stochastic_depth" in given else 1.0
-        if seed > 1000:
-            return value * self.placebo
-        return value * (self.fresh_seeds if seed > 100 else 1.0)
 
 
 def of_role(state: SweepState, role: str, round_name: str | None = None) -> list[Run]:
@@ -361,18 +339,6 @@ def test_a_diverged_trial_is_an_answer_and_a_broken_one_is_run_again(tmp_path: P
         )
     resumed = run_sweep("smoke_iterate", tmp_path / "broken", executor=KnowingExecutor())
     assert result_digest(resumed) == result_digest(probe)
-
-
-def test_cut_at_any_event_the_later_rounds_end_in_the_same_result(tmp_path: Path, iterated: Path) -> None:
-    """What a driver killed there would leave; every seventh event of rounds C and D. Nothing is paid twice."""
-    whole = SweepState(iterated)
-    digest, start = result_digest(whole), whole.journal.of("champion")[0].number
-    for point in range(start + 1, len(whole.journal.events), 7):
-        folder = tmp_path / f"cut-{point}"
-        cut(iterated, folder, point)
-        state = run_sweep("smoke_iterate", folder, executor=KnowingExecutor())
-        assert result_digest(state) == digest, point
-        assert paid_twice(state) == [], point
 
 
 def test_faults_of_later_rounds_are_told_when_the_plan_is_read(tmp_path: Path) -> None:

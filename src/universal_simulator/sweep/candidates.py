@@ -26,9 +26,12 @@ def effective_config(plan: Plan, run: Run) -> dict[str, Any]:
 
 
 def proposed_trial(
-    plan: Plan, round_name: str, search: Search, box: Box, facts: Sequence[Fact], *, seed_cv: float | None
+    origin: str, round_name: str, search: Search, box: Box, facts: Sequence[Fact], *, seed_cv: float | None
 ) -> tuple[list[str], dict[str, Any]] | None:
-    """(overrides, what the journal keeps) of the trial after `facts`; None while it must wait."""
+    """(overrides, what the journal keeps) of the trial after `facts`; None while it must wait.
+
+    origin: hash of the plan as its sweep began. An amended one would draw otherwise what is proposed after it.
+    """
     trial = len(facts)
     if waits(facts, trial=trial, in_flight=search.in_flight):
         return None
@@ -40,7 +43,7 @@ def proposed_trial(
         today,
         known,
         running,
-        seed=ask_seed(plan.hash, round_name, trial),
+        seed=ask_seed(origin, round_name, trial),
         seed_cv=seed_cv,
         startup=search.startup,
     )

@@ -146,7 +146,7 @@ class RoundCourse:
             while len(runs) < search.trials:
                 facts = [self.facts.base_fact(box), *map(self.facts.fact, runs)]
                 proposed = proposed_trial(
-                    self.plan, self.round.name, search, box, facts, seed_cv=self.facts.seed_cv()
+                    self.state.origin, self.round.name, search, box, facts, seed_cv=self.facts.seed_cv()
                 )
                 if proposed is None:
                     break

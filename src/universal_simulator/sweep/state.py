@@ -98,6 +98,11 @@ class SweepState:
         self.plan = Plan.model_validate(told["plan"])
         return self.plan
 
+    @property
+    def origin(self) -> str:
+        """Hash of the plan as this sweep was begun, whatever was amended since."""
+        return str(self.journal.of("sweep_started")[0].data["plan_hash"])
+
     def _absorb(self) -> None:
         """Take in the events since the last look."""
         for event in self.journal.events[self._read :]:
