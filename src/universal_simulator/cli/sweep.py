@@ -181,6 +181,7 @@ def status(folder: Folder, as_json: Json = False) -> None:
     Example: usim sweep status runs/embedded
     """
     from universal_simulator.executors.kept_results import told_by_the_ledger
+    from universal_simulator.sweep.fates import outcome
     from universal_simulator.sweep.state import SweepState
 
     state = SweepState(folder)
@@ -211,7 +212,7 @@ def status(folder: Folder, as_json: Json = False) -> None:
         for words in cloud["kept"]:
             typer.echo(words)
         typer.echo(f"${cloud['spent_usd']:.2f} spent on rented machines (usim cloud status asks the service)")
-    typer.echo(champion["sentence"] if champion else "no champion yet")
+    typer.echo(outcome(state) if champion else "no champion yet")
 
 
 @app.command()
@@ -233,11 +234,12 @@ def explain(
     run: Annotated[str | None, typer.Argument(help="one run id")] = None,
     as_json: Json = False,
 ) -> None:
-    """What changed in each run, why it helped or hurt, what to do next; its gates.
+    """Why each run was kept or rejected; what changed in it, why it helped or hurt, what to do next; its gates.
 
     Example: usim sweep explain runs/embedded RUN_ID
     """
     from universal_simulator.errors import UserError
+    from universal_simulator.sweep.fates import fate, outcome, round_sentences
     from universal_simulator.sweep.gates import answer_words, crossed, telling
     from universal_simulator.sweep.state import SweepState
     from universal_simulator.sweep.verdicts import verdict
@@ -248,9 +250,13 @@ def explain(
         raise UserError(f"no run {run!r} in {folder}; runs: {', '.join(known)}")
     suites = {suite: state.gates(suite) for suite in ("small_eval", "full_eval")}
     asked = [run] if run else known
+    rounds = round_sentences(state)
+    rounds_of = {item.run_id: rounds.get(item.round) for item in state.runs}
     if as_json:
         told = {
             run_id: {
+                "fate": fate(state, run_id),
+                "round": rounds_of[run_id],
                 "verdict": verdict(state, run_id),
                 "gates": {
                     suite: [{**gate, "within_noise": crossed(gate)} for gate in gates.get(run_id, ())]
@@ -261,8 +267,12 @@ def explain(
         }
         typer.echo(json.dumps(told, indent=1))
         return
+    typer.echo(outcome(state))
+    for sentence in [rounds_of[run]] if run else rounds.values():
+        typer.echo(sentence or "")
     for run_id in asked:
         typer.echo(run_id)
+        typer.echo(f"  {fate(state, run_id)}")
         for line in verdict(state, run_id):
             typer.echo(f"  {line}")
         for suite, gates in suites.items():
@@ -317,9 +327,9 @@ def _track(wanted: bool, folder: Path) -> None:
 
 
 def _outcome(folder: Path) -> None:
+    from universal_simulator.sweep.fates import outcome
     from universal_simulator.sweep.report import report_path
     from universal_simulator.sweep.state import SweepState
 
-    champion = SweepState(folder).decision("champion")
-    typer.echo(champion["sentence"] if champion else "no champion")
+    typer.echo(outcome(SweepState(folder)))
     typer.echo(f"report: {report_path(folder)}")

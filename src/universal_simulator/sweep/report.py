@@ -12,24 +12,25 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from universal_simulator.run_record import Metric, RunRecord, write_atomically
+from universal_simulator.run_record import EvaluationRecord, Metric, RunRecord, write_atomically
 from universal_simulator.sweep.baseline_scores import EVENT as SCORED
 from universal_simulator.sweep.compute import compute_matches, compute_rows, rule_sentence
 from universal_simulator.sweep.early_stop import STOPPED_EARLY
+from universal_simulator.sweep.fates import fate, outcome, round_sentences
 from universal_simulator.sweep.forecast import outcomes
 from universal_simulator.sweep.gates import (
     answer_words,
     crossed,
-    crossings,
+    ensemble_conditions,
     paired_interval,
     seed_spread,
     telling,
 )
-from universal_simulator.sweep.round_report import CANDIDATES, later_rounds, placebo_sentence
+from universal_simulator.sweep.hypotheses import scored_forecasts
+from universal_simulator.sweep.round_report import later_rounds, placebo_sentence
 from universal_simulator.sweep.rounds import (
     headline_value,
     rung,
-    score_forecast,
     tier_results,
 )
 from universal_simulator.sweep.state import Run, SweepState
@@ -76,15 +77,17 @@ def _context(state: SweepState) -> dict[str, Any]:
         "later_rounds": later_rounds(state),
         "placebos": placebo_sentence(state),
         "champion": champion,
-        "outcome": _outcome(state),
+        "outcome": outcome(state),
+        "round_sentences": list(round_sentences(state).values()),
+        "fates": {run.run_id: fate(state, run.run_id) for run in shown},
         "students": students_sentence(records),
         "scored": [event.data for event in state.journal.of(SCORED)][-1:],
         "rung": rung(state.plan, headline_value(full[champion["champion"]], state.plan.headline_regime))
         if champion and champion["champion"] in full
         else None,
         "regimes": regimes,
-        "rows": [_row(state, run, records.get(run.run_id), promoted) for run in shown],
-        "references": _references(full or small),
+        "rows": [{"run": run} for run in shown],
+        "tables": {regime: _tables(state, shown, regime) for regime in regimes},
         "gates": {
             suite: {
                 run: [_shown_gate(g) for g in telling(gates)] for run, gates in state.gates(suite).items()
@@ -94,7 +97,7 @@ def _context(state: SweepState) -> dict[str, Any]:
         "tiers": tier_results(state.plan, records[champion["champion"]], records[champion["baseline"]])
         if champion
         else [],
-        "forecasts": _forecasts(state),
+        "forecasts": scored_forecasts(state),
         "verdicts": {run.run_id: verdict(state, run.run_id) for run in shown},
         "healed": [e.data for e in state.journal.of("run_healed")],
         "outcomes": outcomes(state),
@@ -139,21 +142,6 @@ def _unopened(state: SweepState, champion: Mapping[str, Any] | None) -> str | No
     )
 
 
-def _outcome(state: SweepState) -> str:
-    champion = state.decision("champion")
-    sentence = champion["sentence"] if champion else "The sweep has not reached a champion yet."
-    full = state.evaluations("full_eval")
-    if champion and champion["champion"] in full:
-        gates = state.gates("full_eval").get(champion["champion"], [])
-        told = crossings(gates, full[champion["champion"]])
-        # a journal from before wrote "every gate passed" alone
-        sentence += "".join(f" Across a line: {words}." for words in told if words not in sentence)
-    ends = [e for e in state.journal.events if e.kind in ("sweep_stopped", "sweep_finished")]
-    if ends and ends[-1].kind == "sweep_stopped":
-        sentence += f" It was stopped: {ends[-1].data['reason']}."
-    return sentence
-
-
 def _shown(state: SweepState, promoted: Mapping[str, str]) -> list[Run]:
     """All runs, or of very many those that are compared with, decided about or best on small-eval."""
     runs, small = state.runs, state.evaluations("small_eval")
@@ -174,25 +162,47 @@ def _status(state: SweepState, run_id: str, record: RunRecord | None) -> str:
     return record.status if record else "not started"
 
 
-def _row(state: SweepState, run: Run, record: RunRecord | None, promoted: dict[str, str]) -> dict[str, Any]:
-    run_id = run.run_id
-    training = record.training.result if record and record.training else None
+def _tables(state: SweepState, shown: Sequence[Run], regime: str) -> list[dict[str, Any]]:
+    """One table a suite, so that rows of different protocols never stand in one column.
+
+    Small-eval's has a line for every run, with its status where it has no figures.
+    """
+    tables = []
+    records = state.records()
+    for suite in ("full_eval", "small_eval"):
+        found = {run: e for run, e in state.evaluations(suite).items() if regime in e.result.regimes}
+        runs = [run for run in shown if run.run_id in found or suite == "small_eval"]
+        if runs and (found or suite == "small_eval"):
+            protocol = next(iter(found.values())).result.protocol if found else None
+            tables.append(
+                {
+                    "suite": suite.replace("_", "-"),
+                    "protocol": protocol,
+                    "rows": [_row(state, run, records.get(run.run_id), found, regime) for run in runs],
+                    "references": _references(found).get(regime, {}),
+                }
+            )
+    return tables
+
+
+def _row(
+    state: SweepState, run: Run, record: RunRecord | None, found: Mapping[str, EvaluationRecord], regime: str
+) -> dict[str, Any]:
+    evaluation = found.get(run.run_id)
+    result = evaluation.result.regimes[regime] if evaluation else None
+    conditions = ensemble_conditions(result) if result else None
+    members = evaluation.result.predictor.members if evaluation else 1
     return {
         "run": run,
-        "status": _status(state, run_id, record),
-        "params": training.params if training else None,
-        "flops": training.compared_flops if training else None,
-        "steps": training.optimiser_steps if training else None,
+        "status": _status(state, run.run_id, record),
+        "params": record.training.result.params if record and record.training else None,
         "seconds": record.wall_clock_s() if record else None,
-        "promoted": promoted.get(run_id),
-        "suites": {
-            suite: {regime: result.metrics for regime, result in e.result.regimes.items()}
-            for suite, e in (record.evaluations if record else {}).items()
-        },
+        "metrics": result.metrics if result else None,
+        "ensemble": f" ({members} x {conditions})" if conditions is not None else "",
     }
 
 
-def _references(evaluations: dict[str, Any]) -> dict[str, dict[str, Metric]]:
+def _references(evaluations: Mapping[str, EvaluationRecord]) -> dict[str, dict[str, Metric]]:
     for evaluation in evaluations.values():
         return {
             regime: {name: rows[name]["nrmse"] for name in sorted(rows, key=_natural)}
@@ -205,33 +215,6 @@ def _natural(name: str) -> tuple[str, int]:
     """classical_64 before classical_128."""
     stem, _, number = name.rpartition("_")
     return (stem, int(number)) if number.isdigit() else (name, 0)
-
-
-def _forecasts(state: SweepState) -> list[dict[str, object]]:
-    """Each round's best member, judged on full-eval where one got there, against what it started from:
-    the mean of the baseline's seeds, or the champion of that moment."""
-    regime, out = state.plan.headline_regime, []
-    suites = {suite: state.evaluations(suite) for suite in ("full_eval", "small_eval")}
-    for round_ in state.plan.rounds:
-        members = [r.run_id for r in state.runs if r.role in CANDIDATES and r.round == round_.name]
-        opened = [e for e in state.journal.of("round_opened") if e.data["round"] == round_.name]
-        base = [event.data["base"] for event in opened]
-        suite = next((s for s, e in suites.items() if any(run in e for run in members)), "small_eval")
-        found = suites[suite]
-        compared = base if round_.kind != "members" else state.baselines()
-        seeds = [headline_value(found[run], regime) for run in compared if run in found]
-        scored = sorted((headline_value(found[run], regime), run) for run in members if run in found)
-        if not seeds:
-            continue
-        best = scored[0][0] if scored else None
-        answer, text = score_forecast(round_, best, sum(seeds) / len(seeds))
-        exceeded = text.endswith("more than forecast")
-        if scored:
-            against = f"the mean of {len(seeds)} seeds" if round_.kind == "members" else base[0]
-            text += f" ({scored[0][1]}, {suite.replace('_', '-')}, against {against})"
-        told = {"hypothesis": round_.hypothesis, "answer": answer, "exceeded": exceeded, "text": text}
-        out.append({"round": round_.name, **told})
-    return out
 
 
 def _wall_s(state: SweepState) -> float:

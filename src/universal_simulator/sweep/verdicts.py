@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from universal_simulator.configuration.documents import flatten
-from universal_simulator.run_record import EvaluationRecord, RunRecord
+from universal_simulator.run_record import EvaluationRecord, RunFolder, RunRecord
 from universal_simulator.sweep.early_stop import STOPPED_EARLY
 from universal_simulator.sweep.rounds import indistinguishable
-from universal_simulator.sweep.state import SweepState
+from universal_simulator.sweep.state import REFERENCE_ROLES, Run, SweepState
 
 #: they change nothing of the headline's nrmse
 _SILENT = ("name", "tags", "seed", "tracking.", "ttc.", "steady_prior.")
@@ -88,32 +90,101 @@ def _why(state: SweepState, record: RunRecord, baseline: RunRecord) -> str:
     if indistinguishable(ours, theirs, regime):
         effect = "indistinguishable from the baseline (the paired 95 % interval holds zero)"
     flops = record.training.result.compared_flops / baseline.training.result.compared_flops
-    validation = record.training.result.validation
-    still = validation["best_step"] == record.training.result.optimiser_steps
     return (
         f"{effect}: nrmse {_value(ours, regime, 'nrmse'):.4f} against "
         f"{_value(theirs, regime, 'nrmse'):.4f} ({gain:+.0%} gain, {regime}, {suite}) at {flops:.1f} x the "
         f"training FLOPs; one step {_value(ours, regime, 'nrmse_step'):.4f} against "
         f"{_value(theirs, regime, 'nrmse_step'):.4f}, codec floor {_value(ours, regime, 'reconstruction'):.4f} against "
-        f"{_value(theirs, regime, 'reconstruction'):.4f}; best at its {'last' if still else 'earlier'} validation"
+        f"{_value(theirs, regime, 'reconstruction'):.4f}"
     )
 
 
 def _next(state: SweepState, record: RunRecord, baseline: RunRecord) -> str:
     suite = "full_eval" if "full_eval" in record.evaluations else "small_eval"
-    evaluation = record.evaluations.get(suite)
-    assert record.training
-    if evaluation is None:
+    evaluation, run = record.evaluations.get(suite), state.run(record.run_id)
+    if evaluation is None or run is None:
         return "evaluate it"
+    if run.role in REFERENCE_ROLES:
+        return "nothing to change: it shows what candidates are worth"
     regime = state.plan.headline_regime
-    total, floor = _value(evaluation, regime, "nrmse"), _value(evaluation, regime, "reconstruction")
+    total, floor, step = (
+        _value(evaluation, regime, name) for name in ("nrmse", "reconstruction", "nrmse_step")
+    )
     if floor > total / 3:
-        return "the codec is the floor: more tokens or a wider decoder before anything else"
-    if record.training.result.validation["best_step"] == record.training.result.optimiser_steps:
-        return "still improving when it stopped: train longer before changing anything else"
-    if _value(evaluation, regime, "nrmse_step") < total / 3:
-        return "single steps are good, rollouts drift: longer rollouts in training"
-    return "single steps limit it: a larger operator or a better optimised one"
+        told = (
+            f"the codec is the floor ({floor / total:.0%} of the nrmse): more tokens or a wider decoder first"
+        )
+    elif rates := _rates(state, run, record, baseline):
+        told = rates
+    elif step < total / 3:
+        told = (
+            f"one step errs by {step / total:.0%} of the rollout, which drifts: longer rollouts in training"
+        )
+    else:
+        told = f"single steps limit it ({step / total:.0%} of the nrmse): a larger operator or a better optimised one"
+    late = [
+        late_gain(RunFolder(state.folder, item.run_id).metrics_log("operator")) for item in (record, baseline)
+    ]
+    if late[0] is None:
+        return told
+    beside = "" if late[1] is None else f" (the baseline's {late[1]:.0%})"
+    return f"{told}; the last quarter of its operator stage lowered the validation error by {late[0]:.0%}{beside}"
+
+
+def _rates(state: SweepState, run: Run, record: RunRecord, baseline: RunRecord) -> str | None:
+    """Which way the learning rate wants to go, where the round tried several and this run changed no model."""
+
+    def config(item: RunRecord) -> dict[str, Any]:
+        return flatten(item.training.result.effective_config) if item.training else {}
+
+    key, regime = "training.operator.learning_rate", state.plan.headline_regime
+    ours, theirs = config(record), config(baseline)
+    models = [{k: v for k, v in c.items() if k.startswith("model.options.")} for c in (ours, theirs)]
+    if key not in ours or ours[key] == theirs.get(key) or models[0] != models[1]:
+        return None
+    tried = {}
+    for other in state.runs:
+        peer = state.record(other.run_id) if other.round == run.round and other.role == run.role else None
+        if peer is not None and peer.training is not None and "small_eval" in peer.evaluations:
+            tried[float(config(peer).get(key, "nan"))] = _value(
+                peer.evaluations["small_eval"], regime, "nrmse"
+            )
+    if len(tried) < 2:
+        return None
+    listed = ", ".join(f"{rate:.3g}: {value:.4f}" for rate, value in sorted(tried.items()))
+    best, rates = min(tried, key=lambda rate: tried[rate]), sorted(tried)
+    way = (
+        "higher still"
+        if best == rates[-1]
+        else "lower still"
+        if best == rates[0]
+        else "between its neighbours"
+    )
+    side = "too low" if ours[key] < best else "too high" if ours[key] > best else "the best"
+    return f"of the rates of round {run.round} ({listed}) this one is {side}: try {way if side == 'the best' else f'{best:.3g}, or {way}'}"
+
+
+def late_gain(log: Path) -> float | None:
+    """Share by which the last quarter of a stage lowered its validation error; None where no curve is kept.
+
+    Whichever weights were better counts at each validation. Negative: it rose.
+    """
+    if not log.exists():
+        return None
+    curve: dict[int, float] = {}
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # a torn last line of a killed run
+        found = [values[k] for k in ("validation_raw", "validation_ema") if isinstance(values.get(k), float)]
+        if found:
+            curve[int(values["step"])] = min(found)
+    end = max(curve, default=0)
+    before = [step for step in curve if step <= 0.76 * end]
+    if not before or not curve[max(before)] > 0:
+        return None
+    return 1 - curve[end] / curve[max(before)]
 
 
 def _baseline_lines(state: SweepState, run_id: str) -> list[str]:
