@@ -12,7 +12,14 @@ from tests.sweep.fake_executor import FakeExecutor
 from tests.sweep.records import evaluation, run_record
 from universal_simulator.cli.sweep import explain
 from universal_simulator.configuration import load_config
-from universal_simulator.run_record import RunFolder, RunRecord, read_document, write_json
+from universal_simulator.run_record import (
+    Draws,
+    Metric,
+    RunFolder,
+    RunRecord,
+    read_document,
+    write_json,
+)
 from universal_simulator.sweep.driver import run_sweep
 from universal_simulator.sweep.executor import Job
 from universal_simulator.sweep.fates import fate, round_sentences
@@ -137,6 +144,43 @@ class Rates(FakeExecutor):
 
     def quality(self, config: str, seed: int, words: list[str]) -> float:
         return self.values.get(config, super().quality(config, seed, words))
+
+
+def test_a_run_that_noise_excuses_is_not_said_to_pass_plainly(tmp_path: Path) -> None:
+    """The second member's ece lies above the line, by no more than noise."""
+
+    class Loose(Rates):
+        def work(self, job: Job) -> None:
+            super().work(job)
+            if job.arguments[:2] != ("run", "sweep_round_a_lr45e4_w5"):
+                return
+            words = list(job.arguments)
+            files = RunFolder(job.folder, words[words.index("--run-id") + 1])
+            record = read_document(files.summary, RunRecord)
+            found = record.evaluations["small_eval"]
+            loose = {
+                "draws": {"ece": Draws(groups=8, values=tuple(0.01 * index for index in range(10)))},
+            }
+            regimes = {
+                name: regime.model_copy(
+                    update=loose | {"metrics": {**regime.metrics, "ece": Metric(value=0.045)}}
+                )
+                for name, regime in found.result.regimes.items()
+            }
+            result = found.result.model_copy(update={"regimes": regimes})
+            evaluations = {"small_eval": found.model_copy(update={"result": result})}
+            write_json(files.summary, record.model_copy(update={"evaluations": evaluations}))
+
+    plan = load_plan("smoke")
+    members = (Member(config="sweep_round_a_lr3e4_w5"), Member(config="sweep_round_a_lr45e4_w5"))
+    plan = plan.model_copy(update={"rounds": (plan.rounds[0].model_copy(update={"members": members}),)})
+    state = run_sweep(plan, tmp_path, executor=Loose())
+    second = next(run.run_id for run in state.runs if run.config == members[1].config)
+    excused = (
+        "passes every gate (within noise alone: ece (nu=0.05), ece (nu=0.1)), but its round promotes one"
+    )
+    assert excused in fate(state, second)
+    assert '<td class="within_noise">above the line, within noise</td>' in report_path(tmp_path).read_text()
 
 
 def test_no_table_of_the_page_mixes_protocols(tmp_path: Path) -> None:

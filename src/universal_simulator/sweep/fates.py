@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from universal_simulator.sweep.early_stop import STOPPED_EARLY
-from universal_simulator.sweep.gates import HARD_ABORT, crossings, paired_interval
+from universal_simulator.sweep.gates import HARD_ABORT, crossed, crossings, paired_interval
 from universal_simulator.sweep.jobs import training_id
 from universal_simulator.sweep.plan import Round
 from universal_simulator.sweep.round_report import CANDIDATES, later_rounds
@@ -142,7 +142,7 @@ def _rejected(
         return "rejected: passes every gate, but its round promoted nobody"
     number = "one" if limit == 1 else str(limit)
     told = "; ".join(_beside(state, run_id, rival, "small_eval") for rival in rivals)
-    return f"rejected: passes every gate, but its round promotes {number} and {told}"
+    return f"rejected: passes every gate{_excused(gates)}, but its round promotes {number} and {told}"
 
 
 def _after_full_eval(state: SweepState, run_id: str, leader: str | None) -> str:
@@ -152,9 +152,8 @@ def _after_full_eval(state: SweepState, run_id: str, leader: str | None) -> str:
     stopped = _blocking(gates, forced=False)
     if stopped:
         return f", not champion: fails {', '.join(stopped)} in full-eval"
-    return (
-        f", not champion: passes every gate of full-eval, but {_beside(state, run_id, leader, 'full_eval')}"
-    )
+    told = _beside(state, run_id, leader, "full_eval")
+    return f", not champion: passes every gate of full-eval{_excused(gates)}, but {told}"
 
 
 def _beside(state: SweepState, run_id: str, rival: str, suite: str) -> str:
@@ -193,6 +192,14 @@ def _blocking(gates: Sequence[Mapping[str, Any]], *, forced: bool) -> list[str]:
         if not g["name"].startswith(HARD_ABORT)
         or (g["name"].removeprefix(HARD_ABORT), g["regime"]) not in names
     ]
+
+
+def _excused(gates: Sequence[Mapping[str, Any]]) -> str:
+    """Which of its passes noise alone excuses."""
+    found = [
+        f"{g['name']} ({g['regime']})" for g in gates if crossed(g) and not g["name"].startswith(HARD_ABORT)
+    ]
+    return f" (within noise alone: {', '.join(found)})" if found else ""
 
 
 def _promoted(state: SweepState) -> dict[str, str]:

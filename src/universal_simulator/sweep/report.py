@@ -196,7 +196,6 @@ def _row(
         "run": run,
         "status": _status(state, run.run_id, record),
         "params": record.training.result.params if record and record.training else None,
-        "seconds": record.wall_clock_s() if record else None,
         "metrics": result.metrics if result else None,
         "ensemble": f" ({members} x {conditions})" if conditions is not None else "",
     }
