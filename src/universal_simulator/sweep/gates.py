@@ -197,22 +197,9 @@ def improvement_gate(
             return GateResult(name, regime, "not_evaluable", reason)
     assert isinstance(ours, float)
     assert isinstance(theirs, float)
-    literal_line = (
-        f"the plan's literal line (nrmse <= {rule.literal_reference - rule.literal:g}, a gain of "
-        f"{rule.literal:g}): gain {theirs - ours:.4g}, {'met' if theirs - ours >= rule.literal else 'not met'}"
-    )
+    literal = _literal_line(rule, regime, ours, theirs)
     if rule.rule == "literal":
-        passed = theirs - ours >= rule.literal
-        return GateResult(
-            name,
-            regime,
-            "pass" if passed else "fail",
-            literal_line,
-            ours,
-            theirs,
-            theirs - rule.literal,
-            theirs - rule.literal - ours,
-        )
+        return literal
     spread = seed_spread(baseline_seeds, regime) if seed_cv is None else seed_cv * theirs
     paired = paired_interval(candidate.result.regimes[regime], reference.result.regimes[regime])
     if spread is None:
@@ -234,13 +221,25 @@ def improvement_gate(
         name,
         regime,
         "pass" if passed else "fail",
-        f"{sentence}; {literal_line}",
+        f"{sentence}; {literal.sentence}",
         ours,
         theirs,
         threshold,
         threshold - ours,
         spread,
     )
+
+
+def _literal_line(rule: Improvement, regime: str, ours: float, theirs: float) -> GateResult:
+    """The plan's own line, computed and shown whatever decides."""
+    met = theirs - ours >= rule.literal
+    sentence = (
+        f"the plan's literal line (nrmse <= {rule.literal_reference - rule.literal:g}, a gain of "
+        f"{rule.literal:g}): gain {theirs - ours:.4g}, {'met' if met else 'not met'}"
+    )
+    threshold = theirs - rule.literal
+    answer: Answer = "pass" if met else "fail"
+    return GateResult("improvement", regime, answer, sentence, ours, theirs, threshold, threshold - ours)
 
 
 def no_regression_gate(candidate: EvaluationRecord, reference: EvaluationRecord, regime: str) -> GateResult:
