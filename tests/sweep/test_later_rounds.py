@@ -15,6 +15,7 @@ from universal_simulator.executors.local_process import LocalProcessExecutor
 from universal_simulator.run_record import RunFolder, RunRecord, content_hash, read_document, write_json
 from universal_simulator.sweep.driver import resume_sweep, run_sweep
 from universal_simulator.sweep.executor import Job
+from universal_simulator.sweep.fates import fate
 from universal_simulator.sweep.leaderboard import leaderboard_path, result_digest
 from universal_simulator.sweep.plan import Plan, load_plan
 from universal_simulator.sweep.report import report_path
@@ -56,6 +57,14 @@ def test_search_and_refinement_each_start_from_the_champion_of_their_moment(tmp_
     # the placebo of each round is its base with another seed
     for run in of_role(state, "placebo"):
         assert run.overrides == next(r.overrides for r in state.runs if r.run_id == opened[run.round]["base"])
+    # why each was kept: who led for a while, and who passed beside the winner of C
+    assert fate(state, refined.run_id) == "kept: champion"
+    assert fate(state, opened["D"]["base"]) == f"promoted: champion until {refined.run_id}"
+    told = sorted(fate(state, run.run_id) for run in trials if run.run_id != opened["D"]["base"])
+    assert told[0] == "rejected: fails improvement (nu=0.05), no_regression (nu=0.1)"
+    assert told[1].startswith(
+        f"rejected: passes every gate, but its round promotes one and {opened['D']['base']} is lower"
+    )
     page = report_path(tmp_path).read_text()
     for part in (
         "Rounds after the written ones",

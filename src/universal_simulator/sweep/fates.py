@@ -87,7 +87,7 @@ def fate(state: SweepState, run_id: str) -> str:
         return f"rejected: {why}{instead}"
     if any(e.data["champion"] == run_id for e in state.journal.of("champion")):
         return f"promoted: champion until {leader}"
-    found = _of_member(state, run, leader) if run.role == "member" else _of_later(state, run, leader)
+    found = _of_member(state, run, leader) if run.role == "member" else _of_later(state, run)
     return found + instead
 
 
@@ -107,7 +107,7 @@ def _of_member(state: SweepState, run: Run, leader: str | None) -> str:
     return _rejected(state, run.run_id, gates, rivals, limit=limit, forced=forced)
 
 
-def _of_later(state: SweepState, run: Run, leader: str | None) -> str:
+def _of_later(state: SweepState, run: Run) -> str:
     """Of a search or refinement: its gates stand in events of the round, not of the sweep."""
     told = [e.data for e in state.journal.of("round_gates") if e.data["round"] == run.round]
     gates = {d["suite"]: d["gates"][run.run_id] for d in told if run.run_id in d["gates"]}
@@ -118,8 +118,10 @@ def _of_later(state: SweepState, run: Run, leader: str | None) -> str:
         stopped = _blocking(gates["full_eval"], forced=False)
         why = f"fails {', '.join(stopped)} in full-eval" if stopped else ended[-1]["sentence"]
         return f"promoted from round {run.round} (best passing member), not champion: {why}"
-    rivals = [leader] if leader and _round_of(state, leader) == run.round else []
-    if "small_eval" not in gates:
+    rivals = [e.data["champion"] for e in state.journal.of("champion") if e.data.get("round") == run.round][
+        -1:
+    ]
+    if "small_eval" not in gates or not (rivals or _blocking(gates["small_eval"], forced=False)):
         return f"rejected: round {run.round}: {ended[-1]['sentence']}"
     return _rejected(state, run.run_id, gates["small_eval"], rivals, limit=1, forced=False)
 
