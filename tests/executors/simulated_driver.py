@@ -25,6 +25,9 @@ TALLY: Counter[str] = Counter()
 class Driver:
     """One driver process of the sweep in `folder`; what it journals outlives it, it does not."""
 
+    #: every second one does something else before it attaches
+    tarries = False
+
     def __init__(self, world: World, folder: Path, ceiling_usd: float, *, spot: bool = False) -> None:
         self.world, self.folder, self.server = world, folder, world.server
         self.settings = CloudSettings(
@@ -46,6 +49,7 @@ class Driver:
         self.wall_off_s = 0.0
         self.executor: VastExecutor | None = None
         self.spent_out = False
+        self.starts = 0
         self.texts: list[str] = []
 
     def job(self, name: str) -> Job:
@@ -54,10 +58,18 @@ class Driver:
 
     def start(self) -> None:
         """A new process: nothing in memory; what there is is looked at, then jobs of the old one are attached
-        to or submitted again. One that dies before it has seen all of it is typed again."""
+        to or submitted again. One that dies before it has seen all of it is typed again. While `tarries`, every
+        second one first does something else, for longer than an instance waits for its driver."""
         self.executor = self.process()
         if not self._guarded(self._open):
             return
+        self.starts += 1
+        until = self.server.clock() + 1.2 * self.world.silence_s
+        while self.tarries and self.starts % 2 == 0 and self.server.clock() < until:
+            self.server.clock.sleep(30.0)
+            self.wait(0.0)
+            if self.executor is None or self.spent_out:
+                return
         for name in sorted(self.at_work):
             found = self._guarded(lambda name=name: self._attach(name))
             if not found or self.executor is None:

@@ -357,8 +357,14 @@ def test_a_rented_sweep_survives(service: LoopbackVast, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_rented_sweep_survives_at_length(service: LoopbackVast, tmp_path: Path) -> None:
-    """With kills at every place; each single kind of fault has its turn in `test_vast_lifecycle`."""
+def test_a_rented_sweep_survives_at_length(
+    service: LoopbackVast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With kills at every place, and drivers that do something else before they attach.
+
+    Each single kind of fault has its turn in `test_vast_lifecycle`.
+    """
+    monkeypatch.setattr(Driver, "tarries", True)
     run_profile(service, tmp_path, examples=400, steps=40)
     killed = [f"driver killed: {where} an append" for where in ("before", "torn", "after")]
     assert not never_happened(*OCCURRED, *killed)
