@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from universal_simulator.run_record import EvaluationRecord
 from universal_simulator.sweep.early_stop import STOPPED_EARLY
 from universal_simulator.sweep.gates import HARD_ABORT, crossed, crossings, paired_interval
 from universal_simulator.sweep.jobs import training_id
@@ -160,10 +161,10 @@ def _after_full_eval(state: SweepState, run_id: str, leader: str | None) -> str:
 
 def _beside(state: SweepState, run_id: str, rival: str, suite: str) -> str:
     """How a rival that was preferred compares, on the headline regime and wherever noise does not cover it."""
-    evaluations, headline = state.evaluations(suite), state.plan.headline_regime
-    if run_id not in evaluations or rival not in evaluations:
+    headline = state.plan.headline_regime
+    ours, theirs = (_evaluation(state, run, suite) for run in (run_id, rival))
+    if ours is None or theirs is None:
         return f"{rival} was preferred"
-    ours, theirs = evaluations[run_id], evaluations[rival]
     words = ""
     for regime in sorted(ours.result.regimes, key=lambda name: name != headline):
         if regime not in theirs.result.regimes:
@@ -182,6 +183,12 @@ def _beside(state: SweepState, run_id: str, rival: str, suite: str) -> str:
         f"{rival} {'is lower' if lower else 'was preferred'}, nRMSE {headline_value(theirs, headline):.4f} against "
         f"{headline_value(ours, headline):.4f} in {suite.replace('_', '-')} at {headline}{words}"
     )
+
+
+def _evaluation(state: SweepState, run_id: str, suite: str) -> EvaluationRecord | None:
+    """Of one run: a sentence for each of thousands must not read the records of all."""
+    record = state.record(run_id)
+    return None if record is None else record.evaluations.get(suite)
 
 
 def _blocking(gates: Sequence[Mapping[str, Any]], *, forced: bool) -> list[str]:
