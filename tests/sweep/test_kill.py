@@ -14,7 +14,7 @@ import pytest
 
 from tests.sweep.killed_drivers import EVERYTHING, HOW, Diverging, course, paid_twice
 from universal_simulator.sweep.leaderboard import result_digest
-from universal_simulator.sweep.state import JOURNAL
+from universal_simulator.sweep.state import JOURNAL, SweepState
 from universal_simulator.sweep.work_clock import GRACE_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,20 +82,40 @@ def test_killed_at_every_append_of_a_sweep_that_has_everything(tmp_path: Path, k
         assert all(point["launches"] == found[0]["launches"] for point in found)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> SweepState:
+    return course("everything", tmp_path_factory.mktemp("whole") / "x", Diverging)
+
+
+def cut(whole: SweepState, folder: Path, point: int) -> SweepState:
+    """What a driver leaves that is killed before this event, gone on with."""
+    shutil.copytree(whole.folder, folder)
+    lines = (folder / JOURNAL).read_bytes().splitlines(keepends=True)
+    (folder / JOURNAL).write_bytes(b"".join(lines[:point]))
+    return course("everything", folder, Diverging)
+
+
 @pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
-def test_cut_at_an_event_a_sweep_that_has_everything_ends_alike(tmp_path: Path, step: int) -> None:
-    """What a driver killed there would leave: the same results, and nothing is paid twice."""
-    whole = course("everything", tmp_path / "whole", Diverging)
+def test_cut_at_an_event_a_sweep_that_has_everything_ends_alike(
+    tmp_path: Path, whole: SweepState, step: int
+) -> None:
+    """The same results, and nothing is paid twice."""
     assert set(EVERYTHING) <= {event.kind for event in whole.journal.events}
-    lines = (tmp_path / "whole" / JOURNAL).read_bytes().splitlines(keepends=True)
-    for point in range(1, len(lines), step):
-        folder = tmp_path / "cut"
-        shutil.copytree(tmp_path / "whole", folder)
-        (folder / JOURNAL).write_bytes(b"".join(lines[:point]))
-        state = course("everything", folder, Diverging)
+    for point in range(1, len(whole.journal.events), step):
+        state = cut(whole, tmp_path / "cut", point)
         assert result_digest(state) == result_digest(whole), point
         assert paid_twice(state) == [], point
-        shutil.rmtree(folder)
+        shutil.rmtree(tmp_path / "cut")
+
+
+def test_what_diverged_is_not_trained_again_because_its_driver_died_before_it_said_so(
+    tmp_path: Path, whole: SweepState
+) -> None:
+    (given_up,) = whole.journal.of("job_given_up")
+    state = cut(whole, tmp_path / "cut", given_up.number)
+    assert state.attempts(given_up.data["job"]) == 1
+    assert len(state.journal.of("job_given_up")) == 1
+    assert result_digest(state) == result_digest(whole)
 
 
 @pytest.mark.slow

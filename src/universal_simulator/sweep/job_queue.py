@@ -160,11 +160,12 @@ class JobQueue:
     def _admit(self, jobs: Iterable[Job], waiting: list[Job], silent: list[Job]) -> None:
         """The one way in: nothing for jobs that are over, those at work are taken over, the others wait for a worker.
 
-        silent: those of which nobody can say now whether they are at work; the others go on meanwhile.
-        Raises UnreachableError where there are no others.
+        silent: those of which nobody can say now whether they are at work. UnreachableError: no others go on.
         """
         trouble = None
         for job in jobs:
+            if self.returned.failed_unsaid(job.job_id):
+                self._give_up(job, tail(job.log), final=True)
             if self.state.done(job.job_id) or self.state.failed_for_good(job.job_id):
                 continue
             try:

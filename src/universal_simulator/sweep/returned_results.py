@@ -103,6 +103,11 @@ class ReturnedResults:
         except IntegrityError:
             return False  # what a failed training left is no finding where it cannot be read
 
+    def failed_unsaid(self, job_id: str) -> bool:
+        """The training itself failed, and its driver died before it gave the job up."""
+        end = self.state.unanswered_end(job_id)
+        return end is not None and self.is_final(JobEnd(job_id, end.data["exit_code"], end.data["seconds"]))
+
     def _evaluated(self, job_id: str) -> RunFolder | None:
         """The run that an evaluation is of; None of any other job."""
         what, _, run_id = job_id.partition(":")

@@ -235,6 +235,15 @@ class SweepState:
             e.data.get("submission") == submission for e in self._attempts.ends.get(job_id, ())
         )
 
+    def unanswered_end(self, job_id: str) -> Event | None:
+        """The last end of a job that failed, where its driver died before it said what follows from it."""
+        self._absorb()
+        ends = self._attempts.ends.get(job_id, ())
+        if not ends or self.attempt(job_id) is not None or ends[-1].data["exit_code"] <= 0:
+            return None
+        said = self._given_up.get(job_id, ())
+        return None if said and said[-1].number > ends[-1].number else ends[-1]
+
     def attempts(self, job_id: str) -> int:
         """Those that ended."""
         self._absorb()
