@@ -7,8 +7,17 @@ from typing import Any
 
 import pytest
 
-from tests.executors.loopback_vast import LoopbackVast
+from tests.executors.loopback_vast import LoopbackVast, Machine
 from tests.executors.simulated_stage import Stage, cut_off
+
+
+def cancelled_out_of_reach(stage: Stage) -> Machine:
+    """The instance of a job at work that was cancelled while nobody could reach it."""
+    machine = stage.begin(wait_s=1000.0)
+    assert machine is not None
+    cut_off(stage, machine, now=True)
+    stage.driver.cancel("train:a")
+    return machine
 
 
 def test_results_that_come_back_damaged_are_asked_for_again(stage: Stage) -> None:
@@ -123,10 +132,7 @@ def test_what_was_kept_is_brought_home_though_nobody_submits_its_job_again(
     service: LoopbackVast, tmp_path: Path
 ) -> None:
     stage = Stage(service, tmp_path, {"train:a": 3600.0, "train:b": 3600.0})
-    machine = stage.begin(wait_s=1000.0)
-    assert machine is not None
-    cut_off(stage, machine, now=True)
-    stage.driver.cancel("train:a")
+    machine = cancelled_out_of_reach(stage)
     before = stage.world.saved_s["train:a"]
     stage.driver.executor = None
     cut_off(stage, machine, now=False)
@@ -172,10 +178,7 @@ def test_a_driver_killed_when_it_woke_what_is_older_than_its_last_lease_is_follo
     stage: Stage,
 ) -> None:
     """The last lease went away at its start, so the one that was kept before was asked again."""
-    machine = stage.begin(wait_s=1000.0)
-    assert machine is not None
-    cut_off(stage, machine, now=True)
-    stage.driver.cancel("train:a")
+    machine = cancelled_out_of_reach(stage)
     cut_off(stage, machine, now=False)
     stage.driver.executor = None
     ledger, job = stage.ledger, stage.driver.job("train:a")
@@ -214,10 +217,7 @@ def test_a_kept_instance_that_does_not_come_back_is_left_for_another_and_goes_wh
 def test_a_job_cancelled_before_its_instance_was_woken_is_told_no_cost_of_the_earlier_attempt(
     stage: Stage,
 ) -> None:
-    machine = stage.begin(wait_s=1000.0)
-    assert machine is not None
-    cut_off(stage, machine, now=True)
-    stage.driver.cancel("train:a")
+    cancelled_out_of_reach(stage)
     executor = stage.driver.executor
     assert executor is not None
     executor.slots = 0
